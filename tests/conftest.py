@@ -1,0 +1,15 @@
+"""Fixtures that all tests share."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data and models beside the checkout; tests that use it skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data not found at {SHARED.name}/ beside the checkout")
+    return SHARED
