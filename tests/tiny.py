@@ -1,8 +1,8 @@
 """Random models of a few thousand parameters and a tokenizer to go with them, for tests of every kind.
 
 `tiny_model("gemma2")` has each kind of layer its family knows (sliding and full attention, with and without RoPE,
-linear and full attention), grouped-query attention where the family has it, and weights large enough that a wrong mask or
-position shows in the outputs.
+linear and full attention), grouped-query attention where the family has it, and weights large enough that a wrong mask
+or position shows in the outputs.
 """
 
 from __future__ import annotations
