@@ -8,11 +8,19 @@ class EspalierError(Exception):
 
 
 class ConfigError(EspalierError):
-    """A flag, a config key or a combination of them cannot be used."""
+    """A flag, a config key or a combination of them cannot be used. `key` names the field where one alone is at fault."""
+
+    def __init__(self, message: str, *, key: str = ""):
+        self.key = key
+        super().__init__(message)
 
 
 class ModelError(EspalierError):
     """A model or tokenizer directory cannot be used."""
+
+
+class DataError(EspalierError):
+    """A data file or data set cannot be read at all. One row that cannot be used is a RowError."""
 
 
 class CheckpointError(EspalierError):
