@@ -1,7 +1,8 @@
 """What a run is made of, as frozen dataclasses that load without torch: config sections, YAML keys and flags are these.
 
-Every field is one flag (`--samples-per-step`) and one YAML key (`samples_per_step`); names are unique over all sections,
-so a config file is flat. Values are checked when a section is built; see `options.py` for how files and flags meet.
+Every field is one flag (`--samples-per-step`) and one YAML key (`samples_per_step`); names are unique over all sections
+of a command, so a config file is flat. Values are checked when a section is built, and combinations of them where they
+meet; each raises ConfigError. `options.py` says how files and flags meet.
 """
 
 from __future__ import annotations
@@ -9,31 +10,39 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from annotated_types import MinLen
 
-_strict = ConfigDict(extra="forbid")
+from espalier.errors import ConfigError
+from espalier.fields import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    Names,
+    NotNegative,
+    OneOrMany,
+    Positive,
+    Seed,
+    Share,
+    section,
+)
 
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
-@dataclass(frozen=True, config=_strict)
+@section
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
-    model: str
+    model: Name
     """Hugging Face directory or hub name of the model to start from."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU. Master weights are float32 either way."""
     layout: Literal["auto", "forest", "chain", "padded"] = "auto"
     """How samples are laid out; auto takes the forest where the architecture allows it."""
     template: str = ""
-    """Chat template: a built-in name (chatml, llama3, alpaca, plain) or a Jinja file; empty keeps the tokenizer's own."""
-    add_tokens: tuple[str, ...] = ()
+    """Chat template: a built-in name (chatml, llama3, alpaca, plain) or a Jinja file; empty keeps the tokenizer's."""
+    add_tokens: Names = ()
     """New control tokens to add, initialised with the mean embedding and trained even under LoRA."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships."""
@@ -43,9 +52,9 @@ class ModelConfig:
     """Rank of LoRA matrices; 0 trains the full weights."""
     lora_alpha: Positive = 16.0
     """LoRA scale: updates are multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
-    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    lora_dropout: Share = 0.0
     """Dropout in front of LoRA matrices; needs dropout true."""
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: Names = ()
     """Module names to adapt; empty adapts every linear layer except the head."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps updates stable at high ranks."""
@@ -55,29 +64,46 @@ class ModelConfig:
     """What `model/` holds after LoRA training."""
     freeze_layers: Fraction = 0.0
     """Lowest fraction of layers to freeze, the input embedding with them."""
-    freeze: tuple[str, ...] = ()
+    freeze: Names = ()
     """Freeze parameters whose names match one of these patterns (shell wildcards)."""
     dropout: bool = False
     """Keep the model's own dropouts on; they are all set to 0 otherwise."""
-    router_loss: Annotated[float, Ge(0)] = 0.0
+    router_loss: NotNegative = 0.0
     """Coefficient of the mixture-of-experts load-balancing loss."""
 
+    def __post_init__(self) -> None:
+        lora = self.lora_rank > 0 or bool(self.adapter)
+        if self.lora_rank and self.adapter:
+            raise ConfigError("lora_rank and adapter are both given, and the adapter has its own rank; drop lora_rank")
+        for name in ("lora_targets", "rslora"):
+            if getattr(self, name) and not self.lora_rank:
+                raise ConfigError(f"{name} is given, but no new LoRA matrices are made; give lora_rank, or drop {name}")
+        for name, on in (
+            ("qlora", self.qlora),
+            ("export: adapter", self.export == "adapter"),
+            ("lora_dropout", self.lora_dropout > 0),
+        ):
+            if on and not lora:
+                raise ConfigError(f"{name} is given, but there is no LoRA; give lora_rank or adapter, or drop {name}")
+        if self.lora_dropout and not self.dropout:
+            raise ConfigError("lora_dropout is given, but dropout is off; turn dropout on, or drop lora_dropout")
 
-@dataclass(frozen=True, config=_strict)
+
+@section
 class DataConfig:
     """What is read, and what becomes of a row that cannot be used."""
 
-    data: tuple[str, ...]
+    data: Annotated[Names, MinLen(1)]
     """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
     format: str = "auto"
     """Format of all data files that name none: auto, alpaca, sharegpt, messages, prompt, completion, text."""
-    replay: tuple[str, ...] = ()
+    replay: Names = ()
     """Plain-text files mixed in as the part `replay`, every token trained."""
-    replay_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
+    replay_fraction: Share = 0.1
     """Share of the samples of a step that are replay, where replay is given."""
-    eval_data: tuple[str, ...] = ()
+    eval_data: Names = ()
     """Held-out files."""
-    eval_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    eval_fraction: Share = 0.0
     """Share of data held out for evaluation, where no eval_data is given."""
     max_length: CountOrZero = 0
     """Longest sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
@@ -86,8 +112,16 @@ class DataConfig:
     cache: str = ""
     """Folder of tokenised data, keyed by content; empty takes the user's cache folder."""
 
+    def __post_init__(self) -> None:
+        if self.eval_data and self.eval_fraction:
+            raise ConfigError("eval_data and eval_fraction are both given, and only one can be held out; drop one")
+        if self.replay and not self.replay_fraction:
+            raise ConfigError("replay is given, but replay_fraction is 0, which reads none of it; raise it, or drop it")
+        if self.max_length == 1:
+            raise ConfigError("max_length: got 1, expected 0 or at least 2: one token has nothing to predict")
 
-@dataclass(frozen=True, config=_strict)
+
+@section
 class OptimConfig:
     """How gradients become updates."""
 
@@ -95,15 +129,15 @@ class OptimConfig:
     """Peak learning rate."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon trains 2-D weights of the layers with Muon and the rest with AdamW."""
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta1: Share = 0.9
     """AdamW's decay of the gradient average."""
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    beta2: Share = 0.95
     """AdamW's decay of the squared-gradient average."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay on matrices; norms, biases and embeddings have none."""
-    clip_norm: Annotated[float, Ge(0)] = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warm-up; wsd is warmup-stable-decay."""
@@ -114,12 +148,21 @@ class OptimConfig:
     min_lr: Fraction = 0.0
     """Last learning rate as a share of the peak."""
 
+    def __post_init__(self) -> None:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ConfigError(
+                f"warmup {self.warmup:g} and decay {self.decay:g} are shares of the same steps and exceed 1 together; "
+                "lower one of them"
+            )
+        if self.schedule == "constant" and self.min_lr:
+            raise ConfigError("min_lr is given, but the schedule constant never falls; choose another, or drop min_lr")
 
-@dataclass(frozen=True, config=_strict)
+
+@section
 class LoopConfig:
     """How long a run goes on, what it writes and what it costs."""
 
-    out: str
+    out: Name
     """Run directory."""
     epochs: Positive = 1.0
     """Passes over the data; ignored where steps is given."""
@@ -131,7 +174,7 @@ class LoopConfig:
     """Tokens in an optimizer step (as many whole groups as fit), instead of samples_per_step."""
     tokens_per_microbatch: CountOrZero = 0
     """Packed tokens in one forward, the only memory knob; 0 takes 2048 on CPU and 8192 on CUDA."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of data order and noise."""
     save_every: CountOrZero = 0
     """Steps between checkpoints; 0 saves at the end only."""
@@ -149,27 +192,37 @@ class LoopConfig:
     """Compile each layer with torch.compile."""
     deterministic: bool = False
     """On CUDA, use only kernels that repeat bit for bit."""
-    track: tuple[Literal["wandb", "trackio"], ...] = ()
+    track: Annotated[tuple[Literal["wandb", "trackio"], ...], OneOrMany] = ()
     """Trackers beside metrics.jsonl and TensorBoard."""
-    skip_checks: tuple[str, ...] = ()
+    skip_checks: Names = ()
     """Names of preflight checks to skip."""
     overwrite: bool = False
     """Start anew in an existing run directory, whose old run is removed."""
 
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite are both on: one continues the old run, one removes it; drop one")
+        if self.samples_per_step and self.tokens_per_step:
+            raise ConfigError("samples_per_step and tokens_per_step are both given, and one decides a step; drop one")
+        if self.patience and not self.eval_every:
+            raise ConfigError("patience is given, but eval_every is 0, so there is one evaluation; give eval_every")
+        if len(set(self.track)) < len(self.track):
+            raise ConfigError(f"track: got {', '.join(self.track)}, expected each tracker once")
 
-@dataclass(frozen=True, config=_strict)
+
+@section
 class SFTConfig:
     """Fields of supervised fine-tuning; `algorithms/sft.py` says what they do."""
 
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens are trained: every assistant turn, the last one, or everything."""
-    neftune_alpha: Annotated[float, Ge(0)] = 0.0
+    neftune_alpha: NotNegative = 0.0
     """Strength of uniform noise on input embeddings (NEFTune); 0 is none."""
     alpaca_prompt: bool = False
     """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
 
 
-@dataclass(frozen=True, config=_strict)
+@section
 class RunConfig:
     """A whole run of supervised fine-tuning."""
 
@@ -178,3 +231,70 @@ class RunConfig:
     loop: LoopConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+
+    def __post_init__(self) -> None:
+        held_out = self.data.eval_data or self.data.eval_fraction
+        if self.loop.eval_every and not held_out:
+            raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
+        if self.sft.alpaca_prompt and self.data.format not in ("auto", "alpaca"):
+            raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
+
+
+@section
+class InspectConfig:
+    """What `inspect` shows."""
+
+    rows: Count = 5
+    """Rows to show."""
+    html: str = ""
+    """Write one offline page here instead of printing."""
+
+
+@section
+class ExportConfig:
+    """Which weights are written as a plain Hugging Face directory."""
+
+    run: Name
+    """Run directory, whose best or last checkpoint is taken, or one checkpoint."""
+    out: str = ""
+    """Where to write; empty takes `model/` in the run directory."""
+
+
+@section
+class SampleConfig:
+    """What is asked of which model."""
+
+    model: Name
+    """Hugging Face directory or hub name."""
+    prompt: Annotated[Names, MinLen(1)]
+    """Prompts, each answered on its own."""
+    system: str = ""
+    """System message in front of every prompt."""
+    chat: bool = True
+    """Wrap prompts in the model's chat template; without it the model continues the bare text."""
+    max_tokens: Count = 256
+    """Longest answer in tokens."""
+    temperature: NotNegative = 0.0
+    """Sampling temperature; 0 takes the likeliest token every time."""
+    seed: Seed = 0
+    """Seed of the draws."""
+    dtype: Dtype = "auto"
+    """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU."""
+    template: str = ""
+    """Chat template: a built-in name or a Jinja file; empty keeps the tokenizer's own."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships."""
+
+    def __post_init__(self) -> None:
+        if self.system and not self.chat:
+            raise ConfigError("system is given, but chat is off, so there is no place for it; drop one")
+
+
+@section
+class QuickstartConfig:
+    """Fine-tunes the model that comes with Espalier on data it generates, and shows answers before and after."""
+
+    out: Name = "runs/quickstart"
+    """Run directory; an old quickstart in it is replaced."""
+    seed: Seed = 0
+    """Seed of data, order and noise."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class EspalierError(Exception):
-    """Base of every error that is about the user's input or environment. The command line prints it without a traceback."""
+    """Base of every error about the user's input or environment. The command line prints it without a traceback."""
 
 
 class ConfigError(EspalierError):
-    """A flag, a config key or a combination of them cannot be used. `key` names the field where one alone is at fault."""
+    """A flag, a config key or a combination of them cannot be used. `key` names the field if one is at fault."""
 
     def __init__(self, message: str, *, key: str = ""):
         self.key = key
@@ -32,15 +32,20 @@ class CheckError(EspalierError):
 
 
 class RowError(EspalierError):
-    """One row cannot be used. `reason` is a short phrase by which rejected rows are counted; the message says the rest."""
+    """One row cannot be used. `reason` is a short phrase by which rejected rows are counted."""
 
-    def __init__(self, reason: str, *, where: str = "", field: str = "", got: str = "", expected: str = "", fix: str = ""):
-        self.reason, self.where, self.field, self.got, self.expected, self.fix = reason, where, field, got, expected, fix
+    def __init__(
+        self, reason: str, *, where: str = "", field: str = "", got: str = "", expected: str = "", fix: str = ""
+    ):
+        self.reason, self.where, self.field = reason, where, field
+        self.got, self.expected, self.fix = got, expected, fix
         super().__init__(reason)
 
     def at(self, where: str) -> RowError:
         """The same error with its place filled in, where it had none."""
-        return RowError(self.reason, where=self.where or where, field=self.field, got=self.got, expected=self.expected, fix=self.fix)
+        return RowError(
+            self.reason, where=self.where or where, field=self.field, got=self.got, expected=self.expected, fix=self.fix
+        )
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.reason}" if self.where else self.reason

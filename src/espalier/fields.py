@@ -1,0 +1,154 @@
+"""What a config field is: its type, its limits, and the one line that says why a value cannot be used.
+
+`section` makes a class a frozen dataclass whose values are checked when it is built, from Python as from a file or a
+flag. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic.fields import FieldInfo
+
+from espalier.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+OneOrMany = BeforeValidator(_one_or_many)
+"""A single text stands for a list of one."""
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool)]
+Positive = Annotated[Number, Gt(0)]
+NotNegative = Annotated[Number, Ge(0)]
+Fraction = Annotated[Number, Ge(0), Le(1)]
+Share = Annotated[Number, Ge(0), Lt(1)]
+Count = Annotated[Integer, Ge(1)]
+CountOrZero = Annotated[Integer, Ge(0)]
+Seed = Annotated[Integer, Ge(0), Lt(2**63)]
+Name = Annotated[str, MinLen(1)]
+Names = Annotated[tuple[Name, ...], OneOrMany]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def section(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass that raises ConfigError, in one line, for a value its field cannot hold.
+
+    The text under a field is its help. Numbers may come as text ("2e-5"), as YAML and the command line give them;
+    infinity and nan are refused, and so are unknown fields.
+    """
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    built = checked_dataclass(frozen=True, config=config)(cls)
+    construct: Any = built.__init__
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as error:
+            raise _explain(error, built) from None
+
+    built.__init__ = init  # type: ignore[method-assign]
+    return cast(type[T], built)
+
+
+def infos(cls: type) -> dict[str, FieldInfo]:
+    """The fields of a section by name, with annotation, limits, default and help text (`description`)."""
+    found: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    return found
+
+
+def expected(info: FieldInfo) -> str:
+    """What a field holds, in words.
+
+    >>> expected(FieldInfo(annotation=float, metadata=[Gt(0)]))
+    'a number > 0'
+    """
+    kind = info.annotation
+    choices = literals(kind)
+    if choices:
+        listed = ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
+        return f"a list of {listed}" if get_origin(kind) is tuple else listed
+    if get_origin(kind) is tuple:
+        return "a list of one or more texts" if _limits(info.metadata) else "a list of texts"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind is str and _limits(info.metadata):
+        return "text that is not empty"
+    return " ".join([words[kind] if kind in words else f"a {getattr(kind, '__name__', kind)}", *_limits(info.metadata)])
+
+
+def literals(kind: Any) -> tuple[str, ...]:
+    """The choices of a Literal, or of a list of them; none for any other type."""
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _limits(metadata: Iterable[Any]) -> list[str]:
+    found = []
+    for limit in metadata:
+        match limit:
+            case Gt(gt=x):
+                found.append(f"> {x}")
+            case Ge(ge=x):
+                found.append(f">= {x}")
+            case Lt(lt=x):
+                found.append(f"< {x}")
+            case Le(le=x):
+                found.append(f"<= {x}")
+            case MinLen():
+                found.append("not empty")
+    return [" and ".join(found)] if found else []
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """A sentence that suggests the known name closest to `name`; empty where none is close."""
+    close = difflib.get_close_matches(str(name).replace("-", "_"), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def show(value: Any) -> str:
+    """A value as an error prints it: short, on one line."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _explain(error: ValidationError, cls: type) -> ConfigError:
+    """The first thing that pydantic found wrong, as one line with key, got, expected and the way out."""
+    first = error.errors(include_url=False)[0]
+    known = infos(cls)
+    key, got = str(first["loc"][0]), first["input"]
+    if first["type"] in ("unexpected_keyword_argument", "unexpected_positional_argument"):
+        return ConfigError(f"{key}: no such field.{nearest(key, known)}", key=key)
+    info = known[key]
+    if first["type"] in ("missing", "missing_argument"):
+        return ConfigError(f"{key}: got nothing, expected {expected(info)}. {info.description or ''}".rstrip(), key=key)
+    if isinstance(got, str) and literals(info.annotation):
+        way_out = nearest(got, literals(info.annotation))
+    elif isinstance(got, dict):
+        way_out = " Configs are flat: every key stands at the top level."
+    else:
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        way_out = f" The default is {show(default)}." if default not in (None, "", ()) else ""
+    return ConfigError(f"{key}: got {show(got)}, expected {expected(info)}.{way_out}", key=key)
