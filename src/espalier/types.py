@@ -162,10 +162,9 @@ class Batch:
 
     Forest:   `inputs_N`, `positions_N` (depth in the tree), `segments`.
     Scores:   `sources_U` (which packed token predicts), `targets_U` (which token id), `temperatures_U`.
-    Uses:     `score` [T] says which of the U scores a use reads, `rows` [T] which of the S samples uses it; `weights`
+    Rows:     `score` [T] says which of the U scores a use reads, `rows` [T] which of the S samples uses it; `weights`
               and all `streams` are [T] and about the targets.
-    Noise:    `keys_N` (the sample each packed token belongs to) and `lengths_N` (that sample's number of tokens); None
-              unless noise is on.
+    Uses:     `uses_N`, how many samples pass through each packed token; None unless asked for.
     Samples:  `samples` in the order of `rows`; `parts` names each sample's part.
     Totals:   `totals[over, part]` of the WHOLE optimizer step over all ranks: what terms are divided by.
     """
@@ -184,8 +183,7 @@ class Batch:
     samples: list[Sample]
     totals: dict[tuple[str, str], float]
     state: dict[str, float] = field(default_factory=dict)
-    keys_N: Tensor | None = None
-    lengths_N: Tensor | None = None
+    uses_N: Tensor | None = None
 
     def part(self, name: str) -> Tensor:
         """A bool mask [T] of the uses that belong to part `name`."""

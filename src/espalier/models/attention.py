@@ -1,0 +1,151 @@
+"""Attention over the forest: one function, registered with transformers, that every architecture's layers call.
+
+A token attends to its ancestors in its tree and to nothing else. A segment queries the keys of the segments above it and
+its own, causal at the bottom right: ordinary attention over gathered keys. Sliding windows count along the path, because
+gathered keys stand in path order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from espalier.types import Segment
+
+NAME = "espalier"
+
+# What architectures pass along that changes nothing here: masks and caches are off, the forest says what is seen.
+_INERT = {
+    "position_ids", "position_embeddings", "use_cache", "past_key_values", "cache_position", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "attention_mask", "layer_idx", "token_type_ids",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+}  # fmt: skip
+
+
+class Forest:
+    """What attention needs to know of a batch, worked out once and shared by all layers.
+
+    `lengths[i]` is the number of queries of segment i. `above[i]` are the packed positions of its ancestors' keys, in path
+    order, or None for a root.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu"):
+        self.segments = segments
+        self.lengths = [s.length for s in segments]
+        self.above: list[Tensor | None] = []
+        paths: list[Tensor | None] = []  # positions of the keys of a segment's path, itself included
+        parents = {s.parent for s in segments}
+        for i, s in enumerate(segments):
+            above = paths[s.parent] if s.parent >= 0 else None
+            self.above.append(above)
+            own = torch.arange(s.start, s.start + s.length, device=device) if i in parents else None
+            paths.append(own if above is None or own is None else torch.cat([above, own]))
+        self.branching = any(a is not None for a in self.above)
+        self._device = torch.device(device)
+        self._cuda: Any = None
+
+    def on_cuda(self) -> Any:
+        """The index tensors of the CUDA kernels, built on first use."""
+        if self._cuda is None:
+            from espalier.models.attention_cuda import CudaForest
+
+            self._cuda = CudaForest(self, self._device)
+        return self._cuda
+
+
+def forest_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    forest: Forest | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer over one packed row.
+
+    query [1, heads, N, d], key and value [1, kv heads, N, d]; returns [1, N, heads, d] as transformers expects. Scores are
+    `query . key * scaling`, then `softcap * tanh(scores / softcap)` where given; query i of a path sees keys j with
+    0 <= i - j < sliding_window. Raises TypeError for an argument of an architecture that is not implemented here.
+    """
+    unknown = sorted(k for k, v in others.items() if k not in _INERT and v is not None)
+    if unknown:
+        raise TypeError(
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the forest does not implement; "
+            "set layout: padded, which uses the architecture's own attention"
+        )
+    if forest is None:
+        raise TypeError("forest attention got no forest; expected models.backbone to pass one with every forward")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if query.is_cuda:
+        from espalier.models.attention_cuda import attend
+
+        return attend(query, key, value, forest, scaling, dropout, sliding_window, softcap), None
+    return _by_segments(query, key, value, forest, scaling, dropout, sliding_window, softcap), None
+
+
+def _by_segments(
+    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, dropout: float, window: int | None,
+    softcap: float | None,
+) -> Tensor:  # fmt: skip
+    queries = query.split(forest.lengths, dim=2)
+    keys, values = key.split(forest.lengths, dim=2), value.split(forest.lengths, dim=2)
+    if forest.branching and key.dtype in (torch.bfloat16, torch.float16):
+        # A prefix collects the gradients of all its children: through this cast they are added up in float32.
+        key, value = key.float(), value.float()
+    outs = []
+    for q, k, v, above in zip(queries, keys, values, forest.above, strict=True):
+        if above is not None:
+            k = torch.cat([key.index_select(2, above).to(k.dtype), k], dim=2)
+            v = torch.cat([value.index_select(2, above).to(v.dtype), v], dim=2)
+        outs.append(_segment(q, k, v, scaling, dropout, window, softcap))
+    return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+def _segment(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """One segment's queries over its path's keys, causal at the bottom right."""
+    n, m = q.shape[2], k.shape[2]
+    plain = n == m and (not window or m <= window)
+    mask = None if plain and not softcap else path_mask(n, m, window, q.device)
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = softcap * torch.tanh((q @ k.transpose(2, 3)) * scaling / softcap)
+    assert mask is not None
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
+    return F.dropout(weights.to(q.dtype), dropout) @ v
+
+
+def path_mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of m keys on a path its last n tokens see: bool [n, m], True where seen.
+
+    >>> path_mask(2, 3, None, torch.device("cpu")).int().tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    >>> path_mask(2, 3, 2, torch.device("cpu")).int().tolist()
+    [[1, 1, 0], [0, 1, 1]]
+    """
+    back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)[None]
+    seen = back >= 0
+    return seen & (back < window) if window else seen
+
+
+def register() -> None:
+    """Make `NAME` an attention implementation of transformers, with a mask function that returns no mask."""
+    AttentionInterface.register(NAME, forest_attention)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

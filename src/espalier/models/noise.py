@@ -1,0 +1,80 @@
+"""Noise that belongs to a sample, not to its neighbours: NEFTune and dropout keyed by (seed, step, sample, place).
+
+Every draw is a function of its key, so it is the same in every packing, on every rank, after a resume and when a
+checkpointed layer runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Noise:
+    """The keys of one batch: one segment per sample, `keys[i]` and `lengths[i]` (all tokens) of the i-th."""
+
+    def __init__(self, seed: int, step: int, keys: Sequence[int], lengths: Sequence[int], segments: Sequence[int]):
+        self.seed, self.step = seed, step
+        self.keys, self.lengths, self.segments = keys, lengths, segments
+
+    def uniform(self, place: str, segment: int, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) for one place in the model and one sample, on CPU; row r is position r's."""
+        packed = struct.pack("<qqq", self.seed, self.step, self.keys[segment]) + place.encode()
+        generator = torch.Generator()
+        generator.manual_seed(int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1)
+        return torch.rand(*shape, generator=generator)
+
+    def rows(self, place: str, width: int) -> Tensor:
+        """Uniform numbers [N, width] for all packed positions."""
+        return torch.cat([self.uniform(place, i, (n, width)) for i, n in enumerate(self.segments)])
+
+
+def neftune(embeddings_ND: Tensor, noise: Noise, alpha: float) -> Tensor:
+    """Add uniform noise in [-1, 1] x alpha / sqrt(L D), L the sample's own length (Jain et al., arXiv:2310.05914)."""
+    width = embeddings_ND.shape[-1]
+    draws = noise.rows("neftune", width).to(embeddings_ND) * 2 - 1
+    scale = torch.cat(
+        [torch.full((n, 1), alpha / (length * width) ** 0.5) for n, length in zip(noise.segments, noise.lengths, strict=True)]
+    )
+    return embeddings_ND + draws * scale.to(embeddings_ND)
+
+
+class KeyedDropout(nn.Module):
+    """nn.Dropout whose mask is a function of the noise keys. `current` is set by the policy before each forward."""
+
+    def __init__(self, p: float, place: str):
+        super().__init__()
+        self.p, self.place = p, place
+        self.current: Noise | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, N, width] -> the same with entries zeroed with probability p and the rest divided by 1 - p."""
+        if not self.training or self.p == 0 or self.current is None:
+            return x
+        keep = self.current.rows(self.place, x.shape[-1]).to(x.device) >= self.p
+        return x * keep.view(x.shape) / (1 - self.p)
+
+
+def replace_dropouts(model: nn.Module) -> list[KeyedDropout]:
+    """Put a KeyedDropout in place of every nn.Dropout that is on; returns all of them."""
+    found: list[KeyedDropout] = []
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout) and child.p > 0:
+                keyed = KeyedDropout(child.p, f"{name}.{child_name}")
+                keyed.train(child.training)
+                setattr(module, child_name, keyed)
+                found.append(keyed)
+    return found
+
+
+def drop_attention(weights: Tensor, p: float, noise: Noise, place: str, segment: int) -> Tensor:
+    """Dropout of one segment's attention weights [1, heads, n, m]."""
+    if p == 0:
+        return weights
+    keep = noise.uniform(place, segment, weights.shape).to(weights.device) >= p
+    return weights * keep / (1 - p)

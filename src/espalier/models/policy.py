@@ -1,0 +1,130 @@
+"""The trained model as one module: a packed batch in, log-probabilities out.
+
+Backbone and head run inside this module's `forward`, which is what FSDP2 needs: parameters of the root (embeddings, a
+tied or untied head) are whole there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.models import attention
+from espalier.models.attention import Forest
+from espalier.models.layout import Layout
+from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
+from espalier.models.router import balance_loss
+from espalier.models.score import Head, score
+from espalier.types import Batch
+
+
+class Policy(nn.Module):
+    """A causal LM over packed batches.
+
+    model: a transformers causal LM, or a peft model around one. layout: from `layout.choose`. neftune_alpha, dropout: noise
+    keyed by the sample; they need a layout without sharing. router_loss: also return the load-balancing loss.
+    """
+
+    def __init__(
+        self, model: Any, layout: Layout, *, neftune_alpha: float = 0.0, dropout: bool = False, router_loss: bool = False
+    ):
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self.neftune_alpha = neftune_alpha
+        self.router_loss = router_loss
+        self.dropouts: list[KeyedDropout] = replace_dropouts(model) if dropout else []
+        self.noisy = bool(neftune_alpha or dropout)
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = causal.config.get_text_config()
+        self.head = head_of(config)
+        self._experts = getattr(config, "num_experts_per_tok", 0)
+        # Not registered a second time: these are parts of `model`.
+        self.__dict__["causal"] = causal
+        self.__dict__["backbone"] = getattr(causal, causal.base_model_prefix)
+        if layout != "padded":
+            attention.register()
+            causal.set_attn_implementation(attention.NAME)
+
+    @property
+    def shares(self) -> bool:
+        """Whether prefixes are laid down once."""
+        return self.layout == "forest" and not self.noisy
+
+    def forward(
+        self, batch: Batch, *, entropy: bool = False, cotangent_U: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scores of the batch: log-probabilities [U], entropies [U] or None, the router's balance loss or None."""
+        hidden_ND, router = self._hidden(batch, noise)
+        weight, bias = head_weights(self.causal.get_output_embeddings())
+        tempered = any(s.temperature != 1 for s in batch.samples)
+        logprobs_U, entropy_U = score(
+            hidden_ND[batch.sources_U],
+            weight.to(hidden_ND.dtype),
+            bias,
+            batch.targets_U,
+            batch.temperatures_U if tempered else None,
+            head=self.head,
+            entropy=entropy,
+            cotangent_U=cotangent_U,
+        )
+        return logprobs_U, entropy_U, router
+
+    def _hidden(self, batch: Batch, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+        inputs: dict[str, Any] = {"use_cache": False}
+        for module in self.dropouts:
+            module.current = noise
+        if self.neftune_alpha and noise is not None:
+            embeddings = self.causal.get_input_embeddings()(batch.inputs_N)
+            inputs["inputs_embeds"] = neftune(embeddings, noise, self.neftune_alpha)
+        else:
+            inputs["input_ids"] = batch.inputs_N
+        inputs["position_ids"] = batch.positions_N
+        if self.router_loss:
+            inputs["output_router_logits"] = True
+        if self.layout == "padded":
+            lengths = [s.length for s in batch.segments]
+            for key in ("input_ids", "inputs_embeds", "position_ids"):
+                if key in inputs:
+                    inputs[key] = nn.utils.rnn.pad_sequence(inputs[key].split(lengths), batch_first=True)
+            out = self.backbone(**inputs)
+            hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
+        else:
+            rows = {key: inputs[key][None] for key in ("input_ids", "inputs_embeds", "position_ids") if key in inputs}
+            forest = Forest(batch.segments, batch.inputs_N.device)
+            out = self.backbone(**{**inputs, **rows}, forest=forest)
+            hidden = out.last_hidden_state[0]
+        router = None
+        if self.router_loss:
+            if batch.uses_N is None or self.layout == "padded":
+                raise ValueError("the router loss got no uses_N; expected pack(count_uses=True) and a packed layout")
+            router = balance_loss(out.router_logits, self._experts, batch.uses_N)
+        return hidden, router
+
+
+def head_of(config: Any) -> Head:
+    """Soft cap and scale of an architecture's logits, from its configuration.
+
+    The start-up check compares the result with the model's own logits, so a head that does more is found there.
+    """
+    scale = 1.0
+    if divisor := getattr(config, "logits_scaling", None):
+        scale /= float(divisor)
+    if factor := getattr(config, "logit_scale", None):
+        scale *= float(factor)
+    return Head(softcap=getattr(config, "final_logit_softcapping", None), scale=scale)
+
+
+def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight [V, D] and bias of an output embedding, through which gradients flow also where peft wraps it."""
+    if hasattr(module, "token_adapter"):  # peft's trainable token rows: the base weight with some rows replaced
+        adapter = module.token_adapter
+        return adapter.get_merged_weights(adapter.active_adapters), None
+    if hasattr(module, "base_layer"):
+        raise TypeError(
+            f"the output embedding is wrapped by {type(module).__name__}, which this head does not read; "
+            "leave lm_head out of lora_targets"
+        )
+    return module.weight, module.bias
