@@ -1,0 +1,83 @@
+"""ShareGPT: `conversations` of `{"from": ..., "value": ...}`, with function calls and observations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from espalier.data.formats.common import (
+    Fields,
+    calls,
+    check_turns,
+    first_key,
+    missing,
+    nearest,
+    shown,
+    string,
+    tools,
+    weight,
+    wrong_type,
+)
+from espalier.data.formats.messages import KEYS
+from espalier.errors import RowError
+from espalier.types import Chat, Message, Origin, Role
+
+CALLS = ("function_call", "tool_call")
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "tool": "tool",
+}
+
+
+def read_sharegpt(row: Fields, origin: Origin) -> Chat:
+    """A Chat from `conversations` (or `conversation`, `messages`), with optional `system` and `tools`. Raises RowError.
+
+    A `function_call` turn becomes an assistant turn that has tool calls and no content; a `gpt` turn right after it
+    stays a turn of its own.
+    """
+    key = first_key(row, ("conversations", *KEYS))
+    if key is None:
+        raise missing("conversations", row, "conversations")
+    turns = row[key]
+    if not isinstance(turns, list):
+        raise wrong_type(key, turns, "a list of turns")
+    messages = [_turn(turn, f"{key}[{i}]") for i, turn in enumerate(turns)]
+    system = string(row, ("system",), default="")
+    if system:
+        if messages and messages[0].role == "system":
+            got = "a system column and a system turn"
+            raise RowError("two system turns", field="system", got=got, expected="one", fix="Keep one of them")
+        check_turns(messages, key)  # first alone, so that an error counts turns as the file does
+        messages.insert(0, Message("system", system))
+    return Chat(check_turns(messages, key), tools(row), origin)
+
+
+def _turn(row: Any, field: str) -> Message:
+    if not isinstance(row, dict):
+        raise wrong_type(field, row, "an object with from and value")
+    name = string(row, ("from",), f"{field}.")
+    role = ROLES.get(name)
+    if role is None:
+        fix = nearest(name, ROLES)
+        raise RowError("unknown role", field=f"{field}.from", got=shown(name), expected=", ".join(ROLES), fix=fix)
+    own = weight(row, field)
+    if row.get("value") is None:
+        raise missing(f"{field}.value", row, "value")
+    if name in CALLS:
+        return Message(role, "", tool_calls=calls(row["value"], f"{field}.value"), weight=own)
+    if role == "tool" and isinstance(row["value"], dict | list):
+        return Message(role, json.dumps(row["value"], ensure_ascii=False, default=str), weight=own)
+    return Message(role, string(row, ("value",), f"{field}."), weight=own)

@@ -1,0 +1,23 @@
+"""Plain text: `text` or `content`, a string, or `paragraphs`, a list of strings."""
+
+from __future__ import annotations
+
+from espalier.data.formats.common import Fields, string, wrong_type
+from espalier.errors import RowError
+from espalier.types import Origin, Text
+
+KEYS = ("text", "content", "paragraphs")
+
+
+def read_text(row: Fields, origin: Origin) -> Text:
+    """A Text; paragraphs are joined by line ends. Raises RowError."""
+    paragraphs = row.get("paragraphs")
+    if paragraphs is not None and row.get("text") is None and row.get("content") is None:
+        if not isinstance(paragraphs, list) or not all(isinstance(p, str) for p in paragraphs):
+            raise wrong_type("paragraphs", paragraphs, "a list of strings")
+        text = "\n".join(paragraphs)
+    else:
+        text = string(row, KEYS)
+    if not text.strip():
+        raise RowError("empty text", field="text", got=f"content {text[:20]!r}", expected="a text to learn")
+    return Text(text, origin)

@@ -1,0 +1,53 @@
+"""Hub datasets and dataset folders, streamed through `datasets`. The only file that imports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from espalier.data.json_rows import Row, text_problem
+from espalier.data.tables import without_nulls
+from espalier.errors import DataError, RowError
+
+_SPEC = re.compile(r"(?P<name>.+?)(?:@(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?")
+
+
+def hub_rows(shown: str) -> Iterator[Row | RowError]:
+    """Rows of `NAME[@CONFIG][#SPLIT]`, numbered from 1: a hub name or a folder; the split is `train` if none is named.
+
+    A folder may hold data files, or what `save_to_disk` writes. Nulls inside a row are left out. Raises DataError with
+    the reason that `datasets` gives where the data set, its configuration or its split cannot be read.
+    """
+    found = _SPEC.fullmatch(shown)
+    assert found is not None
+    name, config, split = found["name"], found["config"], found["split"] or "train"
+    try:
+        rows = _load(name, config, split)
+        for number, value in enumerate(rows, 1):
+            row = without_nulls(value)
+            problem = text_problem(row)
+            yield problem.at(f"{shown}:{number}") if problem else Row(number, row)
+    except DataError:
+        raise
+    except Exception as e:  # `datasets` and the network raise errors of many libraries, with no common base
+        reason = " ".join(str(e).split())[:500]
+        raise DataError(
+            f"{shown}: this data set cannot be read: {type(e).__name__}: {reason}. "
+            f"Name its configuration and split with {name}@CONFIG#SPLIT, or a file on this machine"
+        ) from e
+
+
+def _load(name: str, config: str | None, split: str) -> Any:
+    folder = Path(name)
+    if (folder / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(name)
+        if split not in saved:
+            raise DataError(f"{name}: no split {split}; expected one of {', '.join(saved)}. Write {name}#SPLIT")
+        return saved[split]
+    if (folder / "state.json").is_file():
+        return datasets.load_from_disk(name)
+    return datasets.load_dataset(name, config, split=split, streaming=True)

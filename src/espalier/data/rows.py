@@ -1,0 +1,159 @@
+"""One data file in, its rows out, one at a time: gzip, JSON, JSONL, Parquet and plain text, told apart by their bytes.
+
+Nothing here knows what a row means; `formats/` does. Memory is bounded by the largest row, never by the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, cast
+
+from espalier.data.json_rows import Row, json_lines, json_values
+from espalier.data.plain import plain_rows
+from espalier.errors import DataError, RowError
+
+Kind = Literal["lines", "array", "values", "plain", "parquet"]
+
+BOM = b"\xef\xbb\xbf"
+HEAD = 1 << 16
+JSON_NAMES = (".json", ".jsonl", ".ndjson")
+PLAIN_NAMES = (".txt", ".text")
+NAMES = (*JSON_NAMES, *PLAIN_NAMES, ".parquet")
+_PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+}
+_WIDE = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that exists, can be opened and has a known container. `shown` is its path as the user wrote it."""
+
+    path: Path
+    shown: str
+    kind: Kind
+    gzipped: bool
+
+    def rows(self) -> Iterator[Row | RowError]:
+        """Yield rows in file order, and a RowError in the place of each one that cannot be read.
+
+        Raises DataError where the file itself breaks off (gzip, Parquet, the disk).
+        """
+        if self.kind == "parquet":
+            from espalier.data.tables import parquet_rows
+
+            yield from parquet_rows(self.path, self.shown)
+            return
+        try:
+            with _open(self.path, self.gzipped) as stream:
+                if stream.peek(3)[:3] == BOM:  # type: ignore[attr-defined]
+                    stream.read(3)
+                if self.kind == "lines":
+                    yield from json_lines(stream, self.shown)
+                elif self.kind == "plain":
+                    yield from plain_rows(stream, self.shown)
+                else:
+                    yield from json_values(stream, self.shown, array=self.kind == "array")
+        except (EOFError, zlib.error, OSError) as e:
+            raise broken(self.shown, e) from e
+
+
+def broken(shown: str, e: Exception) -> DataError:
+    """What to tell the user about a file whose bytes stop making sense, or stop coming, in the middle."""
+    if isinstance(e, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return DataError(f"{shown}: broken gzip: {e}; expected a complete gzip stream. Copy or download the file again")
+    return DataError(f"{shown}: cannot be read: {e}")
+
+
+def _open(path: Path, gzipped: bool) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb") if gzipped else open(path, "rb"))
+
+
+def open_file(path: Path, shown: str, *, plain: bool = False) -> DataFile:
+    """Find out what a file is from its first bytes; its name decides only between text and JSON.
+
+    `plain` reads a file of unknown extension as plain text. Raises DataError for a file that is missing, a folder,
+    unreadable, empty, UTF-16 or UTF-32, or packed or named in a way that is not read.
+    """
+    if not path.exists():
+        raise DataError(f"{shown}: no such file.{_nearest(path)}")
+    if not path.is_file():
+        raise DataError(f"{shown}: not a file; expected one of {', '.join(NAMES)}, gzipped or not")
+    try:
+        with open(path, "rb") as raw:
+            head = raw.read(4)
+        gzipped = head[:2] == b"\x1f\x8b"
+        with _open(path, gzipped) as stream:
+            head = stream.read(HEAD)
+    except PermissionError as e:
+        raise DataError(f"{shown}: no permission to read it. Change its mode (chmod u+r) or read a copy") from e
+    except (EOFError, zlib.error, OSError) as e:
+        raise broken(shown, e) from e
+    return DataFile(path, shown, _kind(path, shown, head, gzipped, plain), gzipped)
+
+
+def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Kind:
+    if not head.strip():
+        raise DataError(f"{shown}: the file is empty; expected at least one row")
+    for magic, what in _PACKED.items():
+        if head.startswith(magic):
+            raise DataError(f"{shown}: it is {what}; expected JSON, JSONL, text (gzipped or not) or Parquet. Unpack it")
+    if head.startswith(b"PAR1"):
+        if gzipped:
+            raise DataError(f"{shown}: it is Parquet inside gzip; expected bare Parquet. Unpack it with gunzip")
+        return "parquet"
+    for magic, what in _WIDE.items():
+        if head.startswith(magic):
+            raise _wide(shown, what)
+    if len(head) >= 4 and [b == 0 for b in head[:4]] in ([False, True, False, True], [True, False, True, False]):
+        raise _wide(shown, "UTF-16")
+    name = path.name.lower().removesuffix(".gz").removesuffix(".gzip")
+    suffix = os.path.splitext(name)[1]
+    if suffix in PLAIN_NAMES or (plain and suffix not in NAMES):
+        return "plain"
+    if suffix == ".parquet":
+        raise DataError(f"{shown}: it does not start with the bytes PAR1; expected Parquet. Copy or download it again")
+    if suffix not in JSON_NAMES:
+        raise DataError(
+            f"{shown}: unknown extension {suffix or '(none)'}; expected one of {', '.join(NAMES)}, gzipped or not. "
+            f"Rename the file, or read it as plain text with {shown}:text"
+        )
+    body = head.removeprefix(BOM).lstrip()
+    if body.startswith(b"["):
+        return "array"
+    # A first line that ends in an opening bracket or a comma is the start of an indented object, not a row of JSONL.
+    first = body.split(b"\n", 1)[0].rstrip()
+    return "values" if suffix == ".json" and first.endswith((b"{", b"[", b",")) else "lines"
+
+
+def _wide(shown: str, what: str) -> DataError:
+    way = f"Convert it: iconv -f {what} -t UTF-8 {shown} > converted.jsonl"
+    return DataError(f"{shown}: it is {what}; expected UTF-8. {way}")
+
+
+def _nearest(path: Path) -> str:
+    """A sentence that names the file whose name is nearest, or the part of the path that exists."""
+    if not path.parent.is_dir():
+        return f" The folder {path.parent} does not exist either"
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""

@@ -1,0 +1,50 @@
+"""Parquet, read in small batches. The only file here that imports pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from espalier.data.json_rows import Row, text_problem
+from espalier.errors import DataError, RowError
+
+BATCH = 256
+"""Rows decoded at a time."""
+
+
+def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
+    """Rows of a Parquet file, numbered from 1; nulls inside a row are left out, as Arrow cannot tell them from absence.
+
+    Raises DataError where the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=BATCH):
+                for i in range(batch.num_rows):
+                    number += 1
+                    yield _row(batch, i, number, shown)
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{shown}: broken Parquet: {e}. Copy or download the file again") from e
+
+
+def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
+    where = f"{shown}:{number}"
+    try:
+        value = without_nulls(batch.slice(i, 1).to_pylist()[0])
+    except UnicodeDecodeError as e:
+        got = f"byte 0x{e.object[e.start]:02x} at byte {e.start + 1} of the string"
+        return RowError("not UTF-8", where=where, got=got, expected="UTF-8", fix="Write the column again as UTF-8")
+    problem = text_problem(value)
+    return problem.at(where) if problem else Row(number, value)
+
+
+def without_nulls(value: Any) -> Any:
+    """The same value without dictionary entries that are None, at every level; lists keep theirs."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
