@@ -1,0 +1,319 @@
+"""LoRA through peft: put on, continued, read back as merged weights. The model stays the transformers model it was.
+
+`add_adapter` injects the LoRA layers in place, so `model.get_decoder()`, the head, attention functions and sharding
+plans work as before. Add it before FSDP shards anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from espalier.config import ModelConfig
+from espalier.errors import ConfigError, ModelError
+
+ADAPTER = "default"
+# Mixers of these model types read the weights of some layers past their forward, where LoRA on them would do nothing.
+_READ_PAST_FORWARD = {
+    "mamba": ("x_proj", "dt_proj", "out_proj"),
+    "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
+    "mamba2": ("out_proj",),
+    "falcon_h1": ("out_proj",),
+    "bamba": ("out_proj",),
+    "granitemoehybrid": ("out_proj",),
+    "nemotron_h": ("out_proj",),
+    "jamba": ("dt_proj",),
+}
+# peft takes these names for the experts' in mixture-of-experts models, whose stacked weights it adapts another way.
+_EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+_PARTS = ("lora_A.", "lora_B.", "lora_embedding_A.", "lora_embedding_B.", "trainable_tokens_", "lora_magnitude_")
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether `add_adapter` put LoRA on the model."""
+    return ADAPTER in getattr(model, "peft_config", {})
+
+
+def quantization(config: ModelConfig, device: torch.device) -> Any:
+    """The transformers quantization config of QLoRA (4-bit NF4, doubly quantised, bfloat16 arithmetic), None without.
+
+    Raises ConfigError where QLoRA is asked for without LoRA, CUDA or the extra.
+    """
+    if not config.qlora:
+        return None
+    if not config.lora_rank and not config.adapter:
+        raise ConfigError("qlora trains LoRA matrices over a 4-bit base, but lora_rank is 0. Pass lora_rank 16, say")
+    if device.type != "cuda":
+        raise ConfigError(
+            f"qlora needs CUDA, got device {device}. Train with lora_rank alone; on a CPU the base stays in float32"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("qlora needs bitsandbytes. Install it with: pip install 'espalier[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def add_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int] = ()) -> list[str]:
+    """Put a new LoRA adapter on the model, or `config.adapter`'s, in place; everything else stops training.
+
+    A linear layer computes x W' + s x A' B' with A [rank, in], B [out, rank] and s = alpha / rank, or
+    alpha / sqrt(rank) with rslora; B starts at 0, so the model is unchanged at first. Adapter weights are float32. The
+    rows `new_tokens` of the input embedding and the head (one shared set where they are tied) are trained beside it.
+    Returns lines for the user; does nothing where no LoRA is asked for.
+
+    Raises ConfigError for options that need each other, and targets that do not exist; ModelError for an adapter that
+    does not fit the model.
+    """
+    if not config.lora_rank and not config.adapter:
+        for option, given in (
+            ("lora_targets", config.lora_targets),
+            ("rslora", config.rslora),
+            ("lora_dropout", config.lora_dropout),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{option} is given, but lora_rank is 0, which trains the full weights. Pass lora_rank 16, say"
+                )
+        return []
+    if has_adapter(model):
+        raise ConfigError("the model has a LoRA adapter already")
+    if config.lora_dropout and not config.dropout:
+        raise ConfigError(f"lora_dropout {config.lora_dropout:g} needs dropout true; all dropouts are 0 otherwise")
+    if config.adapter:
+        return _continue_adapter(model, config, new_tokens)
+    from peft import LoraConfig
+
+    targets, notes = _targets(model, config)
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type] # any number works
+        target_modules=targets,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.rslora,
+        bias="none",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
+        trainable_token_indices=_token_indices(model, new_tokens),
+    )
+    _inject(model, settings)
+    return [*notes, _summary(model, settings)]
+
+
+def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of the model by its name without adapters: W + s B A in float32, new tokens' rows in place.
+
+    The live model is not changed. A tied weight comes once, by its source's name. Sharded tensors are gathered, so
+    under FSDP every rank iterates to the end. Tensors may alias the model's: copy what outlives the next update.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    tied = model.all_tied_weights_keys if model.config.get_text_config().tie_word_embeddings else {}
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {n: b for n, b in model.state_dict(keep_vars=True).items() if n in dict(model.named_buffers())}
+    for name, tensor in {**parameters, **buffers}.items():
+        if any(part in name for part in _PARTS) or ".original_module." in name:
+            continue
+        clean = _clean(name)
+        if clean in tied:
+            continue
+        whole = _dequantized(_full(tensor.detach()), tensor)
+        owner = modules.get(name.rpartition(".base_layer.")[0])
+        if isinstance(owner, LoraLayer) and name.endswith(".base_layer.weight"):
+            whole = whole + _delta(owner).to(whole.device)
+        elif name.endswith(".token_adapter.base_layer.weight") and owner is not None:
+            rows = torch.tensor(owner.token_indices[ADAPTER], device=whole.device)
+            whole = whole.index_copy(0, rows, _full(owner.trainable_tokens_delta[ADAPTER].detach()).to(whole.dtype))
+        yield clean, whole
+
+
+def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapter's tensors by the names of peft's own files, sharded ones gathered."""
+    from peft import get_peft_model_state_dict
+
+    live = {name: _full(tensor) for name, tensor in model.state_dict().items() if any(part in name for part in _PARTS)}
+    state = get_peft_model_state_dict(model, state_dict=live, adapter_name=ADAPTER, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+
+
+def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
+    """Module names for peft, and lines on what is left out."""
+    head = model.get_output_embeddings()
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    heads = [name for name, m in linear.items() if m is head]
+    leaves = {_leaf(name) for name in linear if name not in heads}
+    kind = model.config.model_type
+    stacked = [n for n, p in model.named_parameters() if p.dim() == 3 and "expert" in n]
+    unfit = dict.fromkeys(_READ_PAST_FORWARD.get(kind, ()), f"{kind} reads its weight past the layer")
+    unfit |= {leaf: f"the experts of {kind} are stacked weights" for leaf in _EXPERT_NAMES if stacked}
+    for target in config.lora_targets:
+        if any(name == target or name.endswith("." + target) for name in heads):
+            raise ConfigError(f"lora_targets got {target!r}, the head, which is scored outside its layer. Leave it out")
+        if _leaf(target) in unfit:
+            raise ConfigError(f"lora_targets got {target!r}, but {unfit[_leaf(target)]}. Leave it out")
+        if not any(name == target or name.endswith("." + target) for name in linear):
+            near = get_close_matches(target, sorted(leaves), n=3, cutoff=0.3) or sorted(leaves)
+            raise ConfigError(f"lora_targets got {target!r}, which names no linear layer; there are {', '.join(near)}")
+    if config.lora_targets:
+        return sorted(config.lora_targets), []
+    notes = [f"LoRA leaves {leaf} out: {unfit[leaf]}" for leaf in sorted(leaves & set(unfit))]
+    if stacked:
+        notes.append(f"LoRA leaves {len(stacked)} stacked expert weights out (such as {stacked[0]}); they stay frozen")
+    leaves -= set(unfit)
+    if any(_leaf(name) in leaves for name in heads):  # a short name would take the head along
+        return sorted(name for name in linear if name not in heads and _leaf(name) in leaves), notes
+    return sorted(leaves), notes
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _token_indices(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    if not new_tokens:
+        return None
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {id(m): name for name, m in model.named_modules()}
+    indices = {paths[id(table)]: sorted(set(new_tokens))}
+    if head is not None and head.weight is not table.weight:
+        indices[paths[id(head)]] = sorted(set(new_tokens))
+    if head is not None and getattr(head, "bias", None) is not None:
+        # peft computes such a head without its bias.
+        raise ConfigError(
+            f"add_tokens under LoRA cannot train the head of {type(model).__name__}, which has a bias. "
+            "Train the full weights (lora_rank 0), or do without add_tokens"
+        )
+    return indices
+
+
+def _inject(model: PreTrainedModel, settings: Any) -> None:
+    from peft import inject_adapter_in_model
+
+    model.requires_grad_(False)
+    try:
+        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"LoRA cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
+    for name, parameter in model.named_parameters():
+        mine = any(part in name for part in _PARTS)
+        parameter.requires_grad_(mine)
+        if mine:
+            parameter.data = parameter.data.float()
+
+
+def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int]) -> list[str]:
+    from peft import LoraConfig, PeftConfig
+    from safetensors.torch import load_file
+
+    folder = Path(config.adapter).expanduser()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"adapter {config.adapter} has no {file}; expected a LoRA directory written by peft as safetensors"
+            )
+    settings = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(settings, LoraConfig):
+        raise ModelError(f"adapter {config.adapter} is of type {settings.peft_type}; expected LORA")
+    for option, usual in (
+        ("use_dora", False),
+        ("bias", "none"),
+        ("lora_bias", False),
+        ("modules_to_save", None),
+        ("target_parameters", None),
+        ("rank_pattern", {}),
+        ("alpha_pattern", {}),
+    ):
+        if getattr(settings, option, usual) not in (usual, None, [], {}):
+            raise ModelError(
+                f"adapter {config.adapter} uses {option}, which cannot be continued. "
+                "Merge it into its base with peft first"
+            )
+    if config.lora_rank not in (0, settings.r):
+        raise ConfigError(
+            f"lora_rank is {config.lora_rank}, but adapter {config.adapter} has rank {settings.r}. Leave lora_rank out"
+        )
+    if missing := set(new_tokens) - _trained_rows(settings):
+        raise ConfigError(
+            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not train. "
+            "Merge it into its base, then start a new adapter"
+        )
+    settings.inference_mode = False
+    settings.lora_dropout = settings.lora_dropout if config.dropout else 0.0
+    _inject(model, settings)
+    stored = load_file(str(folder / "adapter_model.safetensors"))
+    live = adapter_state(model)
+    if set(stored) != set(live):
+        odd = sorted(set(stored) ^ set(live))
+        raise ModelError(
+            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one only, "
+            f"such as {odd[0]}. Pass the model it was trained on"
+        )
+    for name, tensor in stored.items():
+        if tensor.shape != live[name].shape:
+            raise ModelError(
+                f"adapter {config.adapter}: {name} is {tuple(tensor.shape)}, "
+                f"the model takes {tuple(live[name].shape)}. "
+                "Pass the model it was trained on"
+            )
+        live[name].copy_(tensor)  # state_dict() hands out the parameters' own storage
+    return [f"continues adapter {config.adapter}", _summary(model, settings)]
+
+
+def _trained_rows(settings: Any) -> set[int]:
+    rows = settings.trainable_token_indices or []
+    lists = rows.values() if isinstance(rows, dict) else [rows]
+    return {i for one in lists for i in one}
+
+
+def _summary(model: nn.Module, settings: Any) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    rows = len(_trained_rows(settings))
+    return (
+        f"LoRA rank {settings.r}, scale {scale:g}, {trained:,} parameters on "
+        + ", ".join(sorted(settings.target_modules))
+        + (f"; {rows} token rows" if rows else "")
+    )
+
+
+def _delta(layer: Any) -> Tensor:
+    """s B A of a LoRA layer in float32, in the orientation of its weight."""
+    a, b = (_full(part[ADAPTER].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
+    product: Tensor = (b @ a).T if layer.fan_in_fan_out else b @ a
+    scale: float = layer.scaling[ADAPTER]
+    return product * scale
+
+
+def _clean(name: str) -> str:
+    return name.replace("_orig_mod.", "").replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """A DTensor gathered from all ranks; other tensors as they are."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _dequantized(tensor: Tensor, original: Tensor) -> Tensor:
+    state = getattr(original, "quant_state", None)
+    if state is None:
+        return tensor
+    from bitsandbytes.functional import dequantize_4bit
+
+    whole: Tensor = dequantize_4bit(original.data, state)
+    return whole.float()
