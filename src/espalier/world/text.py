@@ -1,0 +1,42 @@
+"""The world's plain text: problems in their text form, stories that only tell, and lines of bare sums. No chat form.
+
+A document never holds a blank line, so a file of them is split at blank lines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from espalier.world.problems import FACTORS, LARGEST, SMALLEST, problem, split_of
+
+SHARES = {"problem": 0.7, "story": 0.1, "sums": 0.2}  # of the documents
+
+
+def document(seed: int | str) -> str:
+    """The document of `seed`. It tells of training problems only, and holds no sum that is a test problem by itself."""
+    rng = Random(f"{seed}/document")
+    kind = rng.choices(tuple(SHARES), weights=tuple(SHARES.values()))[0]
+    if kind == "sums":
+        return "\n".join(_sum(rng) for _ in range(rng.randint(4, 12)))
+    told = problem(f"{seed}/told")
+    return told.text if kind == "problem" else told.story
+
+
+def write_text(path: str | Path, n: int, seed: int = 0) -> None:
+    """Write `n` documents to `path`, a blank line between two."""
+    text = "\n\n".join(document(f"{seed}/{i}") for i in range(n))
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _sum(rng: Random) -> str:
+    """One sum of a problem's kind, `23+48=71`, in the training split."""
+    while True:
+        op = rng.choice("+++---*/")
+        a = rng.randint(SMALLEST, LARGEST)
+        b = rng.randint(2, 12) if op == "*" else rng.choice(FACTORS) if op == "/" else rng.randint(SMALLEST, LARGEST)
+        value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op]
+        line = f"{a}{op}{b}={value}"
+        exact = op != "/" or a % b == 0
+        if exact and SMALLEST <= value <= LARGEST and split_of(line) == "train":
+            return line
