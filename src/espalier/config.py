@@ -212,7 +212,7 @@ class LoopConfig:
 
 @section
 class SFTConfig:
-    """Fields of supervised fine-tuning; `algorithms/sft.py` says what they do."""
+    """What supervised fine-tuning trains on."""
 
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens are trained: every assistant turn, the last one, or everything."""

@@ -1,0 +1,270 @@
+"""How flags, YAML and Python meet: all three build the same frozen dataclasses, and there is no second list of fields.
+
+A config class is either one section, or a dataclass whose fields are sections; either way its keys form one flat
+namespace: `samples_per_step` in YAML, `--samples-per-step` as a flag. Flags go before YAML, YAML before defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar, get_origin
+
+from pydantic.fields import FieldInfo
+
+from espalier.errors import ConfigError
+from espalier.fields import expected, infos, literals, nearest, show
+
+T = TypeVar("T")
+
+PER_CALL = ("resume", "overwrite")
+"""Keys about one call of a command, which a replayable file leaves out: a replay must not remove or continue a run."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of a config: the attribute its section has in the config ("" in a single section), and what it holds."""
+
+    name: str
+    group: str
+    info: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def groups(cls: type) -> dict[str, type]:
+    """The sections of a config class by attribute name; a section alone stands under the empty name."""
+    found: dict[str, Any] = {name: info.annotation for name, info in infos(cls).items()}
+    return {name: kind for name, kind in found.items() if hasattr(kind, "__pydantic_fields__")} or {"": cls}
+
+
+def options(cls: type) -> dict[str, Option]:
+    """Every key of a config class, in the order of its sections. Raises TypeError where two sections share a name."""
+    found: dict[str, Option] = {}
+    for group, kind in groups(cls).items():
+        for name, info in infos(kind).items():
+            if name in found:
+                raise TypeError(f"{cls.__name__}: {name} is a field of both {found[name].group} and {group}")
+            found[name] = Option(name, group, info)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- values and their places
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value and the place it was given at: `--lr`, or `f.yaml:3: lr`."""
+
+    value: Any
+    place: str
+
+
+def build(cls: type[T], values: Mapping[str, Any | Value]) -> T:
+    """The config with these keys, defaults elsewhere. Raises ConfigError, which names the place of a bad value."""
+    known = options(cls)
+    given = {key: v if isinstance(v, Value) else Value(v, key) for key, v in values.items()}
+    for key, v in given.items():
+        if key not in known:
+            way_out = " Configs are flat: its keys stand at the top level." if isinstance(v.value, dict) else ""
+            raise ConfigError(f"{v.place}: no such key.{way_out or nearest(key, known)}", key=key)
+    for key, option in known.items():
+        if option.info.is_required() and key not in given:
+            what = option.info.description or expected(option.info)
+            raise ConfigError(f"{key} is missing: {what} Give {option.flag}, or `{key}:` in a config file", key=key)
+    try:
+        parts = {
+            group: kind(**{key: given[key].value for key in infos(kind) if key in given})
+            for group, kind in groups(cls).items()
+        }
+        return parts[""] if "" in parts else cls(**parts)
+    except ConfigError as error:
+        if error.key not in given:
+            raise
+        raise ConfigError(given[error.key].place + str(error).removeprefix(error.key), key=error.key) from None
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """All keys of a config as one dictionary; `build(type(config), flat(config)) == config`."""
+    parts = [getattr(config, group) if group else config for group in groups(type(config))]
+    return {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+
+
+def dump(config: Any) -> str:
+    """A config as YAML that `load` reads back, under the headings of its sections, without the keys in PER_CALL."""
+    import yaml
+
+    lines = []
+    for group, kind in groups(type(config)).items():
+        lines.append(f"\n# {(kind.__doc__ or group).strip().splitlines()[0]}")
+        part = getattr(config, group) if group else config
+        for name in infos(kind):
+            if name in PER_CALL:
+                continue
+            value = getattr(part, name)
+            if isinstance(value, tuple):
+                text = yaml.safe_dump(list(value), default_flow_style=True, allow_unicode=True, width=10**6)
+                lines.append(f"{name}: {text.rstrip()}")
+            else:
+                lines.append(yaml.safe_dump({name: value}, allow_unicode=True, width=10**6).rstrip("\n"))
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def read(path: str | Path) -> dict[str, Value]:
+    """The keys of a YAML file. Raises ConfigError with the line of what is not YAML, not flat, or there twice."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path given to --config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8") from None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(
+                f"{path}:{node.start_mark.line + 1}: expected lines of `key: value`, got {show(text[:40])}"
+            )
+        found: dict[str, Value] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in found:
+                first = found[key].place.removesuffix(f": {key}")
+                raise ConfigError(
+                    f"{path}:{line}: {key}: stands here a second time, first at {first}. Remove one", key=key
+                )
+            found[key] = Value(loader.construct_object(value_node, deep=True), f"{path}:{line}: {key}")
+        return found
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def load(cls: type[T], path: str | Path) -> T:
+    """The config that a YAML file describes."""
+    return build(cls, read(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of one command, generated from config classes. Errors are ConfigErrors; help is printed by section."""
+
+    def __init__(
+        self, prog: str, usage: str, about: str, *classes: type, hidden: Collection[str] = (), file: bool = True
+    ):
+        """`hidden` sections are accepted and left out of the help; `file` adds `--config`."""
+        super().__init__(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        self.usage_line, self.about, self.classes, self.hidden, self.file = usage, about, classes, hidden, file
+        if file:
+            self.add_argument("--config")
+        for cls in classes:
+            for option in options(cls).values():
+                kind = option.info.annotation
+                if kind is bool:
+                    self.add_argument(option.flag, dest=option.name, action=argparse.BooleanOptionalAction)
+                elif get_origin(kind) is tuple:
+                    self.add_argument(option.flag, dest=option.name, action="extend", nargs="*")
+                else:
+                    self.add_argument(option.flag, dest=option.name)
+
+    def read(self, argv: list[str], fallback: Mapping[str, Any] | None = None) -> list[Any]:
+        """One config for each class, from flags, then the file of `--config` (for the first class), then `fallback`."""
+        space, rest = self.parse_known_args(argv)
+        if rest:
+            self.unknown(rest[0])
+        given = vars(space)
+        path = given.pop("config", None)
+        flags = {key: Value(value, "--" + key.replace("_", "-")) for key, value in given.items()}
+        merged = {**(fallback or {}), **(read(path) if path else {}), **flags}
+        built: list[Any] = []
+        for cls in self.classes:
+            others = {key for other in self.classes if other is not cls for key in options(other)}
+            built.append(build(cls, {key: v for key, v in merged.items() if key not in others}))
+        return built
+
+    def unknown(self, argument: str) -> NoReturn:
+        """Raise ConfigError about an argument that no flag takes."""
+        if not argument.startswith("-"):
+            raise ConfigError(f"{argument}: unexpected argument; every value follows its flag. See {self.prog} --help")
+        names = [s for action in self._actions for s in action.option_strings if s.startswith("--")]
+        name = argument.split("=")[0]
+        close = nearest(name.lstrip("-"), [s[2:].replace("-", "_") for s in names])
+        close = close.replace("mean ", "mean --").replace("_", "-") if close else f" See {self.prog} --help"
+        raise ConfigError(f"{name}: no such flag.{close}", key=name)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            f"{message.removeprefix('argument ').replace('one argument', 'a value')}. See {self.prog} --help"
+        )
+
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        """Usage, what the command does, and each section's flags with what they hold, their effect and default."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        console = Console(file=file, highlight=False)
+        console.print(Text.assemble(("Usage: ", "bold"), f"{self.prog} {self.usage_line}"))
+        console.print(Text(f"\n{self.about}"))
+        for cls in self.classes:
+            for group, kind in groups(cls).items():
+                if group in self.hidden:
+                    continue
+                title = kind.__name__.removesuffix("Config")
+                console.print(Text.assemble(("\n" + title, "bold"), f"  {_summary(kind)}"))
+                table = Table.grid(padding=(0, 2, 0, 0))
+                table.add_column(width=32, overflow="fold")
+                table.add_column(ratio=1)
+                for option in options(cls).values():
+                    if option.group == group:
+                        table.add_row(*_row(option))
+                console.print(table)
+        if self.file:
+            console.print(
+                Text.assemble(
+                    ("\nFile", "bold"),
+                    "  --config F.yaml holds the same keys, one `key: value` a line; flags go first.",
+                )
+            )
+        if self.hidden:
+            console.print(Text(f"Flags of {' and '.join(self.hidden)} are accepted as in `espalier sft`."))
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _row(option: Option) -> tuple[Any, Any]:
+    from rich.text import Text
+
+    info, kind = option.info, option.info.annotation
+    choices, many = literals(kind), get_origin(kind) is tuple
+    text = info.description or ""
+    if kind is bool:
+        name = Text(f"  --[no-]{option.flag[2:]}", style="cyan")
+    else:
+        hold = "|".join(choices) or ("N" if kind is int else "X" if kind is float else "TEXT")
+        if len(hold) > 18:
+            hold, text = "NAME", f"{text} One of {', '.join(choices)}."
+        name = Text.assemble((f"  {option.flag} ", "cyan"), (hold + " ..." * many, "dim"))
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    if info.is_required():
+        tail = ("  required", "yellow")
+    elif default in ("", ()) or default is False:
+        tail = ("", "")
+    else:
+        tail = (f"  [{'on' if default is True else f'{default:g}' if isinstance(default, float) else default}]", "dim")
+    return name, Text.assemble(text, tail)
