@@ -24,7 +24,8 @@ _MARGIN = 16
 DEPTH = 100
 """Most levels of objects and arrays inside one another in a row."""
 _ESCAPED = re.compile("[\udc80-\udcff]")
-_BLANK = re.compile(r"[ \t\r\n]*")
+_BLANKS = " \t\r\n"
+_BLANK = re.compile(f"[{_BLANKS}]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class StrictJSON:
             key = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
             self.problem = RowError(
                 "duplicate key",
-                field=key,
+                field=readable(key),
                 got=f"{sum(k == key for k, _ in pairs)} values",
                 expected="one value for each key",
                 fix="Remove or rename one",
@@ -72,8 +73,40 @@ class StrictJSON:
         self.problem = self.problem or RowError("broken JSON", got=name, expected="a number or null")
 
 
+def _whole(text: str, decoder: StrictJSON) -> Any:
+    """The value of a text that is one JSON value between blanks."""
+    text = text.rstrip(_BLANKS)
+    value, end = decoder.decode(text, len(text) - len(text.lstrip(_BLANKS)))
+    if end < len(text):
+        rest = text[end:].lstrip(_BLANKS)
+        raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
+    return value
+
+
+def decode_string(text: str, field: str, expected: str) -> Any:
+    """The value of a JSON text that a row holds as a string, under the same rules as a row. Raises RowError."""
+    decoder = StrictJSON()
+    try:
+        value = _whole(text, decoder)
+    except json.JSONDecodeError as e:
+        error = _syntax(e, e.pos + 1, expected)
+        raise RowError("broken JSON in a string", field=field, got=error.got, expected=expected) from None
+    if problem := decoder.problem or text_problem(value):
+        inner = f"{field}: {problem.field}" if problem.field else field
+        raise RowError(problem.reason, field=inner, got=problem.got, expected=problem.expected, fix=problem.fix)
+    return value
+
+
+def readable(key: Any) -> str:
+    """A key as an error names it: on one line, in characters that can be printed, and not too long."""
+    text = str(key)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _too_deep(field: str = "") -> RowError:
-    return RowError("nested too deep", field=field, expected=f"at most {DEPTH} levels", fix="Flatten the row")
+    got, expected = f"more than {DEPTH} levels", f"at most {DEPTH}"
+    return RowError("nested too deep", field=field, got=got, expected=expected, fix="Flatten the row")
 
 
 def text_problem(value: Any, field: str = "", depth: int = 0) -> RowError | None:
@@ -95,7 +128,7 @@ def text_problem(value: Any, field: str = "", depth: int = 0) -> RowError | None
         inner: Iterable[tuple[str, Any]]
         if isinstance(value, dict):
             inner = [(field, key) for key in value]
-            inner += [(f"{field}.{key}" if field else str(key), v) for key, v in value.items()]
+            inner += [(f"{field}.{readable(key)}" if field else readable(key), v) for key, v in value.items()]
         else:
             inner = [(f"{field}[{i}]", v) for i, v in enumerate(value)]
         for name, v in inner:
@@ -155,9 +188,7 @@ def _line(raw: bytes, start: int, decoder: StrictJSON) -> Any:
         raise RowError("NUL byte", got=got, expected="JSON text", fix="The file may be damaged or not be text")
     expected = "one JSON object per line"
     try:
-        value, end = decoder.decode(text, len(text) - len(text.lstrip()))
-        if rest := text[end:].strip():
-            raise json.JSONDecodeError("Extra data", text.rstrip(), text.index(rest, end))
+        value = _whole(text, decoder)
     except json.JSONDecodeError as e:
         raise _syntax(e, e.pos + 1, expected) from None
     if problem := decoder.problem or text_problem(value):

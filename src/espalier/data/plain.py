@@ -51,7 +51,7 @@ def _parts(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str] | RowError
     while raw := stream.readline(_PART):
         held = len(decoder.getstate()[0])
         try:
-            text = decoder.decode(raw, final=raw.endswith(b"\n"))
+            text = decoder.decode(raw, final=raw.endswith(b"\n") or len(raw) < _PART)
             if (nul := text.find("\0")) >= 0:
                 got = f"byte 0x00 after {nul} characters of the line"
                 raise RowError("NUL byte", got=got, expected="text", fix="The file may be damaged or not be text")

@@ -47,8 +47,11 @@ def _name(path: str) -> str:
     if _is_hub(path):
         return path
     name = os.path.basename(path.rstrip("/")).removesuffix(".gz")
-    stem, suffix = os.path.splitext(name)
-    return (stem if suffix.lower() in NAMES else name) or path
+    return (os.path.splitext(name)[0] if _is_data_name(name) else name) or path
+
+
+def _is_data_name(path: str) -> bool:
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1] in NAMES
 
 
 def _is_folder(path: str) -> bool:
@@ -58,8 +61,9 @@ def _is_folder(path: str) -> bool:
 def _is_hub(path: str) -> bool:
     """Whether a path that names nothing on this machine can be OWNER/NAME on the hub."""
     owner = path.split("/")[0]
-    known = os.path.splitext(path.removesuffix(".gz"))[1].lower() in NAMES
-    return bool(_HUB.fullmatch(path)) and not known and not os.path.exists(path) and not os.path.isdir(owner)
+    if os.path.exists(path) or os.path.isdir(owner) or _is_data_name(path):
+        return False
+    return bool(_HUB.fullmatch(path))
 
 
 def parse_source(spec: str) -> Source:
@@ -77,7 +81,7 @@ def parse_source(spec: str) -> Source:
         return Source(spec)
     rest, proportion = spec, None
     head, equals, tail = spec.rpartition("=")
-    if equals:
+    if equals and "/" not in tail and not _is_data_name(tail):
         try:
             proportion = float(tail)
         except ValueError:
@@ -87,7 +91,7 @@ def parse_source(spec: str) -> Source:
             raise ConfigError(f"data {spec}: got proportion {tail}; expected a finite number above 0")
         rest = head
     path, colon, name = rest.rpartition(":")
-    if os.path.exists(rest) or not colon or not path or "/" in name:
+    if os.path.exists(rest) or not colon or not path or not name.isidentifier():
         return Source(rest, "auto", proportion)
     _known(name, f"data {spec}")
     return Source(path, name, proportion)

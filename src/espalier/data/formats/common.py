@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from espalier.data.json_rows import decode_string, readable
 from espalier.errors import RowError
 from espalier.types import Message
 
@@ -29,8 +29,9 @@ def wrong_type(field: str, value: Any, expected: str) -> RowError:
 
 
 def missing(field: str, row: Fields, expected: str, fix: str = "") -> RowError:
-    keys = ", ".join(sorted(map(str, row))) or "no keys"
-    return RowError("missing key", field=field, got=f"the keys {keys}", expected=expected, fix=fix)
+    keys = sorted(map(readable, row))
+    got = f"the keys {', '.join(keys[:20])}{' ...' if len(keys) > 20 else ''}" if keys else "no keys"
+    return RowError("missing key", field=field, got=got, expected=expected, fix=fix)
 
 
 def empty_answer(field: str, value: str) -> RowError:
@@ -84,12 +85,7 @@ def weight(row: Fields, field: str) -> float | None:
 
 def _json(value: Any, field: str, expected: str) -> Any:
     """`value`, decoded first where it is a string."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as e:
-        raise RowError("broken JSON in a string", field=field, got=f"{shown(value)}: {e}", expected=expected) from None
+    return decode_string(value, field, expected) if isinstance(value, str) else value
 
 
 def tools(row: Fields) -> tuple[dict[str, Any], ...]:
