@@ -23,7 +23,7 @@ from espalier.types import Batch
 class Policy(nn.Module):
     """A causal LM over packed batches.
 
-    model: a transformers causal LM, or a peft model around one. layout: from `layout.choose`. neftune_alpha, dropout: noise
+    model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
     keyed by the sample; they need a layout without sharing. router_loss: also return the load-balancing loss.
     """
 
@@ -37,16 +37,12 @@ class Policy(nn.Module):
         self.router_loss = router_loss
         self.dropouts: list[KeyedDropout] = replace_dropouts(model) if dropout else []
         self.noisy = bool(neftune_alpha or dropout)
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = causal.config.get_text_config()
+        config = model.config.get_text_config()
         self.head = head_of(config)
         self._experts = getattr(config, "num_experts_per_tok", 0)
-        # Not registered a second time: these are parts of `model`.
-        self.__dict__["causal"] = causal
-        self.__dict__["backbone"] = getattr(causal, causal.base_model_prefix)
         if layout != "padded":
             attention.register()
-            causal.set_attn_implementation(attention.NAME)
+            model.set_attn_implementation(attention.NAME)
 
     @property
     def shares(self) -> bool:
@@ -54,13 +50,20 @@ class Policy(nn.Module):
         return self.layout == "forest" and not self.noisy
 
     def forward(
-        self, batch: Batch, *, entropy: bool = False, cotangent_U: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Scores of the batch: log-probabilities [U], entropies [U] or None, the router's balance loss or None."""
+        self,
+        batch: Batch,
+        *,
+        entropy: bool = False,
+        correct: bool = False,
+        cotangent_U: Tensor | None = None,
+        noise: Noise | None = None,
+    ) -> dict[str, Tensor]:
+        """Scores of the batch: `logprobs` [U] and, where asked for, `entropy` [U], `correct` [U] (1 where the target is the
+        most probable token) and `router`, the load-balancing loss."""
         hidden_ND, router = self._hidden(batch, noise)
-        weight, bias = head_weights(self.causal.get_output_embeddings())
+        weight, bias = head_weights(self.model.get_output_embeddings())
         tempered = any(s.temperature != 1 for s in batch.samples)
-        logprobs_U, entropy_U = score(
+        scores = score(
             hidden_ND[batch.sources_U],
             weight.to(hidden_ND.dtype),
             bias,
@@ -68,16 +71,20 @@ class Policy(nn.Module):
             batch.temperatures_U if tempered else None,
             head=self.head,
             entropy=entropy,
+            correct=correct,
             cotangent_U=cotangent_U,
         )
-        return logprobs_U, entropy_U, router
+        if router is not None:
+            scores["router"] = router
+        return scores
 
     def _hidden(self, batch: Batch, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+        backbone = getattr(self.model, self.model.base_model_prefix)
         inputs: dict[str, Any] = {"use_cache": False}
         for module in self.dropouts:
             module.current = noise
         if self.neftune_alpha and noise is not None:
-            embeddings = self.causal.get_input_embeddings()(batch.inputs_N)
+            embeddings = self.model.get_input_embeddings()(batch.inputs_N)
             inputs["inputs_embeds"] = neftune(embeddings, noise, self.neftune_alpha)
         else:
             inputs["input_ids"] = batch.inputs_N
@@ -89,12 +96,12 @@ class Policy(nn.Module):
             for key in ("input_ids", "inputs_embeds", "position_ids"):
                 if key in inputs:
                     inputs[key] = nn.utils.rnn.pad_sequence(inputs[key].split(lengths), batch_first=True)
-            out = self.backbone(**inputs)
+            out = backbone(**inputs)
             hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
         else:
             rows = {key: inputs[key][None] for key in ("input_ids", "inputs_embeds", "position_ids") if key in inputs}
             forest = Forest(batch.segments, batch.inputs_N.device)
-            out = self.backbone(**{**inputs, **rows}, forest=forest)
+            out = backbone(**{**inputs, **rows}, forest=forest)
             hidden = out.last_hidden_state[0]
         router = None
         if self.router_loss:

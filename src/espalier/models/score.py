@@ -32,6 +32,7 @@ class Head:
 class _Plan:
     head: Head
     entropy: bool
+    correct: bool
     chunk: int
 
 
@@ -44,11 +45,12 @@ def score(
     *,
     head: Head = Head(),
     entropy: bool = False,
+    correct: bool = False,
     cotangent_U: Tensor | None = None,
     chunk: int = 0,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities [U] of the targets and, where asked for, entropies [U] of the distributions, in nats, float32
-    (float64 for float64 inputs).
+) -> dict[str, Tensor]:
+    """`logprobs` [U] of the targets and, where asked for, `entropy` [U] of the distributions, in nats, and `correct` [U],
+    1 where the target is the most probable token; float32 (float64 for float64 inputs).
 
     cotangent_U: the gradient of the loss in every log-probability, where it is known before the forward pass; the backward
     pass raises RuntimeError when the real one differs (checked on CPU, where it costs no synchronisation).
@@ -58,9 +60,10 @@ def score(
         raise ValueError("score got a cotangent and entropy=True; expected one of them, the entropy's gradient is not linear")
     if not chunk:
         chunk = max(64, (CUDA_CHUNK_BYTES if hidden_UD.is_cuda else CPU_CHUNK_BYTES) // (4 * weight_VD.shape[0]))
-    plan = _Plan(head, entropy, chunk)
-    logprobs, ents = _Score.apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
-    return logprobs, ents if entropy else None
+    plan = _Plan(head, entropy, correct, chunk)
+    scores = _Score.apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
+    wanted = (True, entropy, correct)
+    return {name: x for name, x, w in zip(("logprobs", "entropy", "correct"), scores, wanted, strict=True) if w}
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -94,11 +97,12 @@ class _Score(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
         temperatures: Tensor | None, cotangent: Tensor | None, plan: _Plan,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
         norms = torch.empty_like(logprobs)
         entropies = torch.empty_like(logprobs) if plan.entropy else logprobs.new_empty(0)
+        correct = torch.empty_like(logprobs) if plan.correct else logprobs.new_empty(0)
         grads = _Gradients(ctx.needs_input_grad, hidden, weight, bias) if cotangent is not None else None
         for low in range(0, len(targets), plan.chunk):
             part = slice(low, low + plan.chunk)
@@ -106,6 +110,8 @@ class _Score(torch.autograd.Function):
             norm = z.logsumexp(-1)
             logprobs[part] = z.gather(1, targets[part, None])[:, 0] - norm
             norms[part] = norm
+            if plan.correct:
+                correct[part] = (z.argmax(-1) == targets[part]).to(wide)
             if plan.entropy or grads is not None:
                 p = z.sub(norm[:, None]).exp_() if plan.entropy else z.sub_(norm[:, None]).exp_()
                 if plan.entropy:
@@ -119,13 +125,12 @@ class _Score(torch.autograd.Function):
             ctx.save_for_backward(hidden, weight, bias, targets, temperatures, norms, entropies)
         else:
             ctx.save_for_backward(cotangent)
-        if not plan.entropy:
-            ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(*([correct] if plan.entropy else [entropies, correct]))
+        return logprobs, entropies, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.saved_grads is not None:
             (cotangent,) = ctx.saved_tensors
             if not grad_logprobs.is_cuda and not torch.equal(cotangent.to(grad_logprobs.dtype), grad_logprobs):

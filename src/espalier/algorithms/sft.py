@@ -1,0 +1,55 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge
+from espalier.fields import section
+from espalier.types import Batch, Outputs, Term
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from espalier.types import Example, Sample
+
+
+@section
+class SFT:
+    """Maximum likelihood of the trained tokens, every part with its own denominator:
+
+        L = sum_main w_t nll_t / sum_main w_t  +  replay_coef * sum_replay nll_t / |replay|,   nll_t = -log p(y_t | y_<t)
+
+    w_t are per-message weights (1 where none is given). Ouyang et al., arXiv:2203.02155, section 3.5, step 1; replay is
+    their pretraining mix.
+    """
+
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens are trained: every assistant turn, the last one, or everything."""
+    replay_coef: Annotated[float, Ge(0)] = 0.1
+    """Weight of the replay text's own mean loss."""
+    neftune_alpha: Annotated[float, Ge(0)] = 0.0
+    """Strength of uniform noise on input embeddings (NEFTune); 0 is none. Prefixes are not shared while it is on."""
+
+    linear: ClassVar[bool] = True  # in the log-probabilities: the head may form gradients in its forward pass
+    consumes: ClassVar[tuple[str, ...]] = ("Chat", "Completion", "Text")
+    models: ClassVar[tuple[str, ...]] = ("policy",)
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def samples(self, example: Example, render: Callable[[Example], list[Sample]]) -> list[Sample]:
+        """An example's own rendering: one sample, or one for each trained turn where later turns re-render earlier ones."""
+        return render(example)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+        """One term for each part of the step, over tokens; in a batch without that part it is 0."""
+        from espalier.losses import nll
+
+        x = nll(outputs.logprobs, batch.weights)
+        terms = {}
+        for part in sorted({part for _, part in batch.totals}):
+            coef = self.replay_coef if part == "replay" else 1.0
+            terms["nll" if part == "main" else f"nll_{part}"] = Term(x * batch.part(part), "tokens", part, coef)
+        return {"policy": terms}
+
+

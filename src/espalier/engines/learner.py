@@ -1,0 +1,247 @@
+"""The learner on torch: one process, or FSDP2 shards under torchrun. Takes whole steps: global in, global out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espalier.config import OptimConfig
+from espalier.engines import fsdp
+from espalier.engines.optimizer import Optimizer
+from espalier.engines.protocols import Group, LossFn, StepResult
+from espalier.engines.world import Distributed, OneProcess
+from espalier.microbatches import Layout, microbatches
+from espalier.models import adapters
+from espalier.models.export import export
+from espalier.models.noise import Noise
+from espalier.models.policy import Policy
+from espalier.ops import normalise
+from espalier.pack import Totals, pack, totals
+from espalier.trainstate import file_to_tensors, tensors_to_file
+from espalier.types import Batch, Outputs, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerOptions:
+    """How a learner computes.
+
+    budget: packed tokens in a forward. compute: dtype of forward and backward; masters are float32. linear: the loss is
+    linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups in
+    one piece. router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
+    """
+
+    budget: int = 2048
+    compute: torch.dtype = torch.float32
+    linear: bool = False
+    whole: bool = False
+    router_coef: float = 0.0
+    grad_checkpointing: bool = False
+    compile: bool = False
+    long_from: int = 0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class ExportOptions:
+    """What `model/` holds: see `models.export`."""
+
+    tokenizer: Any = None
+    source_dtype: torch.dtype = torch.float32
+    stop_ids: tuple[int, ...] = ()
+    adapter_only: bool = False
+
+
+class TorchLearner:
+    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optim: OptimConfig,
+        options: LearnerOptions,
+        *,
+        world: OneProcess | Distributed | None = None,
+        export_options: ExportOptions | None = None,
+    ):
+        self.policy, self.options = policy, options
+        self.world = world or OneProcess()
+        self.export_options = export_options or ExportOptions()
+        self.device = next(policy.parameters()).device
+        policy.train()
+        if options.grad_checkpointing:
+            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if options.compile:
+            for layer in fsdp.layers(policy.model):
+                layer.compile(dynamic=True)
+        if isinstance(self.world, Distributed):
+            fsdp.shard(policy, self.world, options.compute)
+        trained = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
+        embeddings = {policy.model.get_input_embeddings(), policy.model.get_output_embeddings()}
+        inside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
+        plain = {n for n, p in trained if id(p) in inside}
+        self.optimizer = self._build_optimizer(trained, optim, plain)
+        self.layout = Layout(policy.shares, policy.layout == "padded", options.whole, options.long_from)
+
+    def _build_optimizer(self, trained: list[tuple[str, Any]], optim: OptimConfig, plain: set[str]) -> Optimizer:
+        low = self.options.compute != torch.float32 and not isinstance(self.world, Distributed)
+        exact = {n: p.detach().clone() for n, p in trained} if low else {}
+        if low:  # buffers keep their dtype: RoPE frequencies need float32
+            for p in self.policy.model.parameters():
+                if p.dtype == torch.float32:
+                    p.data = p.data.to(self.options.compute)
+        optimizer = Optimizer(trained, optim, plain)
+        for name, value in exact.items():  # masters start from the weights as loaded, not from their rounding
+            optimizer.take(name, value)
+        return optimizer
+
+    # ------------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False) -> list[dict[str, list[float]]]:
+        """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's targets."""
+        samples = [s for g in groups for s in g]
+        starts = [0]
+        for s in samples:
+            starts.append(starts[-1] + len(s.tokens))
+        place = {id(s): start for s, start in zip(samples, starts, strict=False)}
+        names = ["logprobs", *(["entropy"] if entropy else []), *(["correct"] if correct else [])]
+        flat = {name: torch.zeros(starts[-1], dtype=torch.float64) for name in names}
+        with torch.no_grad():
+            for batch in self._batches(groups, totals(groups), {}):
+                scores = self.policy(batch, entropy=entropy, correct=correct)
+                at = torch.tensor(
+                    [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]], dtype=torch.int64
+                )
+                for name in names:
+                    flat[name][at] = scores[name][batch.score].double().cpu()
+        for name in names:
+            flat[name] = self.world.sum_tensor(flat[name].to(self.device)).cpu()
+        bounds = list(zip(starts[:-1], starts[1:], strict=True))
+        return [{name: flat[name][low:high].tolist() for name in names} for low, high in bounds]
+
+    def _batches(self, groups: Sequence[Group], sums: Totals, state: dict[str, float]) -> Iterator[Batch]:
+        """This rank's micro-batches; every rank gets as many, short ones a sample of weight 0."""
+        plan = microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)
+        for mine in plan[self.world.rank :: self.world.size]:
+            yield pack(
+                mine or [[_dummy(groups)]], sums, state=state, share=self.policy.shares,
+                count_uses=bool(self.options.router_coef), device=self.device,
+            )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:
+        """Accumulate the gradient of `loss`: sums over all micro-batches and ranks, divided by the step's totals."""
+        sums = totals(groups)
+        shares: dict[str, Tensor] = {}
+        whole = torch.zeros((), dtype=torch.float64, device=self.device)
+        packed = scored = 0
+        count = -(-len(microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)) // self.world.size)
+        for batch in self._batches(groups, sums, state):
+            noise = self._noise(batch, step)
+            cotangent = self._cotangent(batch, loss) if self.options.linear else None
+            scores = self.policy(batch, cotangent_U=cotangent, noise=noise)
+            outputs = Outputs(scores["logprobs"][batch.score])
+            value, terms = normalise(loss(outputs, batch), sums)
+            if self.options.router_coef:
+                balance = scores["router"] / (count * self.world.size)
+                terms["router"] = balance.detach()
+                value = value + self.options.router_coef * balance
+            value.backward()
+            whole += value.detach()
+            for name, share in terms.items():
+                shares[name] = shares.get(name, torch.zeros_like(whole)) + share
+            real = any(any(s.weights) for s in batch.samples)
+            packed += batch.inputs_N.numel() * real
+            scored += batch.score.numel() * real
+        names = sorted(shares)
+        numbers = self.world.sum([whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored])
+        return StepResult(
+            loss=numbers[0],
+            terms=dict(zip(names, numbers[1:-2], strict=True)),
+            tokens=sum(len(s.tokens) for g in groups for s in g),
+            packed=int(numbers[-2]),
+            scored=int(numbers[-1]),
+        )
+
+    def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
+        """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
+        wide = torch.float64 if next(self.policy.parameters()).dtype == torch.float64 else torch.float32
+        zeros_U = torch.zeros(len(batch.targets_U), dtype=wide, device=self.device, requires_grad=True)
+        value, _ = normalise(loss(Outputs(zeros_U[batch.score]), batch), batch.totals)
+        (cotangent_U,) = torch.autograd.grad(value, zeros_U)
+        return cotangent_U
+
+    def _noise(self, batch: Batch, step: int) -> Noise | None:
+        if not self.policy.noisy:
+            return None
+        laid = [s for s in batch.samples if any(s.mask[1:])]
+        keys, lengths = [s.key for s in laid], [len(s.tokens) for s in laid]
+        return Noise(self.options.seed, step, keys, lengths, [s.length for s in batch.segments])
+
+    def optim_step(self, lr: float) -> dict[str, float]:
+        """Clip, update, clear gradients. Raises FloatingPointError before the update when the gradient is not finite."""
+        return {"grad_norm": self.optimizer.step(lr)}
+
+    # ------------------------------------------------------------------------------------------------------- weights
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """The model's parameters in master precision, for reading."""
+        low = {name: self.optimizer.named[name].data for name in self.optimizer.masters}
+        for name, master in self.optimizer.masters.items():
+            self.optimizer.named[name].data = master.data
+        try:
+            yield
+        finally:
+            for name, data in low.items():
+                self.optimizer.named[name].data = data
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full weights by Hugging Face name in master precision, adapters merged; a collective under FSDP."""
+        with self._exact():
+            yield from adapters.merged_state(self.policy.model)
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights in master precision and the optimizer's state; rank 0 writes, all ranks gather."""
+        trained = {n: fsdp.full(p.detach()).cpu() for n, p in self.optimizer.parameters().items()}
+        state = {n: t.cpu() for n, t in self.optimizer.state().items()}
+        if self.world.rank == 0:
+            tensors_to_file(trained, folder / "trained.safetensors")
+            tensors_to_file(state, folder / "optimizer.safetensors")
+            (folder / "learner.json").write_text(json.dumps({"trained": sorted(trained), "ranks": self.world.size}))
+
+    def load(self, folder: Path) -> None:
+        """Take what `save` wrote. Raises KeyError when trained parameters differ from the saved ones."""
+        trained = file_to_tensors(folder / "trained.safetensors")
+        expected = set(self.optimizer.named)
+        if set(trained) != expected:
+            odd = sorted(set(trained) ^ expected)
+            raise KeyError(f"trained parameters differ from the checkpoint's: {', '.join(odd[:3])} ({len(odd)} in all)")
+        for name, value in trained.items():
+            self.optimizer.take(name, fsdp.like(value, self.optimizer.parameters()[name]))
+        self.optimizer.load(file_to_tensors(folder / "optimizer.safetensors"))
+
+    def export(self, folder: Path) -> None:
+        """Write a plain Hugging Face directory; rank 0 writes, all ranks gather."""
+        o = self.export_options
+        with self._exact():
+            export(
+                self.policy.model, o.tokenizer, folder, source_dtype=o.source_dtype, stop_ids=o.stop_ids,
+                adapter_only=o.adapter_only, write=self.world.rank == 0,
+            )  # fmt: skip
+        self.world.barrier()
+
+
+def _dummy(groups: Sequence[Group]) -> Sample:
+    """A sample that costs one token and weighs nothing, so that a rank without data joins every collective."""
+    like = groups[0][0]
+    sample = Sample(part=like.part, streams={name: [0.0, 0.0] for name in like.streams})
+    sample.tokens, sample.mask, sample.weights = [like.tokens[0]] * 2, [False, True], [0.0, 0.0]
+    return sample
