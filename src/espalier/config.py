@@ -185,7 +185,11 @@ class LoopConfig:
     patience: CountOrZero = 0
     """Evaluations without improvement before the run stops early; 0 never stops early."""
     resume: bool = False
-    """Continue the run in `out` from its newest intact checkpoint."""
+    """Continue the run in `out` from its newest checkpoint; begin it where there is none yet."""
+    resume_from: str = ""
+    """With resume, go back to this checkpoint (step-000100); later ones are moved to checkpoints/abandoned."""
+    accept_changes: bool = False
+    """With resume, continue under another config, machine or data; it no longer repeats bit for bit."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -202,6 +206,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite are both on: one continues the old run, one removes it; drop one")
+        for name in ("resume_from", "accept_changes"):
+            if getattr(self, name) and not self.resume:
+                raise ConfigError(f"{name} is given, but resume is off; turn resume on, or drop {name}")
         if self.samples_per_step and self.tokens_per_step:
             raise ConfigError("samples_per_step and tokens_per_step are both given, and one decides a step; drop one")
         if self.patience and not self.eval_every:

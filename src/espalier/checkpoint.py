@@ -1,0 +1,361 @@
+"""Checkpoints that are whole or not there: a folder written beside, flushed, sealed by a manifest, renamed once.
+
+    checkpoints/step-000100/   manifest.json   size and sha256 of every other file; written last
+                               state.json      `TrainState`
+                               rng-00000.json  generators of rank 0, and so on
+                               ...             what the caller's `write` put there
+
+Only what a manifest lists is trusted. Names that start with a dot belong to saves and deletions in progress; those that
+a killed process left are dealt with by `clean`. One process (rank 0) at a time may write: the run's lock sees to that.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier import files
+from espalier.engines.protocols import World
+from espalier.errors import CheckpointError
+from espalier.trainstate import STATE, TrainState, read_json, rng_name, safetensors_size, save_rng
+
+MANIFEST = "manifest.json"
+ABANDONED = "abandoned"
+FORMAT = 1
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files are those of its manifest. `ranks` wrote it; `files` maps names to bytes."""
+
+    path: Path
+    step: int
+    ranks: int
+    files: dict[str, int]
+
+    def state(self) -> TrainState:
+        """What `save` was given. Raises CheckpointError."""
+        path = self.path / STATE
+        return TrainState.from_json(json.dumps(read_json(path)), str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A folder named like a checkpoint that cannot be one, and why."""
+
+    path: Path
+    problems: list[str]
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path.name} is corrupt: {'; '.join(self.problems)}"
+
+
+def step_name(step: int) -> str:
+    """`step-000100` for 100; seven digits and more from a million on."""
+    return f"step-{step:06d}"
+
+
+def steps(root: Path) -> list[int]:
+    """Steps that have a folder, intact or not, oldest first."""
+    if not root.is_dir():
+        return []
+    names = [(path, _STEP.fullmatch(path.name)) for path in root.iterdir()]
+    return sorted(int(match[1]) for path, match in names if match and path.is_dir())
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def save(
+    root: Path,
+    state: TrainState,
+    write: Callable[[Path], None],
+    *,
+    world: World | None = None,
+    estimate: int = 0,
+) -> Checkpoint:
+    """Write the checkpoint of `state.step` below `root`; every rank calls this and every rank's `write` is called.
+
+    `write(folder)` puts the caller's files into the folder, which all ranks share; names must differ between ranks. A
+    checkpoint of the same step is replaced. A kill at any moment leaves the earlier checkpoints as they are and either
+    this one whole or a leftover that `clean` removes.
+
+    Raises CheckpointError, on every rank and with nothing left behind, where the disk is full (or has fewer than
+    `estimate` bytes free; 0 takes the size of the newest checkpoint), a file cannot be written, came out short, or is
+    not seen by rank 0, or another rank failed. Any other error of `write` is raised as it is on its own rank.
+    """
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    target = root / step_name(state.step)
+    partial = files.beside(target, files.PARTIAL)
+
+    def begin() -> None:
+        text = state.to_json()
+        if rank == 0:
+            files.make_dir(root)
+            clean(root)
+            needed, free = estimate or _newest_size(root), files.free_bytes(root)
+            if free < needed:
+                raise CheckpointError(_full(target, needed, free))
+            partial.mkdir()
+            files.write_atomic(partial / STATE, text)
+
+    def fill() -> None:
+        save_rng(partial, rank)
+        write(partial)
+        files.fsync_tree(partial)
+
+    def seal() -> None:
+        if rank == 0:
+            for other in range(size):
+                if not (partial / rng_name(other)).exists():
+                    raise CheckpointError(
+                        f"rank 0 does not see what rank {other} wrote to {root}; "
+                        "checkpoints need a folder that all processes share"
+                    )
+            _write_manifest(partial, state.step, size)
+            files.replace_dir(partial, target)
+
+    try:
+        for part in (begin, fill, seal):
+            _together(functools.partial(_explained, part, target, estimate), f"{target} was not written", world)
+    except BaseException:
+        if rank == 0:
+            files.discard(partial)
+        raise
+    return _read_manifest(target)
+
+
+def _together(part: Callable[[], None], outcome: str, world: World | None) -> None:
+    """Run `part` on all ranks and raise on all of them if it failed on one."""
+    failure: Exception | None = None
+    try:
+        part()
+    except Exception as error:
+        failure = error
+    if world is not None and world.size > 1:
+        flags = [0.0] * world.size
+        flags[world.rank] = float(failure is not None)
+        failed = [str(rank) for rank, flag in enumerate(world.sum(flags)) if flag]
+        if failed and failure is None:
+            raise CheckpointError(f"{outcome}: rank {', '.join(failed)} failed and says why")
+    if failure is not None:
+        raise failure
+
+
+def _explained(part: Callable[[], None], target: Path, estimate: int) -> None:
+    """Run `part`; what the operating system refuses becomes a CheckpointError with what to do about it."""
+    try:
+        part()
+    except Exception as error:
+        if files.disk_full(error):
+            root = target.parent
+            needed = max(estimate, _newest_size(root), _bytes(files.beside(target, files.PARTIAL)))
+            free = files.free_bytes(root if root.is_dir() else root.parent)
+            raise CheckpointError(_full(target, needed, free)) from error
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{target} was not written: {error}; earlier checkpoints are intact") from error
+        raise
+
+
+def _full(target: Path, needed: int, free: int) -> str:
+    return (
+        f"{target} was not written: the disk is full; it needs about {needed} bytes, {free} are free. Earlier "
+        "checkpoints are intact: free some space (or keep fewer with --keep) and continue with --resume"
+    )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _newest_size(root: Path) -> int:
+    """Bytes of the newest checkpoint with a manifest, 0 where there is none: what the next one is likely to take."""
+    for step in reversed(steps(root)):
+        try:
+            return sum(_read_manifest(root / step_name(step)).files.values())
+        except CheckpointError:
+            continue
+    return 0
+
+
+def _write_manifest(folder: Path, step: int, ranks: int) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
+        for path, digest in zip(paths, pool.map(files.sha256, paths), strict=True):
+            size = path.stat().st_size
+            if path.suffix == ".safetensors" and size != (declared := safetensors_size(path)):
+                raise CheckpointError(f"{path.name} came out with {size} bytes of {declared}; is the disk full?")
+            entries[path.relative_to(folder).as_posix()] = {"size": size, "sha256": digest}
+    files.write_atomic(folder / MANIFEST, _sealed({"format": FORMAT, "step": step, "ranks": ranks, "files": entries}))
+
+
+def _sealed(body: dict[str, Any]) -> str:
+    """The manifest's text: its own digest over everything else, so that no byte of it can change unseen."""
+    return files.json_text({**body, "sha256": hashlib.sha256(files.json_text(body).encode()).hexdigest()})
+
+
+# ----------------------------------------------------------------------------------------------------------- finding
+
+
+def _read_manifest(path: Path) -> Checkpoint:
+    """The manifest of a checkpoint folder, checked against its own digest and the folder's name."""
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+        body = json.loads(text)
+        body.pop("sha256")
+    except FileNotFoundError:
+        raise CheckpointError(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{MANIFEST} cannot be read") from None
+    if body.get("format") != FORMAT:
+        raise CheckpointError(f"{MANIFEST} has format {body.get('format')!r}, expected {FORMAT}")
+    if text != _sealed(body):
+        raise CheckpointError(f"{MANIFEST} does not have the sha256 that it states")
+    if path.name != step_name(body["step"]):
+        raise CheckpointError(f"{MANIFEST} is that of {step_name(body['step'])}")
+    return Checkpoint(path, body["step"], body["ranks"], {name: entry["size"] for name, entry in body["files"].items()})
+
+
+def problems(path: Path, *, deep: bool = True) -> list[str]:
+    """What keeps the folder `path` from being a checkpoint, one line each; empty where it is intact.
+
+    Reads every byte, or with `deep` false only the manifest and the sizes.
+    """
+    try:
+        checkpoint = _read_manifest(path)
+    except CheckpointError as error:
+        return [str(error)]
+    expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    found = []
+    for name, size in checkpoint.files.items():
+        file = path / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif file.stat().st_size != size:
+            found.append(f"{name} has {file.stat().st_size} bytes, expected {size}")
+        elif deep:
+            try:
+                digest = files.sha256(file)
+            except OSError as error:
+                found.append(f"{name} cannot be read: {error.strerror}")
+                continue
+            if digest != expected[name]["sha256"]:
+                found.append(f"{name} has sha256 {digest}, expected {expected[name]['sha256']}")
+    return found
+
+
+def verify(path: Path) -> Checkpoint:
+    """Read every byte of a checkpoint. Raises CheckpointError that names each file at fault."""
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint {path}; {_offer(path.parent)}")
+    if found := problems(path):
+        raise CheckpointError(f"{Broken(path, found)} (in {path.parent})")
+    return _read_manifest(path)
+
+
+def find(root: Path) -> tuple[Checkpoint | None, list[Broken]]:
+    """The newest intact checkpoint below `root`, or None, and every newer folder that is not one, newest first."""
+    broken: list[Broken] = []
+    for step in reversed(steps(root)):
+        path = root / step_name(step)
+        if not (found := problems(path)):
+            return _read_manifest(path), broken
+        broken.append(Broken(path, found))
+    return None, broken
+
+
+def choose(root: Path, resume_from: str = "", *, world: World | None = None) -> Checkpoint | None:
+    """The checkpoint to resume from: the one named (`step-000100` or `100`), else the newest; None where there is none.
+
+    Every rank calls this; rank 0 reads, and all get the same answer. Leftovers of killed saves are removed.
+
+    Raises CheckpointError where the named or the newest one is not intact. It says what is wrong and how to resume from
+    the newest intact one: to go back silently would hide the work that is lost.
+    """
+    rank = world.rank if world else 0
+    chosen = [0.0]  # step + 1, so that 0 is none and the sum over ranks is rank 0's answer
+
+    def look() -> None:
+        if rank == 0 and (found := _choose(root, resume_from)):
+            chosen[0] = found.step + 1.0
+
+    _together(look, f"no checkpoint of {root} was chosen", world)
+    step = int((world.sum(chosen) if world else chosen)[0]) - 1
+    return None if step < 0 else _read_manifest(root / step_name(step))
+
+
+def _choose(root: Path, resume_from: str) -> Checkpoint | None:
+    clean(root)
+    if resume_from:
+        name = step_name(int(resume_from)) if resume_from.isdecimal() else resume_from
+        if not _STEP.fullmatch(name):
+            raise CheckpointError(f"resume_from: got {resume_from}, expected a name like step-000100; {_offer(root)}")
+        return verify(root / name)
+    intact, broken = find(root)
+    if not broken:
+        return intact
+    lost = "; ".join(str(one) for one in broken)
+    if intact is None:
+        raise CheckpointError(f"{lost}. {root} holds no intact checkpoint; start anew with --overwrite")
+    name = step_name(intact.step)
+    raise CheckpointError(f"{lost}. {name} is intact: go back to it with --resume --resume-from {name}")
+
+
+def _offer(root: Path) -> str:
+    there = ", ".join(step_name(step) for step in steps(root))
+    return f"{root} has {there}" if there else f"{root} has none"
+
+
+# ---------------------------------------------------------------------------------------------------------- removing
+
+
+def clean(root: Path) -> None:
+    """Remove what killed saves and deletions left below `root`; a checkpoint whose replacement was cut is put back."""
+    for folder in (root, root / ABANDONED):
+        if folder.is_dir():
+            files.restore(folder, "step-")
+
+
+def prune(root: Path, keep: int, best: int | None = None) -> list[int]:
+    """Delete checkpoints but the newest `keep` (0 keeps all) and that of step `best`; returns the deleted steps.
+
+    The newest intact one stays in any case, and so does what is newer than it, for its owner to look at. Intact means
+    here that the files of the manifest have their sizes: reading every byte is left to `find`.
+    """
+    there = steps(root)
+    intact = [step for step in there if not problems(root / step_name(step), deep=False)]
+    if not keep or not intact:
+        return []
+    kept = {*intact[-keep:], best}
+    gone = [step for step in there if step not in kept and step < intact[-1]]
+    for step in gone:
+        files.remove_dir(root / step_name(step))
+    return gone
+
+
+def set_aside(root: Path, step: int) -> list[Path]:
+    """Move checkpoints after `step` to `root/abandoned/`, intact or not; returns where they are now.
+
+    Done by rank 0 when a run goes back to `step`, before it cuts its append-only files: what it leaves behind belongs
+    to another future, and must not be found when the run is resumed next. An earlier folder of that name is deleted.
+    """
+    moved = []
+    for later in steps(root):
+        if later > step:
+            files.make_dir(root / ABANDONED)
+            target = root / ABANDONED / step_name(later)
+            files.replace_dir(root / step_name(later), target)
+            files.fsync_dir(root)
+            moved.append(target)
+    return moved

@@ -1,0 +1,157 @@
+"""Writing files so that a killed process or a full disk leaves the old content or the new, never a mixture.
+
+A rename is atomic on one file system, and it lasts once the folder that holds the name is flushed: so new content is
+written beside the old, flushed, renamed, and its folder flushed. Temporary names start with a dot.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # being written; may be deleted at any time
+OLD = ".old"  # renamed away by a replacement that was not finished; renamed back where its name is free
+TRASH = ".trash"  # being deleted
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The sibling of `path` that stands for it while it is written, replaced or deleted: `.NAME` + `suffix`."""
+    return path.with_name(f".{path.name}{suffix}")
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a file's content to the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_dir(path: Path) -> None:
+    """Flush the names in a folder (creations, renames, deletions) to the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(path: Path) -> None:
+    """Flush every file and folder below `path`, and `path` itself.
+
+    A name that disappears meanwhile is passed over: another rank may be renaming its own file into place.
+    """
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            try:
+                fsync_file(Path(folder, name))
+            except FileNotFoundError:
+                continue
+        fsync_dir(Path(folder))
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace the content of `path` (text as UTF-8). Raises OSError, and then `path` is what it was."""
+    partial = beside(path, PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def json_text(value: Any) -> str:
+    """JSON with one entry a line. Floats read back exactly. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def make_dir(path: Path) -> None:
+    """Create a folder and those above it, so that they last. Raises OSError."""
+    if not path.is_dir():
+        make_dir(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_dir(path.parent)
+
+
+def replace_dir(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target` on the same file system, in place of what stands there.
+
+    Where `target` exists, a kill between its two renames leaves it under its `.old` name, and `restore` puts it back.
+    Raises OSError, and then `target` is what it was.
+    """
+    old = beside(target, OLD)
+    replaces = target.exists()
+    if replaces:
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        if replaces:
+            os.rename(old, target)
+        raise
+    fsync_dir(target.parent)
+    if replaces:
+        shutil.rmtree(old)
+
+
+def remove_dir(path: Path) -> None:
+    """Delete a folder: it loses its name first, so that nobody finds half of it. Raises OSError."""
+    trash = beside(path, TRASH)
+    if trash.exists():
+        shutil.rmtree(trash)
+    os.rename(path, trash)
+    fsync_dir(path.parent)
+    shutil.rmtree(trash)
+
+
+def discard(partial: Path) -> None:
+    """Delete a folder that was being written, where it still exists; what cannot be deleted is left for `restore`."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore(folder: Path, prefix: str) -> None:
+    """Finish what a killed process left among the children of `folder` whose names start with `prefix`.
+
+    `.partial` and `.trash` folders are deleted; an `.old` one gets its name back if that is free, else it is deleted.
+    """
+    for path in sorted(folder.glob(f".{prefix}*")):
+        target = path.with_name(path.stem[1:])
+        if path.suffix == OLD and not target.exists():
+            os.rename(path, target)
+            fsync_dir(folder)
+        elif path.suffix in (PARTIAL, OLD, TRASH):
+            shutil.rmtree(path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this process may still write on the file system of `path`."""
+    return shutil.disk_usage(path).free
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether `error` says that the disk or the user's quota is full.
+
+    safetensors reports the operating system's number in its text only, and raises its own class.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))

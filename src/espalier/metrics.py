@@ -1,0 +1,153 @@
+"""Append-only files of one JSON object a line: metrics.jsonl, samples.jsonl and others that a run resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from espalier.errors import CheckpointError, EspalierError
+from espalier.files import disk_full, free_bytes, fsync_dir
+
+TIME_FIELDS = frozenset({"time", "seconds", "tokens_per_second", "eta_seconds", "memory_bytes"})
+"""Fields that depend on the machine's clock and load: two runs that are bitwise equal may differ in these alone."""
+
+
+class MetricsFile:
+    """A file that grows by whole lines.
+
+    Every line reaches the operating system at once, so a killed process loses none; `sync` makes them last through a
+    power failure. A line that a kill cut in two is dropped on opening. Raises EspalierError where the file cannot be
+    opened or written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        created = not path.exists()
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise EspalierError(f"cannot open {path}: {error.strerror}; expected a file that can be written") from error
+        if created:
+            fsync_dir(path.parent)
+        self._length = self._end_of_lines()
+        os.ftruncate(self._fd, self._length)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line. Floats read back exactly; NaN and infinities are written as `line_of` says.
+
+        A disk that fills up in the middle of the line leaves the file without any of it. Raises EspalierError then,
+        and TypeError for a value that JSON does not have (a tensor, say).
+        """
+        rest = memoryview(line_of(record).encode())
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            os.ftruncate(self._fd, self._length)
+            message = f"cannot write {size} bytes to {self.path}: {error.strerror}"
+            if disk_full(error):
+                message += f"; {free_bytes(self.path.parent)} bytes are free: free some, then continue with --resume"
+            raise EspalierError(message) from error
+        self._length += size
+
+    def length(self) -> int:
+        """Bytes of all lines so far: what a checkpoint stores and `truncate_to` takes."""
+        return self._length
+
+    def sync(self) -> None:
+        """Flush all lines to the disk; done before a checkpoint stores `length`."""
+        os.fsync(self._fd)
+
+    def truncate_to(self, length: int) -> None:
+        """Drop every line after the first `length` bytes.
+
+        Raises CheckpointError where the file is shorter than that, or `length` falls inside a line: then it is not
+        the file that the checkpoint was written with.
+        """
+        if length > self._length:
+            raise CheckpointError(
+                f"{self.path} has {self._length} bytes of lines and had {length} when the checkpoint was written; "
+                "put the original file back, or resume from an older checkpoint with --resume-from"
+            )
+        if length and os.pread(self._fd, 1, length - 1) != b"\n":
+            raise CheckpointError(
+                f"{self.path} has no line end at byte {length}, where the checkpoint expects one, so it was changed "
+                "after the checkpoint was written; put the original file back"
+            )
+        os.ftruncate(self._fd, length)
+        os.fsync(self._fd)
+        self._length = length
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_of_lines(self) -> int:
+        """Bytes up to and including the last line end, found from the back so that long files open at once."""
+        end = os.fstat(self._fd).st_size
+        while end:
+            start = max(0, end - 65536)
+            at = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if at >= 0:
+                return start + at + 1
+            end = start
+        return 0
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """One line of JSON. JSON has no NaN and no infinity: they become the strings "NaN", "Infinity" and "-Infinity",
+    which `float()` reads back. Everything outside ASCII is escaped, so that no reader splits a line at U+2028.
+
+    >>> line_of({"step": 3, "loss": 0.1 + 0.2, "kl": float("nan")})
+    '{"step": 3, "loss": 0.30000000000000004, "kl": "NaN"}\\n'
+    """
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, in order; a last line without its end is passed over, because a kill cut it.
+
+    Raises EspalierError for any other line that is not a JSON object.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise EspalierError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
+            if not isinstance(record, dict):
+                kind = type(record).__name__
+                raise EspalierError(f"{path}:{number}: got {kind}, expected one JSON object a line")
+            yield record
+
+
+def without_time(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without `TIME_FIELDS`: what a resumed run shares with one that was never killed."""
+    return {key: value for key, value in record.items() if key not in TIME_FIELDS}

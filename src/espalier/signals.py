@@ -1,0 +1,62 @@
+"""A request to stop that a loop honours between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopper:
+    """While active, SIGTERM and SIGINT set `requested` and nothing else; the loop then saves and ends.
+
+        with Stopper() as stop:
+            for step in ...:
+                ...
+                if stop.requested: save(); break
+
+    A SIGINT after a request raises KeyboardInterrupt at once; a SIGTERM after a request changes nothing, so that a
+    supervisor that repeats itself does not cut the save short. The handlers found on entry are put back on exit.
+
+    Python lets only the main thread install handlers: in other threads the signals keep their meaning, and `request`
+    is the only way to ask. Under several processes each receives its own signal at its own time, so the loop must
+    agree on `requested` over all ranks before it acts.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._found: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked to stop; `reason` says what it was."""
+        return bool(self.reason)
+
+    def request(self, reason: str) -> None:
+        """Ask to stop. The first reason stands."""
+        self.reason = self.reason or reason
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        if not self.requested:
+            # os.write, because a handler may interrupt a print that holds the stream's lock.
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving after this step, then stopping; Ctrl-C stops at once.\n".encode())
+            self.request(name)
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._found[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._found:
+            number, handler = self._found.popitem()
+            # A handler that C code installed reads as None and cannot be put back; the default is what is left.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,0 +1,235 @@
+"""What a run must know to go on exactly: counters, moving floats and random generators as JSON, tensors as safetensors.
+
+Nothing here imports torch until a tensor or its generator is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espalier.errors import CheckpointError
+from espalier.files import json_text, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """Where a run stands after `step` optimizer steps. The learning rate is a function of `step`, so it is not here.
+
+    `epoch` and `position` are the data cursor: passes finished, and groups of the current pass already consumed.
+    `counters` are totals since the first step (samples, tokens and the like), `state` is the algorithm's own.
+    `best` is the best evaluation so far, reached at `best_step`, with `stale` evaluations since that were no better;
+    None before the first. `lengths` maps the names of append-only files to their bytes.
+    """
+
+    step: int
+    epoch: int
+    position: int
+    counters: dict[str, int]
+    state: dict[str, float]
+    best: float | None
+    best_step: int | None
+    stale: int
+    lengths: dict[str, int]
+
+    def to_json(self) -> str:
+        """JSON from which `from_json` gives an equal state; floats keep all their bits.
+
+        Raises CheckpointError that names the entry where a value has the wrong type or is NaN or infinite.
+        """
+        entries = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        _check(entries, "the state to be saved")
+        return json_text(entries)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = STATE) -> TrainState:
+        """Read what `to_json` wrote. Raises CheckpointError, with `where`, for a missing, unknown or wrong entry."""
+        try:
+            entries = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"{where} is not JSON: {error}") from error
+        if not isinstance(entries, dict):
+            raise CheckpointError(f"{where} holds {type(entries).__name__}, expected an object")
+        _check(entries, where)
+        return cls(**entries)
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a count": _integer,
+    "a count or null": lambda value: value is None or _integer(value),
+    "a finite float or null": lambda value: value is None or _finite(value),
+    "counts by name": lambda value: _table(value, _integer),
+    "finite floats by name": lambda value: _table(value, _finite),
+}
+_ENTRIES = {
+    "step": "a count",
+    "epoch": "a count",
+    "position": "a count",
+    "counters": "counts by name",
+    "state": "finite floats by name",
+    "best": "a finite float or null",
+    "best_step": "a count or null",
+    "stale": "a count",
+    "lengths": "counts by name",
+}
+
+
+def _table(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and holds(entry) for key, entry in value.items())
+
+
+def _check(entries: Mapping[str, Any], where: str) -> None:
+    _same_names(entries, _ENTRIES, where)
+    for name, kind in _ENTRIES.items():
+        if not _KINDS[kind](entries[name]):
+            raise CheckpointError(f"{where}: {name} is {entries[name]!r}, expected {kind}")
+
+
+def _same_names(got: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    if missing := sorted(expected.keys() - got.keys()):
+        raise CheckpointError(f"{where} lacks {', '.join(missing)}; it was written by another version or cut")
+    if unknown := sorted(got.keys() - expected.keys()):
+        raise CheckpointError(f"{where} has the unknown {', '.join(unknown)}; it was written by another version")
+
+
+# ------------------------------------------------------------------------------------------------- random generators
+
+
+def rng_state() -> dict[str, Any]:
+    """The global generators of this process as JSON values: `python`, `numpy`, `torch` and `cuda` (current device).
+
+    An entry is None where the process has no such generator yet: the library is not imported, or CUDA is not in use.
+    """
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"python": [version, list(words), gauss], "numpy": None, "torch": None, "cuda": None}
+    if "numpy" in sys.modules:
+        import numpy
+
+        name, keys, *rest = numpy.random.get_state(legacy=True)
+        state["numpy"] = [name, [int(key) for key in keys], *rest]
+    if "torch" in sys.modules:
+        import torch
+
+        state["torch"] = bytes(torch.get_rng_state().tolist()).hex()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            state["cuda"] = bytes(torch.cuda.get_rng_state().tolist()).hex()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any], where: str = "the random state") -> None:
+    """Make the global generators continue where `rng_state` read them; an entry that is None leaves its own alone.
+
+    Raises CheckpointError for a missing or unknown entry, one that cannot be read, or a CUDA generator on a machine
+    without CUDA.
+    """
+    _same_names(state, {"python": 0, "numpy": 0, "torch": 0, "cuda": 0}, where)
+    try:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        if state["numpy"] is not None:
+            import numpy
+
+            name, keys, *rest = state["numpy"]
+            numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+        if state["torch"] is not None:
+            import torch
+
+            torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8))
+        if state["cuda"] is not None:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise CheckpointError(
+                    f"{where} holds a CUDA generator, but this machine has no CUDA; resume where it has"
+                )
+            torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(state["cuda"])), dtype=torch.uint8))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{where} cannot be restored: {error}") from error
+
+
+def save_rng(folder: Path, rank: int) -> None:
+    write_atomic(folder / rng_name(rank), json_text(rng_state()))
+
+
+def load_rng(folder: Path, rank: int) -> None:
+    """Restore this rank's generators from a checkpoint. Raises CheckpointError."""
+    path = folder / rng_name(rank)
+    set_rng_state(read_json(path), str(path))
+
+
+def rng_name(rank: int) -> str:
+    return f"rng-{rank:05d}.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file of a checkpoint. Raises CheckpointError where it is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; resume from another checkpoint with --resume-from") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------- tensors
+
+
+def tensors_to_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors; dtype, shape (0-d included) and every bit are kept.
+
+    Raises what safetensors raises: RuntimeError for tensors that share memory, SafetensorError for a full disk.
+    """
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def file_to_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `tensors_to_file` wrote, on the CPU. Raises CheckpointError where the file is missing or cut."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; resume from another checkpoint with --resume-from"
+        ) from error
+
+
+def safetensors_size(path: Path) -> int:
+    """Bytes that the header of a safetensors file declares: 8, its own length, and the end of the last tensor.
+
+    Raises CheckpointError where the header is not readable.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has no readable safetensors header: {error}") from error
+    return 8 + length + max(ends, default=0)
