@@ -123,6 +123,10 @@ def test_parquet_nulls_are_absent_and_bad_strings_are_row_errors(tmp_path: Path)
         "end",
     ]
     assert found[1].where == f"{tmp_path}/b.parquet:2" and found[1].got == "byte 0xff at byte 2 of the string"
+    late = pa.array([0, 2**61], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["t", "u"], "when": late}), tmp_path / "d.parquet")
+    found = examples(tmp_path / "d.parquet")
+    assert (found[0].text, found[1].reason, found[1].got) == ("t", "unreadable value", "date value out of range")
     damaged = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(damaged[:-20])
     with pytest.raises(DataError, match="broken Parquet"):

@@ -28,8 +28,9 @@ def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
                 for i in range(batch.num_rows):
                     number += 1
                     yield _row(batch, i, number, shown)
-    except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{shown}: broken Parquet: {e}. Copy or download the file again") from e
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as e:  # a damaged schema shows as names that do not decode
+        reason = " ".join(str(e).split())
+        raise DataError(f"{shown}: broken Parquet: {reason}. Copy or download the file again") from e
 
 
 def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
@@ -39,6 +40,10 @@ def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
     except UnicodeDecodeError as e:
         got = f"byte 0x{e.object[e.start]:02x} at byte {e.start + 1} of the string"
         return RowError("not UTF-8", where=where, got=got, expected="UTF-8", fix="Write the column again as UTF-8")
+    except (ValueError, OverflowError) as e:  # a date that Python cannot hold
+        return RowError(
+            "unreadable value", where=where, got=" ".join(str(e).split()), expected="a value Python can hold"
+        )
     problem = text_problem(value)
     return problem.at(where) if problem else Row(number, value)
 
