@@ -1,0 +1,83 @@
+"""What a data source contains, as one line: the name under which its tokens are cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+from espalier.errors import DataError
+
+SETTLED_S = 2.0
+_PLACE = re.compile(r"(@[\w.-]+)?(#[\w.-]+)?$")
+
+
+def content_key(path: str, cache: Path | None = None) -> str:
+    """Names what a source contains, for `open_store`: equal for equal bytes.
+
+    A file is named by `content_hash`; a folder by the names and hashes of all files in it, with the configuration and
+    split that follow it; a hub data set by its path and the commit that the hub serves now. Raises DataError where
+    these cannot be found out.
+    """
+    try:
+        if os.path.isfile(path):
+            return f"file {content_hash(Path(path), cache)}"
+        name = path if os.path.isdir(path) else _PLACE.sub("", path)
+        place, folder = path[len(name) :], Path(name)
+        if folder.is_dir():
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            names = {str(file.relative_to(folder)): content_hash(file, cache) for file in files}
+            return f"folder {place} {hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(name).sha
+    except Exception as e:  # the network raises errors of several libraries, with no common base
+        reason = " ".join(str(e).split())[:500]
+        raise DataError(
+            f"{path}: no such file, and the hub does not answer for it: {type(e).__name__}: {reason}"
+        ) from e
+    return f"hub {path} {commit}"
+
+
+def content_hash(path: Path, cache: Path | None = None) -> str:
+    """sha256 of the bytes of `path`, as 64 hex digits, read as a stream.
+
+    With `cache`, the result is remembered under `cache/hashes` and returned without reading the file for as long as its
+    size, modification time and inode stay the same. A file changed less than 2 s ago is not remembered: a second change
+    within the resolution of its time stamp would go unseen. Raises OSError where the file cannot be read.
+    """
+    path = path.resolve()
+    seen = _stamp(path)
+    memo = cache / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json" if cache else None
+    if memo and (known := _recall(memo, seen)):
+        return known
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if memo and _stamp(path) == seen and time.time() - path.stat().st_mtime > SETTLED_S:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        draft = memo.with_name(f"{memo.name}.{os.getpid()}")
+        draft.write_text(json.dumps({"path": str(path), "stamp": seen, "sha256": digest}), encoding="utf-8")
+        os.replace(draft, memo)
+    return digest
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _recall(memo: Path, seen: list[int]) -> str | None:
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # never written, or cut short by a full disk: hash the file again
+        return None
+    if isinstance(known, dict) and known.get("stamp") == seen:
+        digest = known.get("sha256")
+        return digest if isinstance(digest, str) and len(digest) == 64 else None
+    return None

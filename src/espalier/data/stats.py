@@ -1,0 +1,134 @@
+"""What a data set holds, counted while it is tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from espalier.types import Sample
+
+
+class Span(Protocol):
+    """Tokens `start` up to, not including, `end` of a sample belong to a turn of `role`."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def role(self) -> str: ...
+
+
+class Rendered(Protocol):
+    """One sample of a row, with the turns its tokens come from."""
+
+    @property
+    def sample(self) -> Sample: ...
+    @property
+    def spans(self) -> Sequence[Span]: ...
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Counts over one data source. `rows` == `kept` + `rejected`; a row is kept as one group of samples, and a row that
+    holds several examples counts once for each.
+
+    `by_role` and `trained_by_role` count tokens by the role of their turn, "other" outside every turn; they add up to
+    `tokens` and `trained`. Tokens of a prefix that several samples of a group share count once for each.
+    `truncated` counts rows with a sample that lost its tail; `untrained` counts samples without a trained token.
+    Of the `whole` samples (not truncated, something trained), `stopped` end their trained part in a stop token.
+    `bos_0`, `bos_1` and `bos_more` count samples by their number of BOS tokens, where the tokenizer has one; where it
+    is also a stop token, only those at the start of the sample count.
+    `histogram[2 ** k]` counts samples of more than 2 ** (k - 1) and at most 2 ** k tokens; `longest` is in tokens.
+    `duplicates` counts groups whose tokens are those of an earlier group.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+    tokens: int = 0
+    trained: int = 0
+    by_role: dict[str, int] = field(default_factory=dict)
+    trained_by_role: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    untrained: int = 0
+    whole: int = 0
+    stopped: int = 0
+    bos_0: int = 0
+    bos_1: int = 0
+    bos_more: int = 0
+    longest: int = 0
+    histogram: dict[int, int] = field(default_factory=dict)
+    duplicates: int = 0
+
+    @property
+    def stop_share(self) -> float:
+        """stopped / whole; 1 where no sample is whole."""
+        return self.stopped / self.whole if self.whole else 1.0
+
+    def reject(self, reason: str) -> None:
+        """Count a row that cannot be used."""
+        self.rows += 1
+        self.rejected += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def keep(self, row: Sequence[Rendered], stop_ids: Collection[int], bos_id: int | None) -> None:
+        """Count a row that became these samples."""
+        self.rows += 1
+        self.kept += 1
+        self.truncated += any(r.sample.stop == "length" for r in row)
+        for rendered in row:
+            self._sample(rendered.sample, stop_ids, bos_id)
+            self._roles(rendered)
+
+    def _sample(self, sample: Sample, stop_ids: Collection[int], bos_id: int | None) -> None:
+        length, trained = len(sample.tokens), sum(sample.mask)
+        self.samples += 1
+        self.tokens += length
+        self.trained += trained
+        self.longest = max(self.longest, length)
+        edge = 1 << max(0, length - 1).bit_length()
+        self.histogram[edge] = self.histogram.get(edge, 0) + 1
+        if not trained:
+            self.untrained += 1
+        elif sample.stop != "length":
+            self.whole += 1
+            last = length - 1 - sample.mask[::-1].index(True)
+            self.stopped += sample.tokens[last] in stop_ids
+        if bos_id is not None:
+            if bos_id in stop_ids:
+                count = next((i for i, t in enumerate(sample.tokens) if t != bos_id), length)
+            else:
+                count = sample.tokens.count(bos_id)
+            self.bos_0 += count == 0
+            self.bos_1 += count == 1
+            self.bos_more += count > 1
+
+    def _roles(self, rendered: Rendered) -> None:
+        mask = rendered.sample.mask
+        seen = seen_trained = 0
+        for span in rendered.spans:
+            part = mask[span.start : span.end]
+            seen += len(part)
+            seen_trained += sum(part)
+            _add(self.by_role, span.role, len(part))
+            _add(self.trained_by_role, span.role, sum(part))
+        _add(self.by_role, "other", len(mask) - seen)
+        _add(self.trained_by_role, "other", sum(mask) - seen_trained)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StoreStats:
+        stats = cls(**data)
+        stats.histogram = {int(edge): count for edge, count in sorted(stats.histogram.items(), key=lambda e: int(e[0]))}
+        return stats
+
+
+def _add(counts: dict[str, int], name: str, n: int) -> None:
+    if n:
+        counts[name] = counts.get(name, 0) + n

@@ -1,0 +1,269 @@
+"""Tokenised data: rows are read as a stream, rendered once, and cached on disk under what they contain.
+
+Memory is constant: a build holds one row and the file buffers, and an open store maps a few numbers a group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.data import entry as disk
+from espalier.data.rejected import record, rejections, restore
+from espalier.data.stats import Rendered, StoreStats
+from espalier.errors import ConfigError, DataError, RowError
+from espalier.types import Example, Origin, Sample
+
+_PROGRESS_EVERY = 256
+_BUCKET = 1 << 18
+
+
+class Named(Protocol):
+    """What a store asks of a data source: its name in reports, its path in errors, and the format it is read in."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+
+
+class Renderer(Protocol):
+    """Turns an example into samples. Two renderers of equal `fingerprint` render every example alike."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def stop_ids(self) -> Collection[int]: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    def render(self, example: Example, key: int) -> Sequence[Rendered]: ...
+
+
+class Store:
+    """The groups of one data source; a group holds the samples of one row.
+
+    `part` renames the part of samples that rendering left in "main". `key` identifies contents and rendering;
+    `source` and `path` are the source's; `folder` holds the files.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any], *, key: str, source: Named, part: str) -> None:
+        self.folder, self.key, self.part = folder, key, part
+        self.source, self.path = source.name, source.path
+        self.stats = StoreStats.from_json(meta["stats"])
+        self.lengths: NDArray[np.int32] = disk.column(folder, "tokens")
+        """Tokens of each group, all its samples together, a shared prefix counted for each."""
+        self.samples_per_group: NDArray[np.int32] = disk.column(folder, "samples")
+        self.hashes: NDArray[np.uint64] = disk.column(folder, "hash")
+        """64 bits of each group's tokens: equal for exact duplicates."""
+        self._first = disk.column(folder, "first")
+        self._lines = disk.column(folder, "line")
+        self._parts = [part if name == "main" else name for name in meta["parts"]]
+        # Keys of samples differ between stores in 22 bits that follow from the contents, and inside a store by number.
+        digest = hashlib.sha256(f"{key}\n{part}".encode()).digest()
+        self._base = (int.from_bytes(digest[:8], "little") & 0x3FFFFF) << 40
+        self._fds = [os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("samples", "tokens", "runs")]
+        weakref.finalize(self, _close, self._fds)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def group(self, i: int) -> list[Sample]:
+        """New Sample objects of group `i` (0 <= i < len), with `group` = i and keys that no other sample has.
+
+        Raises IndexError outside that range, and DataError where the files were cut short.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"group {i} of {self.source}, which has {len(self)}")
+        samples, tokens, runs = self._fds
+        first, count = int(self._first[i]), int(self.samples_per_group[i])
+        table = disk.read_at(samples, disk.SAMPLE, first, count, self.folder)
+        n, m = int(table["tokens"].sum()), int(table["runs"].sum())
+        laid = disk.read_at(tokens, disk.TOKEN, int(table["token"][0]), n, self.folder).tolist()
+        run = disk.read_at(runs, disk.RUN, int(table["run"][0]), m, self.folder)
+        mask = np.repeat(run["trained"], run["length"]).tolist()
+        weights = np.repeat(run["weight"], run["length"]).tolist()
+        group, start = [], 0
+        for j, row in enumerate(table.tolist()):
+            _, length, _, _, part, stop = row
+            end = start + length
+            sample = Sample(laid[start:end], mask[start:end], weights[start:end], group=i, part=self._parts[part])
+            sample.key, sample.stop = self._base + first + j, disk.STOPS[stop]
+            group.append(sample)
+            start = end
+        return group
+
+    def origin(self, i: int) -> Origin:
+        """Where group `i` was read."""
+        return Origin(self.source, int(self._lines[i]))
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def open_store(
+    source: Named,
+    read_rows: Callable[[], Iterator[Example | RowError]],
+    renderer: Renderer,
+    *,
+    cache: Path,
+    content_key: str,
+    options: str = "",
+    part: str = "main",
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    on_progress: Callable[[int], None] | None = None,
+) -> Store:
+    """The tokens of `source`, from the cache where they are there, else read, rendered and cached.
+
+    content_key: what the source contains, such as `content_hash` of a file, or name and revision of a hub data set.
+    options: how its rows are read, beyond `source.format`; part of the entry's key, as the renderer's fingerprint is.
+    on_bad_row: "skip" lists rows that cannot be used in the entry (`write_rejected` copies them out); "stop" raises the
+        first as a RowError, caches nothing, and does not accept an entry that lists any.
+    on_progress: called with the number of rows read so far, every 256 and at the end; not for a cached source.
+
+    Processes that open the same source at the same time build it once. Raises RowError; DataError where the source has
+    no row that can be used; EspalierError where the cache cannot be written.
+    """
+    key = _entry_key(content_key, renderer.fingerprint, source.format, options)
+    home = cache / "tokens"
+    meta = disk.read_meta(home / key)
+    if meta is None:
+        with disk.locked(home, key):
+            meta = disk.read_meta(home / key)
+            if meta is None:
+                with disk.building(home, key) as folder:
+                    _build(folder, source, read_rows, renderer, on_bad_row == "stop", on_progress)
+                meta = disk.read_meta(home / key)
+    if meta is None:
+        raise DataError(f"{home / key}: the token cache is damaged as soon as written. Use another folder with --cache")
+    store = Store(home / key, meta, key=key, source=source, part=part)
+    if on_bad_row == "stop" and store.stats.rejected:
+        raise restore(next(rejections(store.folder)), source.path)
+    if not len(store):
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in store.stats.reasons.items()) or "it has no rows"
+        raise DataError(f"{source.path}: no row can be used: {reasons}. See {store.folder / 'rejected.jsonl'}")
+    return store
+
+
+def _entry_key(*names: str) -> str:
+    text = "\n".join(hashlib.sha256(name.encode()).hexdigest() for name in (str(disk.VERSION), *names))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _build(
+    folder: Path,
+    source: Named,
+    read_rows: Callable[[], Iterator[Example | RowError]],
+    renderer: Renderer,
+    stop: bool,
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    stats, stop_ids, bos_id = StoreStats(), frozenset(renderer.stop_ids), renderer.bos_id
+    with disk.writing(folder.parent):
+        writer = disk.Writer(folder)
+    try:
+        for example in read_rows():
+            row = _render(renderer, example, stats.rows, source.path)
+            if isinstance(row, RowError):
+                if stop:
+                    raise row
+                stats.reject(row.reason)
+                with disk.writing(folder.parent):
+                    writer.reject(record(row, stats.rows, source.name, source.path))
+            else:
+                line, rendered = row
+                samples = [r.sample for r in rendered]
+                stats.keep(rendered, stop_ids, bos_id)
+                with disk.writing(folder.parent):
+                    writer.add(samples, line, _digest(samples))
+            if on_progress and stats.rows % _PROGRESS_EVERY == 0:
+                on_progress(stats.rows)
+        with disk.writing(folder.parent):
+            writer.flush()
+            stats.duplicates = stats.kept - _distinct(folder / "group_hash.bin")
+            writer.finish({"source": source.name, "stats": stats.to_json()})
+    except BaseException:
+        writer.abandon()
+        raise
+    if on_progress:
+        on_progress(stats.rows)
+
+
+def _render(
+    renderer: Renderer, example: Example | RowError, key: int, path: str
+) -> tuple[int, Sequence[Rendered]] | RowError:
+    """The line and the samples of a row, or why it has none."""
+    if isinstance(example, RowError):
+        return example
+    try:
+        rendered = renderer.render(example, key)
+        if not rendered or not all(r.sample.tokens for r in rendered):
+            raise RowError("no tokens", expected="at least one token in every sample")
+    except RowError as e:
+        return e.at(f"{path}:{example.origin.line}")
+    return example.origin.line, rendered
+
+
+def _digest(samples: Sequence[Sample]) -> int:
+    """64 bits of the tokens of a group, sample by sample."""
+    state = hashlib.blake2b(digest_size=8)
+    for s in samples:
+        state.update(len(s.tokens).to_bytes(8, "little"))
+        state.update(np.array(s.tokens, disk.TOKEN).tobytes())
+    return int.from_bytes(state.digest(), "little")
+
+
+def _distinct(path: Path) -> int:
+    """How many different numbers a file of uint64 holds, a bucket of them in memory at a time."""
+    total = path.stat().st_size // 8
+    buckets = max(1, -(-total // _BUCKET))
+    found = 0
+    for b in range(buckets):
+        kept = [np.zeros(0, "<u8")]
+        with open(path, "rb") as stream:
+            while len(chunk := np.fromfile(stream, "<u8", _BUCKET)):
+                kept.append(chunk[chunk % np.uint64(buckets) == b])
+        found += len(np.unique(np.concatenate(kept)))
+    return found
+
+
+def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of groups to train on and to hold out, both ascending; about `fraction` of the groups are held out.
+
+    A group's side follows from its tokens, `seed` and `fraction` alone, so that exact duplicates are on the same side,
+    in this store and in others, and rows added to a file move no other row. Where that leaves a side empty, the tokens
+    nearest to it change sides. Raises ConfigError for a fraction outside (0, 1), and where all groups are alike.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"eval_fraction got {fraction}, expected more than 0 and less than 1", key="eval_fraction")
+    place = _mix(store.hashes ^ _mix(np.array([seed % (1 << 64)], np.uint64)))
+    if len(place) < 2 or (place == place[0]).all():
+        raise ConfigError(
+            f"eval_fraction {fraction}: {store.source} has {len(place)} usable row(s) and all hold the same tokens; "
+            "expected two that differ. Name held-out files with --eval-data instead",
+            key="eval_fraction",
+        )
+    held = (place >> np.uint64(11)) * 2.0**-53 < fraction
+    if not held.any():
+        held = place == place.min()
+    elif held.all():
+        held = place != place.max()
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of 64-bit numbers in which every input bit reaches every output bit (the finaliser of SplitMix64)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
