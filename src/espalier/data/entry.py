@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from espalier.data.rejected import NAME as REJECTED
 from espalier.errors import DataError, EspalierError
+from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason
 
 VERSION = 1
@@ -121,7 +122,7 @@ class Writer:
             stream.write(text.encode("utf-8", "backslashreplace"))
             stream.flush()
             os.fsync(stream.fileno())
-        sync_folder(self.folder)
+        fsync_dir(self.folder)
 
     def abandon(self) -> None:
         """Close the files of an entry that will not be finished, whatever their buffers say about a full disk."""
@@ -164,15 +165,6 @@ def read_at(fd: int, kind: np.dtype[Any], first: int, count: int, folder: Path) 
     return np.frombuffer(data, kind)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power failure."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def building(home: Path, key: str) -> Iterator[Path]:
     """A new folder to write the entry `home/key` into; renamed to it when the block ends, removed when it raises.
@@ -188,7 +180,7 @@ def building(home: Path, key: str) -> Iterator[Path]:
         yield draft
         with writing(home):
             _place(draft, home / key)
-            sync_folder(home)
+            fsync_dir(home)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
