@@ -182,4 +182,4 @@ def test_a_real_model_tells_a_story(shared: Path, capsys: pytest.CaptureFixture[
     # At temperature 1 its own stories cost it what held-out ones do, 1.26 nats a token, within the noise of 20 stories.
     drawn = sampler.generate([prompt], 20, SamplingParams(max_tokens=120, temperature=1.0))[0]
     scored = [x for s in drawn for x, trained in zip(s.streams["logprobs"], s.mask, strict=True) if trained]
-    assert 1.1 < -sum(scored) / len(scored) < 1.45
+    assert 1.0 < -sum(scored) / len(scored) < 1.4

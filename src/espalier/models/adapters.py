@@ -45,12 +45,10 @@ def has_adapter(model: nn.Module) -> bool:
 def quantization(config: ModelConfig, device: torch.device) -> Any:
     """The transformers quantization config of QLoRA (4-bit NF4, doubly quantised, bfloat16 arithmetic), None without.
 
-    Raises ConfigError where QLoRA is asked for without LoRA, CUDA or the extra.
+    Raises ConfigError where QLoRA is asked for without CUDA or the extra.
     """
     if not config.qlora:
         return None
-    if not config.lora_rank and not config.adapter:
-        raise ConfigError("qlora trains LoRA matrices over a 4-bit base, but lora_rank is 0. Pass lora_rank 16, say")
     if device.type != "cuda":
         raise ConfigError(
             f"qlora needs CUDA, got device {device}. Train with lora_rank alone; on a CPU the base stays in float32"
@@ -75,24 +73,13 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequenc
     rows `new_tokens` of the input embedding and the head (one shared set where they are tied) are trained beside it.
     Returns lines for the user; does nothing where no LoRA is asked for.
 
-    Raises ConfigError for options that need each other, and targets that do not exist; ModelError for an adapter that
+    Raises ConfigError for a second adapter and for targets that cannot be adapted; ModelError for an adapter that
     does not fit the model.
     """
     if not config.lora_rank and not config.adapter:
-        for option, given in (
-            ("lora_targets", config.lora_targets),
-            ("rslora", config.rslora),
-            ("lora_dropout", config.lora_dropout),
-        ):
-            if given:
-                raise ConfigError(
-                    f"{option} is given, but lora_rank is 0, which trains the full weights. Pass lora_rank 16, say"
-                )
         return []
     if has_adapter(model):
         raise ConfigError("the model has a LoRA adapter already")
-    if config.lora_dropout and not config.dropout:
-        raise ConfigError(f"lora_dropout {config.lora_dropout:g} needs dropout true; all dropouts are 0 otherwise")
     if config.adapter:
         return _continue_adapter(model, config, new_tokens)
     from peft import LoraConfig
@@ -125,7 +112,8 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     tied = model.all_tied_weights_keys if model.config.get_text_config().tie_word_embeddings else {}
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    buffers = {n: b for n, b in model.state_dict(keep_vars=True).items() if n in dict(model.named_buffers())}
+    held = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in held}
     for name, tensor in {**parameters, **buffers}.items():
         if any(part in name for part in _PARTS) or ".original_module." in name:
             continue
@@ -243,10 +231,6 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
                 f"adapter {config.adapter} uses {option}, which cannot be continued. "
                 "Merge it into its base with peft first"
             )
-    if config.lora_rank not in (0, settings.r):
-        raise ConfigError(
-            f"lora_rank is {config.lora_rank}, but adapter {config.adapter} has rank {settings.r}. Leave lora_rank out"
-        )
     if missing := set(new_tokens) - _trained_rows(settings):
         raise ConfigError(
             f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not train. "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from espalier.errors import ConfigError
+from espalier.files import PARTIAL, beside, discard, fsync_tree, make_dir, replace_dir
 from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged_state
 from espalier.models.load import quiet
 
@@ -43,7 +42,8 @@ def export(
     embedding grew must be resized to the tokenizer before the adapter is put on it.
 
     Everything is written beside `folder`, flushed to disk, and put in place by a rename; an earlier export there is
-    replaced. The model is not changed. Under FSDP every rank calls this, with `write` on one of them.
+    replaced. On an OSError what stood there is untouched. The model is not changed. Under FSDP every rank calls this,
+    with `write` on one of them.
 
     Raises ConfigError where `folder` holds something else, or no adapter is there to be written alone.
     """
@@ -63,17 +63,21 @@ def export(
                 weights[name] = tensor.contiguous()
     if not write:
         return
-    beside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    if adapter_only:
-        _write_adapter(model, weights, beside)
-    else:
-        _write_model(model, weights, beside, source_dtype, shard_size)
-        _write_generation(model, beside, stop_ids)
-    tokenizer.save_pretrained(str(beside))
-    _flush(beside)
-    _replace(beside, folder)
+    make_dir(folder.parent)
+    partial = beside(folder, PARTIAL)
+    discard(partial)
+    partial.mkdir()
+    try:
+        if adapter_only:
+            _write_adapter(model, weights, partial)
+        else:
+            _write_model(model, weights, partial, source_dtype, shard_size)
+            _write_generation(model, partial, stop_ids)
+        tokenizer.save_pretrained(str(partial))
+        fsync_tree(partial)
+        replace_dir(partial, folder)
+    finally:
+        discard(partial)
 
 
 def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str) -> None:
@@ -126,33 +130,6 @@ def _plain_class(model: Any) -> Any:
 
 def _is_export(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-
-
-def _flush(folder: Path) -> None:
-    for path in [*sorted(folder.rglob("*")), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _replace(beside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    _flush_directory(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_stop_ids(folder: Path) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -111,7 +112,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Lo
                 ignore_mismatched_sizes=True,  # reported below by name, with all others
                 **extra,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be read: {_line(error)}") from error
     _refuse_incomplete(path, info)
     _refuse_large_vocabulary(path, model, tokenizer)
@@ -282,8 +283,6 @@ def _weight_files(path: str, folder: Path) -> list[Path]:
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:
     """The floating dtype of most stored numbers, from the files' headers."""
-    from safetensors import safe_open
-
     sizes: Counter[torch.dtype] = Counter()
     for file in files:
         with safe_open(str(file), "pt") as tensors:
