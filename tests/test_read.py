@@ -84,6 +84,12 @@ def test_lines_of_array_elements(tmp_path: Path) -> None:
     assert [line for line, _ in rows_of(path)] == [2, 2, 4, 7]
 
 
+def test_a_number_cut_by_a_read_is_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "CHUNK", 1)
+    (tmp_path / "a.json").write_text("[123456, -1.5e3, true]")
+    assert rows_of(tmp_path / "a.json") == [(1, 123456), (1, -1500.0), (1, True)]
+
+
 chats = st.lists(
     st.lists(st.tuples(st.sampled_from(["user", "assistant"]), texts.map(lambda t: t + "x")), max_size=4),
     min_size=1,
@@ -169,6 +175,15 @@ def test_text_files_are_cut_at_blank_lines(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.txt").write_bytes(b"\r\none\r\ntwo\r\n\r\nthree\r\nfour\r\n")
     got = examples(tmp_path / "a.txt")
     assert [(e.text, e.origin.line) for e in got] == [("one\ntwo", 2), ("three\nfour", 5)]
+    (tmp_path / "a.txt").write_text("a\n\nbbbbbbb\nccc")  # the blank line stands in the first half
+    assert [e.text for e in examples(tmp_path / "a.txt")] == ["a\n\nbbbbbbb", "ccc"]
+
+
+def test_a_character_cut_by_a_read_is_placed_where_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "_PART", 4)
+    (tmp_path / "a.txt").write_bytes("abcé\nabc".encode() + b"\xc3xyz\n")
+    text, error = examples(tmp_path / "a.txt")[::-1]
+    assert (text.text, error.got, error.where[-7:]) == ("abcé\nabc", "byte 0xc3 at offset 9", "a.txt:2")
 
 
 def test_long_lines_are_cut_after_sentences_then_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +336,8 @@ def test_the_format_is_decided_once_by_the_first_rows(tmp_path: Path) -> None:
     assert isinstance(got[1], RowError) and got[1].where.endswith(":2")
     assert [type(e).__name__ for e in got[2:5]] == ["Text", "RowError", "RowError"]
     assert all(isinstance(e, Text) for e in got[5:]) and len(got) == 35
+    path.write_text("\n".join(map(json.dumps, [{"text": "t"}, PAIR, PAIR])))
+    assert [type(e).__name__ for e in examples(path)] == ["RowError", "Chat", "Chat"]
 
 
 # ----------------------------------------------------------------------------------------------------------- data sets
