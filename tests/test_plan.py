@@ -266,3 +266,14 @@ def test_a_large_plan_costs_a_few_bytes_a_row() -> None:
     tracemalloc.stop()
     assert plan.steps == n // 32
     assert held < 6 * n and peak < 24 * n
+
+
+def test_permutations_of_past_epochs_are_let_go() -> None:
+    n = 100_000
+    plan = Plan([source(n)], seed=0, samples_per_step=1000, epochs=20)
+    tracemalloc.start()
+    for i in range(0, plan.steps, 50):
+        plan.step(i)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10 * n  # two permutations of 4 bytes a group

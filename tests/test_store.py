@@ -20,6 +20,7 @@ import pytest
 from espalier.data import entry
 from espalier.data.content import content_hash, content_key
 from espalier.data.rejected import write_rejected
+from espalier.data.stats import StoreStats
 from espalier.data.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError, EspalierError, RowError
 from espalier.types import Example, Origin, Sample, Text
@@ -187,7 +188,18 @@ def test_missing_stop_tokens_and_double_bos_show(tmp_path: Path) -> None:
     assert (stats.bos_0, stats.bos_1, stats.bos_more) == (0, 1, 1)
 
 
+def test_the_stop_token_is_looked_for_at_the_end_of_the_trained_part() -> None:
+    stats = StoreStats()
+    for tokens, mask in (([5, STOP, 9], [0, 1, 0]), ([5, 6, STOP], [1, 1, 0])):
+        sample = Sample(tokens, [bool(m) for m in mask], [float(m) for m in mask])
+        stats.keep([FakeRendered(sample, [])], {STOP}, None)
+    assert (stats.whole, stats.stopped) == (2, 1)
+    assert (stats.bos_0, stats.bos_1, stats.bos_more) == (0, 0, 0)
+
+
 def test_duplicates_compare_tokens_sample_by_sample(tmp_path: Path) -> None:
+    one_sample, two_samples = f"a|b{chr(STOP)}{chr(BOS)}c", "a|b&c"
+    assert build(tmp_path, [one_sample, two_samples], content_key="v2").stats.duplicates == 0
     assert build(tmp_path, ["a|b&c|d", "a|b", "c|d", "a|b&c|d", "a|b", "a|b"]).stats.duplicates == 3
 
 
