@@ -1,0 +1,130 @@
+"""Chat templates: the built-in ones, a user's own file, and what a template is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espalier.errors import ConfigError, RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "alpaca": (),
+    "plain": (),
+}
+"""Name -> the control tokens it writes; those that write none end a turn in the end-of-text token."""
+
+_MARKUP = re.compile("<[|\uff5c][^<>\\s|\uff5c]{1,60}[|\uff5c]>")  # U+FF5C: the fullwidth bar of some vocabularies
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give `tokenizer` the chat template `name`: built in (chatml, llama3, alpaca, plain) or a Jinja file.
+
+    It ends up in `tokenizer.chat_template`, and so in what is exported. A built-in one writes the begin-of-text token
+    where the tokenizer itself puts one in front of text. An empty name keeps the tokenizer's own.
+
+    Raises ConfigError where the name is neither, the file is no Jinja template, or the template writes control tokens
+    that the vocabulary lacks: those would be split into characters.
+    """
+    if not name:
+        return
+    if name in BUILT_IN:
+        source = _built_in(name)
+        if adds_bos(tokenizer):
+            source = "{{- bos_token }}" + source
+        if not BUILT_IN[name] and tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"template {name} ends a turn in the end-of-text token, but the tokenizer has none. {_OTHER}"
+            )
+    else:
+        source = _file(name)
+    known = tokenizer.get_vocab()
+    lacking = [token for token in BUILT_IN.get(name, _control_tokens(source)) if token not in known]
+    if lacking:
+        raise ConfigError(
+            f"template {name} writes {', '.join(lacking)}, which the tokenizer does not know and would split into "
+            f"characters. Add them with --add-tokens {' '.join(map(repr, lacking))}, or take --template plain"
+        )
+    tokenizer.chat_template = source
+
+
+_OTHER = "Choose a template that names its own (chatml, llama3)"
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts its begin-of-text token in front of a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a", add_special_tokens=True)["input_ids"][:1] == [bos]
+
+
+@lru_cache
+def _built_in(name: str) -> str:
+    folder = resources.files("espalier.data") / "templates"
+    return "".join((folder / f"{part}.jinja").read_text(encoding="utf-8") for part in ("_shared", name))
+
+
+def _file(name: str) -> str:
+    from jinja2 import TemplateError
+
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"template got {name!r}; expected {', '.join(BUILT_IN)} or the path of a Jinja file")
+    try:
+        source = path.read_text(encoding="utf-8")
+        literals(source)
+    except (TemplateError, UnicodeDecodeError) as e:
+        raise ConfigError(f"template {name} is no Jinja template in UTF-8: {e}") from e
+    return source
+
+
+def _control_tokens(source: str) -> list[str]:
+    """What looks like a control token in the text a template writes."""
+    return sorted({token for text in literals(source) for token in _MARKUP.findall(text)})
+
+
+# --------------------------------------------------------------------------------------------------------- rendering
+
+
+def write(source: str, values: Mapping[str, Any]) -> str:
+    """The text of the template `source` for `values`. Raises RowError where the template refuses them."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(_compiled(source).render(**values))
+    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or by a type mismatch.
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
+        raise RowError("chat template refuses the conversation", got=f"{e}"[:200]) from e
+
+
+def _compiled(source: str) -> Any:
+    # transformers' own environment: its sandbox, its `tojson`, `{% generation %}`; it keeps what it compiled.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(source)
+
+
+@lru_cache(maxsize=8)
+def literals(source: str) -> tuple[str, ...]:
+    """Every constant string of a template and all text outside its tags. Raises jinja2.TemplateError."""
+    from jinja2 import nodes
+
+    tree = _compiled(source).environment.parse(source)
+    found = {node.data for node in tree.find_all(nodes.TemplateData)}
+    found |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=8)
+def variables(source: str) -> frozenset[str]:
+    """Names that a template expects from outside."""
+    from jinja2 import meta
+
+    return frozenset(meta.find_undeclared_variables(_compiled(source).environment.parse(source)))
