@@ -189,12 +189,12 @@ def test_missing_stop_tokens_and_double_bos_show(tmp_path: Path) -> None:
 
 
 def test_the_stop_token_is_looked_for_at_the_end_of_the_trained_part() -> None:
-    stats = StoreStats()
-    for tokens, mask in (([5, STOP, 9], [0, 1, 0]), ([5, 6, STOP], [1, 1, 0])):
+    for tokens, mask, stopped in (([5, STOP, 9], [0, 1, 0], 1), ([5, 6, STOP], [1, 1, 0], 0)):
+        stats = StoreStats()
         sample = Sample(tokens, [bool(m) for m in mask], [float(m) for m in mask])
         stats.keep([FakeRendered(sample, [])], {STOP}, None)
-    assert (stats.whole, stats.stopped) == (2, 1)
-    assert (stats.bos_0, stats.bos_1, stats.bos_more) == (0, 0, 0)
+        assert (stats.whole, stats.stopped) == (1, stopped)
+        assert (stats.bos_0, stats.bos_1, stats.bos_more) == (0, 0, 0)
 
 
 def test_duplicates_compare_tokens_sample_by_sample(tmp_path: Path) -> None:
