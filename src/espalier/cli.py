@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 `doctor` found a fault, 2 an error the user can act on, 13
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,11 +124,9 @@ def _heading(name: str) -> tuple[str, str, str]:
 
 def resumption(out: Path) -> str:
     """How to go on with the run in `out` after an interrupt."""
-    saved = any((out / "checkpoints").glob("step-*"))
-    if not saved:
-        return f"no checkpoint was saved in {out}; start anew with --overwrite"
-    config = f"--config {out / 'run.yaml'}" if (out / "run.yaml").exists() else "with the same flags and"
-    return f"continue with: espalier sft {config} --resume"
+    if not (out / "run.yaml").exists():
+        return f"{out} holds no run yet; the same command starts it"
+    return f"continue with: espalier sft --config {shlex.quote(str(out / 'run.yaml'))} --resume"
 
 
 def main(argv: Arguments | None = None) -> int:

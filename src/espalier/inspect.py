@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from espalier.data.render import Rendered
 
+    Row = tuple[str, Sequence[Rendered]]
+    """Where a row was read, and the samples it became."""
+
 TRAINED = ("white on dark_green", "white on green4")  # by turns, so that token boundaries show
 SPECIAL = "bold"
 KEPT_JOINERS = "\u200c\u200d"  # scripts and emoji need them; other invisible characters are spelt out
@@ -102,7 +105,7 @@ def name(text: str) -> str:
     return f"\u27e8{visible(inner)}\u27e9"
 
 
-def header(number: int, row: Rendered, shown: Sequence[Token], origin: str = "") -> str:
+def header(number: str, origin: str, row: Rendered, shown: Sequence[Token]) -> str:
     """Row number, where it was read, tokens, trained tokens, their weights, and whether the tail was cut off."""
     trained = [t for t in shown if t.trained]
     parts = [f"row {number}", origin, f"{len(shown):,} tokens", f"{len(trained):,} trained"]
@@ -111,32 +114,32 @@ def header(number: int, row: Rendered, shown: Sequence[Token], origin: str = "")
         parts.append("weights " + ", ".join(f"{w:g} ({n:,})" for w, n in sorted(weights.items())))
     if row.sample.stop == "length":
         parts.append("truncated")
-    return "  ".join(part for part in parts if part)
+    return "  ".join(visible(part) for part in parts if part)
+
+
+def _titled(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Token]]]:
+    """Each sample with its header; the samples of row 2, where there are several, are numbered 2.1, 2.2 and on."""
+    for count, (origin, group) in enumerate(rows, 1):
+        for index, row in enumerate(group, 1):
+            shown = tokens(row, tokenizer)
+            yield header(f"{count}.{index}" if len(group) > 1 else str(count), origin, row, shown), shown
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal
 
 
-def show(
-    rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, console: Console, origins: Sequence[str] = ()
-) -> None:
-    """Print rows. Trained tokens have a background, in two shades by turns; without colour, ⟦ and ⟧ enclose their runs.
-
-    `origins` say where each row was read; leave it empty where that is unknown.
-    """
+def show(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    """Print rows. Trained tokens have a background, in two shades by turns; without colour, ⟦ ⟧ enclose their runs."""
     colour = console.color_system is not None and not console.no_color
-    for number, (row, origin) in enumerate(zip(rows, origins or [""] * len(rows), strict=True), 1):
-        shown = tokens(row, tokenizer)
-        console.print(Text(header(number, row, shown, origin), style="bold cyan"), soft_wrap=True)
+    for title, shown in _titled(rows, tokenizer):
+        console.print(Text(title, style="bold cyan"), soft_wrap=True)
         console.print(_coloured(shown) if colour else _bracketed(shown), soft_wrap=True)
         console.print()
-    mark = (
-        Text.assemble(("trained", TRAINED[0]), " ", ("tokens", TRAINED[1]))
-        if colour
-        else Text("\u27e6trained tokens\u27e7")
-    )
-    legend = Text.assemble(mark, "  not trained  ", (name("<control token>"), SPECIAL), "  \u23ce newline", style="dim")
-    console.print(legend, soft_wrap=True)
+    mark = Text("\u27e6trained tokens\u27e7")
+    if colour:
+        mark = Text.assemble(("trained", TRAINED[0]), (" tokens", TRAINED[1]))
+    rest = Text.assemble("  not trained  ", (name("<control token>"), SPECIAL), "  \u23ce newline")
+    console.print(Text.assemble(mark, rest), soft_wrap=True)
 
 
 def _text(token: Token) -> str:
@@ -166,18 +169,16 @@ def _runs(shown: Sequence[Token]) -> Iterator[tuple[bool, str]]:
 # --------------------------------------------------------------------------------------------------------------- page
 
 
-def html(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, path: Path, origins: Sequence[str] = ()) -> None:
+def html(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write rows as one page that needs no network. A token under the pointer says its id, role and weight.
 
     Raises EspalierError where `path` cannot be written.
     """
     page = resources.files("espalier").joinpath("inspect.html").read_text(encoding="utf-8")
     articles, total, trained = [], 0, 0
-    for number, (row, origin) in enumerate(zip(rows, origins or [""] * len(rows), strict=True), 1):
-        shown = tokens(row, tokenizer)
+    for title, shown in _titled(rows, tokenizer):
         total, trained = total + len(shown), trained + sum(t.trained for t in shown)
-        body = "".join(_span(token) for token in shown)
-        articles.append(f"<article><h2>{escape(header(number, row, shown, origin))}</h2><p>{body}</p></article>")
+        articles.append(f"<article><h2>{escape(title)}</h2><p>{''.join(map(_span, shown))}</p></article>")
     summary = f"{len(rows):,} rows, {total:,} tokens, {trained:,} trained"
     page = page.replace("{{summary}}", summary).replace("{{rows}}", "\n".join(articles))
     try:

@@ -20,7 +20,7 @@ from espalier.fields import expected, infos, literals, nearest, show
 
 T = TypeVar("T")
 
-PER_CALL = ("resume", "overwrite")
+PER_CALL = ("resume", "resume_from", "accept_changes", "overwrite")
 """Keys about one call of a command, which a replayable file leaves out: a replay must not remove or continue a run."""
 
 

@@ -95,6 +95,21 @@ class Progress:
             parts.append(f"{peak_memory() / 2**30:.2f} GiB")
         return "  ".join(parts)
 
+    def reading(self, what: str) -> Callable[[str, int], None]:
+        """A function to be told (source, count) as a source is read; it prints a line about every `interval` seconds.
+
+        What takes less than that is not worth a line.
+        """
+        said = self.clock()
+
+        def tell(source: str, count: int) -> None:
+            nonlocal said
+            if self.clock() - said >= self.interval:
+                said = self.clock()
+                self.note(f"{source}: {count:,} {what}")
+
+        return tell
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; columns whose cells are all numbers stand to the right."""
         if self.quiet:

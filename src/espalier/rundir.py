@@ -29,7 +29,7 @@ from espalier.files import TRASH, fsync_dir, json_text, make_dir, write_atomic
 LOCK = ".lock"
 CONTENTS = (
     *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl", "report.html"),
-    *("checkpoints", "model", "tensorboard"),
+    *("checkpoints", "model", "tensorboard", "trackers"),
 )
 PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "peft")
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from espalier.errors import ConfigError, EspalierError
 from espalier.files import write_atomic
 
+FOLDER = "trackers"
+"""Folder in the run directory for what the extras keep there."""
 SECRET = re.compile(
     r"(?<=://)[^/@\s]+(?=@)"  # user:password in an address
     r"|\b(?:hf|sk|gh[pousr]|glpat|xox[abps])[-_][A-Za-z0-9_-]{16,}"  # tokens by their usual beginnings
@@ -35,7 +37,7 @@ class Trackers:
 
     `out` is the run directory, `names` the extras to use beside TensorBoard, `config` the flat config, of which
     trackers get a copy without secrets. `step` is the last step that is already done, 0 in a new run: on resume,
-    TensorBoard hides what it was told about later steps, and the others go on under the run's id, kept in `track.json`.
+    TensorBoard hides what it was told about later steps, and the others go on under the id in `trackers/id.json`.
 
     Raises ConfigError where an extra is not installed, EspalierError where a tracker cannot start.
     """
@@ -95,6 +97,8 @@ class Wandb:
     """Sends metrics, and no code, command line, console output or machine description."""
 
     def __init__(self, module: Any, out: Path, config: Mapping[str, Any]):
+        folder = out / FOLDER
+        folder.mkdir(exist_ok=True)
         settings = module.Settings(
             console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
         )
@@ -103,7 +107,7 @@ class Wandb:
             name=out.name,
             id=run_id(out),
             resume="allow",
-            dir=str(out),
+            dir=str(folder),
             config=dict(config),
             settings=settings,
         )
@@ -143,9 +147,10 @@ EXTRAS: dict[str, Callable[[Any, Path, Mapping[str, Any]], Adapter]] = {"wandb":
 
 
 def run_id(out: Path) -> str:
-    """The run's id at its trackers, made at the first call and kept in `out/track.json`."""
-    path = out / "track.json"
+    """The run's id at its trackers, made at the first call and kept in `out/trackers/id.json`."""
+    path = out / FOLDER / "id.json"
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         write_atomic(path, json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n")
     return str(json.loads(path.read_text(encoding="utf-8"))["id"])
 
