@@ -59,6 +59,16 @@ def test_only_the_adapter_is_trained_and_it_starts_at_nothing() -> None:
     assert torch.equal(model(X).logits, before(X).logits)
 
 
+def test_an_adapter_is_a_function_of_the_seed() -> None:
+    def start(seed: int) -> torch.Tensor:
+        model = tiny_model("llama")
+        torch.rand(seed + 3)  # whatever was drawn before
+        add_adapter(model, lora(), seed=seed)
+        return model.model.layers[1].mlp.up_proj.lora_A.default.weight
+
+    assert torch.equal(start(5), start(5)) and not torch.equal(start(5), start(6))
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_merge_is_w_plus_scaled_b_a(rslora: bool) -> None:
     model = tiny_model("llama")

@@ -65,11 +65,14 @@ def quantization(config: ModelConfig, device: torch.device) -> Any:
     )
 
 
-def add_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int] = ()) -> list[str]:
+def add_adapter(
+    model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int] = (), *, seed: int = 0
+) -> list[str]:
     """Put a new LoRA adapter on the model, or `config.adapter`'s, in place; everything else stops training.
 
     A linear layer computes x W' + s x A' B' with A [rank, in], B [out, rank] and s = alpha / rank, or
-    alpha / sqrt(rank) with rslora; B starts at 0, so the model is unchanged at first. Adapter weights are float32. The
+    alpha / sqrt(rank) with rslora; B starts at 0, so the model is unchanged at first; A is a function of
+    `seed`, the same on every rank. Adapter weights are float32. The
     rows `new_tokens` of the input embedding and the head (one shared set where they are tied) are trained beside it.
     Returns lines for the user; does nothing where no LoRA is asked for.
 
@@ -97,7 +100,7 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequenc
         base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
         trainable_token_indices=_token_indices(model, new_tokens),
     )
-    _inject(model, settings)
+    _inject(model, settings, seed)
     return [*notes, _summary(model, settings)]
 
 
@@ -189,12 +192,14 @@ def _token_indices(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]
     return indices
 
 
-def _inject(model: PreTrainedModel, settings: Any) -> None:
+def _inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
     from peft import inject_adapter_in_model
 
     model.requires_grad_(False)
     try:
-        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+        with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, then moves
+            torch.default_generator.manual_seed(seed)
+            inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
@@ -238,7 +243,7 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
         )
     settings.inference_mode = False
     settings.lora_dropout = settings.lora_dropout if config.dropout else 0.0
-    _inject(model, settings)
+    _inject(model, settings, seed=0)
     stored = load_file(str(folder / "adapter_model.safetensors"))
     live = adapter_state(model)
     if set(stored) != set(live):

@@ -125,7 +125,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Lo
             + _some(unexpected)
         )
     # What an export puts back; kept on the model, so that no caller can forget to hand it on.
-    model.espalier_source = {name: _plain(value) for name, value in hf_config.to_dict().items()}
+    model.espalier_source = hf_config.to_dict()
     if not config.dropout and (zeroed := zero_dropouts(model)):
         notes.append("set to 0: " + ", ".join(zeroed) + " (dropout true keeps them)")
     if note := _read_differently(folder, tokenizer):
@@ -134,9 +134,11 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Lo
     return Loaded(model.train(), tokenizer, _stored_dtype(files), limit, original, folder, notes)
 
 
-def prepare(loaded: Loaded, config: ModelConfig) -> FreezeSummary:
-    """Apply what `config` asks of the trained model, in place and in the order that keeps it right: control tokens,
-    the LoRA adapter, frozen parameters, dropouts. Lines for the user are added to `loaded.notes`.
+def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSummary:
+    """Apply what `config` asks of the trained model, in place and in the order that keeps it right.
+
+    Control tokens, the LoRA adapter (a function of `seed`), frozen parameters, dropouts. Lines for the user are added
+    to `loaded.notes`.
 
     Raises ConfigError where a combination cannot be trained.
     """
@@ -145,7 +147,7 @@ def prepare(loaded: Loaded, config: ModelConfig) -> FreezeSummary:
         loaded.notes.append(
             "control tokens: " + ", ".join(f"{n} = {i}" for n, i in zip(config.add_tokens, ids, strict=True))
         )
-    loaded.notes.extend(add_adapter(loaded.model, config, ids))
+    loaded.notes.extend(add_adapter(loaded.model, config, ids, seed=seed))
     if not config.dropout:
         zero_dropouts(loaded.model)  # an adapter that is continued may bring its own
     summary = freeze(loaded.model, config)
@@ -330,10 +332,6 @@ def _limits(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None
 
 def _above_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def _plain(value: Any) -> Any:
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _some(names: list[str], shown: int = 4) -> str:
