@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
+from espalier.algorithms.sft import SFT
 from espalier.errors import ConfigError
 from espalier.fields import (
     Count,
@@ -109,6 +110,8 @@ class DataConfig:
     """Longest sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What a row that cannot be used does: stop the run, or be skipped and listed in rejected.jsonl."""
+    alpaca_prompt: bool = False
+    """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
     cache: str = ""
     """Folder of tokenised data, keyed by content; empty takes the user's cache folder."""
 
@@ -218,18 +221,6 @@ class LoopConfig:
 
 
 @section
-class SFTConfig:
-    """What supervised fine-tuning trains on."""
-
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    """Which tokens are trained: every assistant turn, the last one, or everything."""
-    neftune_alpha: NotNegative = 0.0
-    """Strength of uniform noise on input embeddings (NEFTune); 0 is none."""
-    alpaca_prompt: bool = False
-    """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
-
-
-@section
 class RunConfig:
     """A whole run of supervised fine-tuning."""
 
@@ -237,13 +228,13 @@ class RunConfig:
     data: DataConfig
     loop: LoopConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
+    sft: SFT = field(default_factory=SFT)
 
     def __post_init__(self) -> None:
         held_out = self.data.eval_data or self.data.eval_fraction
         if self.loop.eval_every and not held_out:
             raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
-        if self.sft.alpaca_prompt and self.data.format not in ("auto", "alpaca"):
+        if self.data.alpaca_prompt and self.data.format not in ("auto", "alpaca"):
             raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
 
 
@@ -254,7 +245,7 @@ class InspectConfig:
     rows: Count = 5
     """Rows to show."""
     html: str = ""
-    """Write one offline page here instead of printing."""
+    """Also write one offline page here."""
 
 
 @section

@@ -79,6 +79,8 @@ def json_text(value: Any) -> str:
 def make_dir(path: Path) -> None:
     """Create a folder and those above it, so that they last. Raises OSError."""
     if not path.is_dir():
+        if path.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         make_dir(path.parent)
         path.mkdir(exist_ok=True)
         fsync_dir(path.parent)
@@ -155,3 +157,14 @@ def disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def copy_dir(source: Path, target: Path) -> None:
+    """Make `target` a copy of the folder `source`: written beside, flushed, put in place by a rename. Raises OSError."""
+    partial = beside(target, PARTIAL)
+    if partial.exists():
+        shutil.rmtree(partial)
+    make_dir(target.parent)
+    shutil.copytree(source, partial)
+    fsync_tree(partial)
+    replace_dir(partial, target)

@@ -58,3 +58,8 @@ def like(whole: Tensor, model: Tensor) -> Tensor:
     if isinstance(model, DTensor):
         return distribute_tensor(whole.to(model.device), model.device_mesh, model.placements)
     return whole.to(model.device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -189,6 +189,28 @@ class TorchLearner:
         """Clip, update, clear gradients. Raises FloatingPointError before the update when the gradient is not finite."""
         return {"grad_norm": self.optimizer.step(lr)}
 
+    def probe_update(self, lr: float, dtype: torch.dtype) -> dict[str, float]:
+        """Share of weights with a gradient that a first Adam step of size `lr` would change, in the masters' dtype and
+        in `dtype`; clears the gradient.
+
+        Adam's first step moves every weight by lr times the sign of its gradient, whatever the gradient's size.
+        """
+        moved = {torch.float32: 0.0, dtype: 0.0}
+        counted = 0.0
+        for p in self.optimizer.parameters().values():
+            if p.grad is None:
+                continue
+            w, g = fsdp.local(p.detach()), fsdp.local(p.grad)
+            touched = g != 0
+            counted += touched.sum().item()
+            for kind in moved:
+                rounded = w.to(kind)
+                moved[kind] += (((w - lr * g.sign()).to(kind) != rounded) & touched).sum().item()
+            p.grad = None
+        sums = self.world.sum([counted, *moved.values()])
+        names = [str(kind).removeprefix("torch.") for kind in moved]
+        return {name: share / max(1.0, sums[0]) for name, share in zip(names, sums[1:], strict=True)}
+
     # ------------------------------------------------------------------------------------------------------- weights
 
     @contextmanager

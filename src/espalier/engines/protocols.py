@@ -45,8 +45,11 @@ class Learner(Protocol):
 
     world: World
 
-    def forward(self, groups: Sequence[Group], *, entropy: bool = False) -> list[dict[str, list[float]]]:
-        """For every sample, in order: its targets' `logprobs` (and `entropy`), one entry a token, 0 where not scored."""
+    def forward(
+        self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
+    ) -> list[dict[str, list[float]]]:
+        """For every sample, in order, one entry a token and 0 where not scored: `logprobs` of the tokens and, where asked
+        for, `entropy` of the distributions and `correct` (1 where the token is the most probable one)."""
         ...
 
     def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:

@@ -1,0 +1,66 @@
+"""Text in, text out: a model behind its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.config import ModelConfig
+from espalier.engines.generate import GenerateSampler
+from espalier.engines.protocols import SamplingParams
+from espalier.errors import ConfigError, RowError
+from espalier.data.render import Renderer
+from espalier.data.templates import apply_template
+from espalier.models.load import Loaded, load_model
+from espalier.types import Message
+
+
+class Chatter:
+    """Answers prompts with a model, through the template that its training uses."""
+
+    def __init__(self, loaded: Loaded):
+        self.tokenizer = loaded.tokenizer
+        self.renderer = Renderer(loaded.tokenizer)
+        self.sampler = GenerateSampler(loaded.model, loaded.tokenizer, limit=loaded.limit)
+        self.limit = loaded.limit
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: str | None = None) -> Chatter:
+        """Read a model for answering. Raises ModelError and ConfigError."""
+        from espalier.build import compute_dtype
+        from espalier.engines.world import pick_device
+
+        where = pick_device() if device is None else device
+        loaded = load_model(config, device=where)
+        apply_template(loaded.tokenizer, config.template)
+        loaded.model.to(compute_dtype(config.dtype, loaded.model.device))
+        return cls(loaded)
+
+    def answer(
+        self, prompts: Sequence[str], *, chat: bool = True, system: str = "", max_tokens: int = 256,
+        temperature: float = 0.0, seed: int = 0,
+    ) -> list[str]:  # fmt: skip
+        """One response a prompt, special tokens left out; under `chat` a prompt is a user's message, else it is continued.
+
+        Raises ConfigError where `chat` is asked of a model without a template.
+        """
+        if chat and self.tokenizer.chat_template is None:
+            raise ConfigError(
+                "the model has no chat template; give --template, or --no-chat to continue the prompt's own text", key="chat"
+            )
+        said = [Message("system", system)] if system else []
+        try:
+            ids = [
+                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self._text(prompt) for prompt in prompts
+            ]
+        except RowError as error:
+            raise ConfigError(f"prompt: {error}", key="prompt") from error
+        stop = tuple(self.renderer.stop_ids)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed)
+        out = []
+        for prompt, (response,) in zip(ids, self.sampler.generate(ids, 1, params), strict=True):
+            out.append(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True))
+        return out
+
+    def _text(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return ids

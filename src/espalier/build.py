@@ -1,0 +1,140 @@
+"""From a config to the parts of a run: model, renderer, data, learner. The only place where an engine meets an algorithm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier.config import ModelConfig, RunConfig
+from espalier.data.dataset import Dataset, Opened, longest, open_data
+from espalier.data.render import Renderer
+from espalier.data.templates import apply_template
+from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
+from espalier.engines.world import Distributed, OneProcess
+from espalier.errors import ConfigError
+from espalier.models import layout
+from espalier.models.freeze import FreezeSummary
+from espalier.models.load import Loaded, load_model, prepare
+from espalier.models.policy import Policy
+
+CPU_BUDGET = 2048
+CUDA_BUDGET = 8192
+
+
+@dataclass(slots=True)
+class Model:
+    """A model ready to be trained, with what was decided about it; `notes` are lines for the user."""
+
+    loaded: Loaded
+    policy: Policy
+    frozen: FreezeSummary
+    compute: torch.dtype
+    notes: list[str]
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward: bfloat16 on CUDA and float32 elsewhere, unless named."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def cache_folder(asked: str) -> Path:
+    """Where tokenised data is kept: as asked, else the user's cache folder."""
+    if asked:
+        return Path(asked).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
+
+
+def build_model(config: ModelConfig, device: torch.device, *, neftune_alpha: float = 0.0) -> Model:
+    """Load, adapt, freeze; choose the layout. Raises ModelError and ConfigError."""
+    loaded = load_model(config, device=device)
+    frozen = prepare(loaded, config)
+    apply_template(loaded.tokenizer, config.template)
+    chosen, reason = layout.choose(loaded.model, config.layout)
+    if config.router_loss and not getattr(loaded.model.config.get_text_config(), "num_experts_per_tok", 0):
+        raise ConfigError("router_loss is given, but the model has no experts; drop it", key="router_loss")
+    policy = Policy(
+        loaded.model, chosen, neftune_alpha=neftune_alpha, dropout=config.dropout, router_loss=config.router_loss > 0
+    )
+    notes = [*loaded.notes, f"layout {chosen}: {reason}"]
+    if config.router_loss:
+        notes.append("router loss on: it is not linear in the tokens, so it alone depends on the split into micro-batches")
+    return Model(loaded, policy, frozen, compute_dtype(config.dtype, device), notes)
+
+
+def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
+    """The renderer of a run's data, cutting at `max_length` or the model's limit."""
+    return Renderer(
+        loaded.tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, loaded.limit)
+    )
+
+
+def build_data(
+    config: RunConfig, renderer: Renderer, on_progress: Callable[[str, int], None] | None = None
+) -> tuple[Opened, Dataset]:
+    """Tokenise (or find tokenised) all data, and put it in order."""
+    opened = open_data(
+        config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed, on_progress=on_progress
+    )
+    loop = config.loop
+    dataset = Dataset(
+        opened, seed=loop.seed, samples_per_step=loop.samples_per_step, tokens_per_step=loop.tokens_per_step,
+        replay_fraction=config.data.replay_fraction, epochs=loop.epochs, steps=loop.steps,
+    )  # fmt: skip
+    return opened, dataset
+
+
+def budget(config: RunConfig, device: torch.device) -> int:
+    """Packed tokens in a forward."""
+    return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
+
+
+def build_learner(
+    config: RunConfig, model: Model, renderer: Renderer, world: OneProcess | Distributed, device: torch.device
+) -> TorchLearner:
+    """The learner of a run; shards the policy under a distributed world."""
+    loaded = model.loaded
+    stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
+    options = LearnerOptions(
+        budget=budget(config, device),
+        compute=model.compute,
+        linear=config.sft.linear,
+        router_coef=config.model.router_loss,
+        grad_checkpointing=config.loop.grad_checkpointing,
+        compile=config.loop.compile,
+        long_from=stretched or 0,
+        seed=config.loop.seed,
+    )
+    export = ExportOptions(
+        loaded.tokenizer, loaded.source_dtype, renderer.stop_ids, adapter_only=config.model.export == "adapter"
+    )
+    return TorchLearner(model.policy, config.optim, options, world=world, export_options=export)
+
+
+def estimate(model: Model, tokens: int, *, ranks: int, checkpointing: bool) -> dict[str, int]:
+    """Bytes a rank needs, roughly: weights, gradients, optimizer, and the activations of one forward of `tokens`.
+
+    Activations of a layer count 2 x 9 hidden and 2 x 3 intermediate widths a token in the compute dtype (inputs of the
+    matrices, norms, attention, gates); checkpointing keeps one hidden width a layer and recomputes one layer.
+    """
+    config: Any = model.loaded.model.config.get_text_config()
+    size = torch.empty(0, dtype=model.compute).element_size()
+    masters = 0 if model.compute == torch.float32 else 4 * model.frozen.trainable
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = (18 * hidden + 6 * inner) * size
+    layers = config.num_hidden_layers
+    per_token = layers * hidden * size + layer if checkpointing else layers * layer
+    return {
+        "weights": (model.frozen.total * size + masters) // ranks,
+        "gradients": 4 * model.frozen.trainable // ranks,
+        "optimizer": 8 * model.frozen.trainable // ranks,
+        "activations": tokens * per_token,
+    }

@@ -1,0 +1,280 @@
+"""Checks of the user's own model and data before the first step: each stops the run with the cause.
+
+Most post-training bugs are silent: the loss falls and the model is wrong. A check is a value, a limit and a verdict;
+`--skip-checks NAME` leaves one out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from espalier.errors import CheckError, ConfigError
+from espalier.files import json_text, write_atomic
+from espalier.pack import pack, totals
+from espalier.types import Chat, Completion, Example, Sample
+
+Verdict = Literal["pass", "warn", "fail", "skipped"]
+NAMES = ("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update")
+LAYOUT_LIMIT = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25}
+LAYOUT_TOKENS = 1024  # enough for several rows, little beside a step
+STOP_SHARE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table. `way_out` says what to do where the verdict is not pass."""
+
+    name: str
+    value: str
+    limit: str
+    verdict: Verdict
+    way_out: str = ""
+
+
+class Stats(Protocol):
+    """Counts of one data source: see `data.stats.StoreStats`."""
+
+    rows: int
+    kept: int
+    rejected: int
+    truncated: int
+    tokens: int
+    trained: int
+    whole: int
+    stopped: int
+    bos_0: int
+    bos_1: int
+    bos_more: int
+    samples: int
+    untrained: int
+    trained_by_role: dict[str, int]
+    reasons: dict[str, int]
+
+
+Render = Callable[[Example], Sequence[Any]]
+
+
+def settle(checks: Sequence[Check], path: Path | None) -> None:
+    """Write `preflight.json`; raise CheckError naming every failed check and its way out."""
+    if path is not None:
+        write_atomic(path, json_text({"checks": [asdict(c) for c in checks]}))
+    failed = [c for c in checks if c.verdict == "fail"]
+    if failed:
+        causes = "; ".join(f"{c.name}: {c.value}, expected {c.limit}. {c.way_out}" for c in failed)
+        names = " ".join(c.name for c in failed)
+        raise CheckError(f"{causes} (--skip-checks {names} goes on all the same)")
+
+
+def run(checks: Iterable[tuple[str, Callable[[], Check]]], skip: Sequence[str]) -> list[Check]:
+    """Run checks in order. Raises ConfigError for a name in `skip` that is none."""
+    if unknown := [name for name in skip if name not in NAMES]:
+        raise ConfigError(f"skip_checks: got {unknown[0]}, expected some of {', '.join(NAMES)}", key="skip_checks")
+    return [Check(n, "", "", "skipped") if n in skip else check() for n, check in checks]
+
+
+# -------------------------------------------------------------------------------------------------------- of the data
+
+
+def rows(stats: Sequence[Stats]) -> Check:
+    """Rows read, kept, rejected, truncated; every row read is one or the other."""
+    read, kept, rejected = (sum(getattr(s, n) for s in stats) for n in ("rows", "kept", "rejected"))
+    cut = sum(s.truncated for s in stats)
+    value = f"{read:,} read, {kept:,} kept, {rejected:,} rejected, {cut:,} truncated"
+    if read != kept + rejected:
+        return Check("rows", value, "read = kept + rejected", "fail", "The token cache is damaged: use another --cache.")
+    lost = cut > 0.1 * max(1, kept)
+    way_out = "More than a tenth of the rows lose their tail: raise max_length, or shorten the rows." if lost else ""
+    return Check("rows", value, "at most 10 % truncated", "warn" if lost else "pass", way_out)
+
+
+def trained(stats: Sequence[Stats]) -> Check:
+    """Trained tokens, by role, of all tokens."""
+    total, of = sum(s.trained for s in stats), sum(s.tokens for s in stats)
+    roles: dict[str, int] = {}
+    for s in stats:
+        for role, count in s.trained_by_role.items():
+            roles[role] = roles.get(role, 0) + count
+    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}): " + ", ".join(f"{r} {n:,}" for r, n in sorted(roles.items()) if n)
+    if not total:
+        return Check("trained", value, "some", "fail", "No token is trained: look at train_on and the rows' weights.")
+    return Check("trained", value, "some", "pass")
+
+
+def stop(stats: Sequence[Stats]) -> Check:
+    """Share of untruncated samples whose trained part ends in a stop token."""
+    whole, stopped = sum(s.whole for s in stats), sum(s.stopped for s in stats)
+    share = stopped / whole if whole else 1.0
+    ok = share >= STOP_SHARE
+    return Check(
+        "stop", f"{share:.2%} of {whole:,}", f">= {STOP_SHARE:.0%} train a stop token", "pass" if ok else "fail",
+        "" if ok else "The model would not learn to stop: look at the template's turn end with `espalier inspect`.",
+    )  # fmt: skip
+
+
+def bos(stats: Sequence[Stats], bos_id: int | None) -> Check:
+    """Exactly one begin-of-text token in a sample, where the tokenizer has one."""
+    if bos_id is None:
+        return Check("bos", "the tokenizer puts none", "none", "pass")
+    none, one, more = (sum(getattr(s, n) for s in stats) for n in ("bos_0", "bos_1", "bos_more"))
+    ok = not none and not more
+    return Check(
+        "bos", f"{one:,} with one, {none:,} with none, {more:,} with more", "exactly one each", "pass" if ok else "fail",
+        "" if ok else "Template and tokenizer disagree about the begin-of-text token: take --template, or a fixed template.",
+    )  # fmt: skip
+
+
+def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int]], str], train_on: str) -> Check:
+    """The trained tokens of the first rows, decoded, against the text that should be trained.
+
+    The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
+    end: every trained message's content must stand in the decoded trained tokens, and no untrained user's alone.
+    """
+    seen = wrong = 0
+    first = ""
+    for example in examples:
+        group = render(example)
+        if not group or any(r.sample.stop == "length" for r in group):
+            continue
+        text = _squash("".join(decode(_trained(r.sample)) for r in group))
+        for wanted in _wanted(example, train_on):
+            seen += 1
+            if _squash(wanted) not in text:
+                wrong += 1
+                first = first or f"{example.origin}: {wanted[:60]!r}"
+    ok = wrong == 0
+    return Check(
+        "mask", f"{seen - wrong} of {seen} trained messages found", "all", "pass" if ok else "fail",
+        "" if ok else f"The template changes what is trained, first in {first}. Look at it with `espalier inspect`.",
+    )  # fmt: skip
+
+
+def _trained(sample: Sample) -> list[int]:
+    return [t for t, m in zip(sample.tokens, sample.mask, strict=True) if m]
+
+
+def _squash(text: str) -> str:
+    """Text without white space, which tokenizers and templates may change at the edges of turns."""
+    return "".join(text.split()).replace("\ufffd", "")
+
+
+def _wanted(example: Example, train_on: str) -> list[str]:
+    if isinstance(example, Completion):
+        return [example.completion]
+    if not isinstance(example, Chat):
+        return [example.text]
+    turns = [m for m in example.messages if m.role == "assistant" and m.content.strip()]
+    chosen = turns[-1:] if train_on == "last" else turns
+    return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]
+
+
+def template(examples: Iterable[Example], render: Render, stored: Iterable[list[Sample]]) -> Check:
+    """Rows render now to the tokens that are stored, and twice to the same."""
+    count = 0
+    for example, group in zip(examples, stored, strict=False):
+        now = [r.sample.tokens for r in render(example)]
+        if now != [r.sample.tokens for r in render(example)] or now != [s.tokens for s in group]:
+            return Check(
+                "template", f"{example.origin} renders differently now", "the same tokens each time", "fail",
+                "The template depends on more than the row (a date, a random number): take one that does not.",
+            )  # fmt: skip
+        count += 1
+    return Check("template", f"{count} rows render to the same tokens", "the same tokens each time", "pass")
+
+
+# ------------------------------------------------------------------------------------------------------- of the model
+
+
+def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> Check:
+    """Log-probabilities of the layout in use against the architecture's own forward, one row at a time, own logits.
+
+    Compares the largest difference over the trained tokens of the first groups, and takes the model as it stands: call
+    it before the model is sharded.
+    """
+    chosen = _few(groups, LAYOUT_TOKENS)
+    sums = totals(chosen)
+    with torch.no_grad():
+        batch = pack(chosen, sums, share=policy.shares, device=next(policy.parameters()).device)
+        packed = policy(batch)["logprobs"][batch.score]
+        alone = one_by_one(policy.model, [s for g in chosen for s in g])
+    worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
+    limit = LAYOUT_LIMIT[dtype]
+    ok = worst <= limit
+    return Check(
+        "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} tokens", f"<= {limit:g} nats of one-by-one",
+        "pass" if ok else "fail",
+        "" if ok else "This architecture is not right in this layout: set --layout padded, and please report the model.",
+    )  # fmt: skip
+
+
+def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
+    """Log-probabilities of every trained token from the model's own attention and its own logits, a sample at a time."""
+    config = model.config
+    before = config._attn_implementation
+    out: list[Tensor] = []
+    try:
+        for own in ("sdpa", "eager"):
+            try:
+                model.set_attn_implementation(own)
+                break
+            except ValueError:  # the architecture has no such implementation
+                continue
+        for s in samples:
+            ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / s.temperature
+            said = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            out.append(said[torch.tensor(s.mask[1:], device=said.device)])
+    finally:
+        model.set_attn_implementation(before)
+    return torch.cat(out) if out else torch.zeros(0)
+
+
+def _few(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
+    """The first groups of at most `budget` tokens together; at least one, cut short where it must be."""
+    chosen: list[list[Sample]] = []
+    used = 0
+    for group in sorted(islice(groups, 32), key=lambda g: sum(len(s) for s in g)):
+        size = sum(len(s) for s in group)
+        if chosen and used + size > budget:
+            break
+        chosen.append([_head(s, budget) for s in group] if size > budget else group)
+        used += size
+    return chosen
+
+
+def _head(sample: Sample, length: int) -> Sample:
+    cut = Sample(sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key)
+    if not any(cut.mask[1:]):
+        cut.mask, cut.weights = [False] + [True] * (len(cut) - 1), [0.0] + [1.0] * (len(cut) - 1)
+    return cut
+
+
+def loss(value: float, vocabulary: int) -> Check:
+    """The first loss is finite; above twice that of a uniform guess, model and tokenizer probably do not belong together."""
+    uniform = math.log(vocabulary)
+    shown, limit = f"{value:.4f} nats a token", f"finite; uniform guess {uniform:.2f}"
+    if not math.isfinite(value):
+        return Check("loss", shown, limit, "fail", "The weights or the data hold numbers that overflow: try dtype float32.")
+    if value > 2 * uniform:
+        way_out = "Worse than guessing: do model and tokenizer belong together?"
+        return Check("loss", shown, limit, "warn", way_out)
+    return Check("loss", shown, limit, "pass")
+
+
+def update(shares: dict[str, float]) -> Check:
+    """Share of weights with a gradient that one step at the peak rate changes, in the master's and the export's dtype."""
+    value = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
+    master = next(iter(shares.values()))
+    if master < 0.5:
+        return Check("update", value, ">= 50 %", "fail", "Most weights would not move: raise lr.")
+    lost = min(shares.values()) < 0.01
+    way_out = "One step vanishes in the export's rounding; many steps add up in the masters." if lost else ""
+    return Check("update", value, ">= 50 %", "pass", way_out)

@@ -1,0 +1,234 @@
+"""The loop. It runs every algorithm: read, credit, forward and backward, update, log, evaluate, save.
+
+It speaks to engines through protocols only, and everything it carries from step to step is in `TrainState`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from espalier import checkpoint
+from espalier.config import LoopConfig, OptimConfig
+from espalier.engines.protocols import Group, Learner
+from espalier.errors import EspalierError
+from espalier.metrics import MetricsFile
+from espalier.schedule import learning_rate
+from espalier.signals import Stopper
+from espalier.trainstate import TrainState, load_rng
+
+
+class Source(Protocol):
+    """Where the groups of a step come from: a function of the step alone."""
+
+    steps: int
+
+    def groups(self, step: int) -> list[Group]: ...
+
+    def held_out(self) -> Iterator[list[Group]]:
+        """Held-out groups, some at a time; empty where nothing is held out."""
+        ...
+
+    def epoch_of(self, step: int) -> float: ...
+
+    def consumed(self, step: int) -> str:
+        """A digest of all rows of the steps before `step`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reporters:
+    """Whom the loop tells: `show` a person (step, numbers), `track` the trackers, `note` a line, `memory` peak bytes."""
+
+    show: Callable[[int, Mapping[str, float]], None]
+    track: Callable[[int, Mapping[str, float]], None]
+    note: Callable[[str], None]
+    memory: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a run ended: its last state, why it stopped early (empty where it did not), and the checkpoint to export."""
+
+    state: TrainState
+    stopped: str
+    chosen: Path | None
+
+
+FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={})
+
+
+class Trainer:
+    """One run of the loop.
+
+    root: where checkpoints go. metrics: the run's file, None on ranks that write none. Every rank runs the same loop;
+    rank 0 writes.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        algorithm: Any,
+        source: Source,
+        *,
+        optim: OptimConfig,
+        loop: LoopConfig,
+        root: Path,
+        metrics: MetricsFile | None,
+        reporters: Reporters,
+    ):
+        self.learner, self.algorithm, self.source = learner, algorithm, source
+        self.optim, self.loop, self.root = optim, loop, root
+        self.metrics, self.tell = metrics, reporters
+        self.world = learner.world
+        self.state = FRESH
+        self._saved = -1
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Take up a checkpoint: weights, optimizer, generators, counters, and the metrics file as it was then.
+
+        Raises CheckpointError where the data of the steps so far are not those the checkpoint was trained on.
+        """
+        state = found.state()
+        self.learner.load(found.path)
+        load_rng(found.path, self.world.rank)
+        if self.metrics is not None:
+            self.metrics.truncate_to(state.lengths["metrics.jsonl"])
+        self.state, self._saved = state, state.step
+
+    def run(self) -> Finished:
+        """Train from the current state to the last step, a stop signal, or the end of patience."""
+        with Stopper() as stopper:
+            while self.state.step < self.source.steps and not self._exhausted():
+                self._step()
+                step = self.state.step
+                if self.loop.eval_every and step % self.loop.eval_every == 0:
+                    self._evaluate()
+                if self.world.sum([float(stopper.requested)])[0]:  # signals reach ranks at different moments
+                    self._save()
+                    return Finished(self.state, stopper.reason or "stop signal", None)
+                if self.loop.save_every and step % self.loop.save_every == 0:
+                    self._save()
+        self._evaluate()
+        self._save()
+        best = self.state.best_step if self.loop.patience else None
+        stopped = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
+        return Finished(self.state, stopped, self.root / checkpoint.step_name(best or self.state.step))
+
+    def _exhausted(self) -> bool:
+        return bool(self.loop.patience) and self.state.stale >= self.loop.patience
+
+    # --------------------------------------------------------------------------------------------------------- steps
+
+    def _step(self) -> None:
+        step, began = self.state.step, time.perf_counter()
+        groups = self.source.groups(step)
+        lr = learning_rate(step, self.source.steps, self.optim)
+        moving = self.state.state
+        result = self.learner.forward_backward(
+            groups, lambda outputs, batch: self.algorithm.loss(outputs, batch)["policy"], moving, step
+        )
+        try:
+            update = self.learner.optim_step(lr)
+        except FloatingPointError as error:
+            self._save()
+            rows = ", ".join(str(g[0].key) for g in groups[:4])
+            raise EspalierError(
+                f"step {step + 1}: {error}, so no update was made; the weights before it are saved. The loss of this step "
+                f"is {result.loss:g}; its first samples have keys {rows}. Lower lr, lower clip_norm, or look at these rows"
+            ) from error
+        counters = dict(self.state.counters)
+        added = {"samples": sum(len(g) for g in groups), "groups": len(groups), "tokens": result.tokens}
+        added |= {"packed": result.packed, "scored": result.scored}
+        for name, amount in added.items():
+            counters[name] = counters.get(name, 0) + amount
+        epoch = self.source.epoch_of(step + 1)
+        self.state = replace(
+            self.state, step=step + 1, epoch=int(epoch), position=counters["groups"], counters=counters
+        )
+        seconds = time.perf_counter() - began
+        numbers = {
+            "loss": result.loss, **result.terms, "lr": lr, **update, "epoch": epoch, **added, "seconds": seconds,
+            "tokens_per_second": result.tokens / seconds, "memory_bytes": self.tell.memory(),
+        }  # fmt: skip
+        self._log({"step": step + 1, **numbers, "rows": self.source.consumed(step + 1)[:16]})
+        self.tell.show(step + 1, numbers)
+        self.tell.track(step + 1, numbers)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.append(record)
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(self) -> None:
+        """Evaluate held-out data, once a step, and save where it is the best so far."""
+        if self.state.counters.get("evaluated_at") == self.state.step:
+            return
+        began = time.perf_counter()
+        numbers = evaluate(self.learner, self.source.held_out())
+        if not numbers:
+            return
+        loss = numbers["eval_loss"]
+        better = math.isfinite(loss) and (self.state.best is None or loss < self.state.best)
+        stale = 0 if better else self.state.stale + 1
+        step = self.state.step
+        self.state = replace(self.state, stale=stale, counters={**self.state.counters, "evaluated_at": step})
+        if better:
+            self.state = replace(self.state, best=loss, best_step=step)
+        self._log({"step": step, **numbers, "seconds": time.perf_counter() - began})
+        self.tell.track(step, numbers)
+        self.tell.note(
+            f"step {step}: held-out loss {loss:.4f}, perplexity {numbers['eval_perplexity']:.3f}, "
+            f"token accuracy {numbers['eval_accuracy']:.1%}{', the best so far' if better else ''}"
+        )
+        if better and step < self.source.steps:
+            self._save()
+
+    # ------------------------------------------------------------------------------------------------------- saving
+
+    def _save(self) -> None:
+        if self._saved == self.state.step:
+            self._prune()
+            return
+        lengths = {}
+        if self.metrics is not None:
+            self.metrics.sync()
+            lengths["metrics.jsonl"] = self.metrics.length()
+        self.state = replace(self.state, lengths=lengths)
+        checkpoint.save(self.root, self.state, self._write, world=self.world)
+        self._saved = self.state.step
+        self._prune()
+
+    def _write(self, folder: Path) -> None:
+        self.learner.save(folder)
+        self.learner.export(folder / "model")
+
+    def _prune(self) -> None:
+        if self.world.rank == 0:
+            checkpoint.prune(self.root, self.loop.keep, self.state.best_step)
+
+
+def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, float]:
+    """Held-out numbers over all trained tokens, weighted as in training: `eval_loss` (nats a token), `eval_perplexity`
+    (its exponential), `eval_accuracy` (share of targets that are the most probable token), `eval_tokens`. Empty without data.
+    """
+    loss = weight = hits = count = 0.0
+    for groups in batches:
+        samples = [s for g in groups for s in g]
+        for s, said in zip(samples, learner.forward(groups, correct=True), strict=True):
+            for t in range(1, len(s.tokens)):
+                if s.mask[t]:
+                    loss -= s.weights[t] * said["logprobs"][t]
+                    weight += s.weights[t]
+                    hits += said["correct"][t]
+                    count += 1
+    if not weight:
+        return {}
+    mean = loss / weight
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    return {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": hits / count, "eval_tokens": count}
