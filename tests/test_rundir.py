@@ -23,10 +23,11 @@ def test_a_new_run_has_its_config_and_what_made_it(tmp_path: Path) -> None:
         assert run.config.read_text() == CONFIG and run.checkpoints.is_dir()
         run.pin("machine", {"threads": 2, "ranks": 1, "device": "cpu"})
         manifest = json.loads(run.manifest.read_text())
-        assert manifest["pinned"] == {"machine": {"threads": 2, "ranks": 1, "device": "cpu"}}
+        assert manifest["pinned"]["machine"] == {"threads": 2, "ranks": 1, "device": "cpu"}
         (start,) = manifest["starts"]
         assert start["argv"] == sys.argv and start["changed"] == {} and start["time"].endswith("+00:00")
-        assert start["versions"] == versions()
+        assert manifest["pinned"]["versions"] == versions()
+        assert {"python", "espalier", "torch", "transformers", "peft"} <= {*versions()}
         assert os.uname().nodename not in run.manifest.read_text().replace(json.dumps(sys.argv), "")
     assert {path.name for path in run.path.iterdir()} == {"run.yaml", "manifest.json", "checkpoints", ".lock"}
 
@@ -171,6 +172,18 @@ def test_another_machine_or_other_data_are_refused(tmp_path: Path) -> None:
     manifest = json.loads(run.manifest.read_text())
     assert manifest["pinned"]["data"] == {"a.jsonl": "bb"}
     assert manifest["starts"][-1]["changed"] == {"a.jsonl": ["aa", "bb"]}
+
+
+def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    old = {**versions(), "torch": "2.0"}
+    with monkeypatch.context() as patch:
+        patch.setattr("espalier.rundir.versions", lambda: old)
+        RunDir.open(out, CONFIG).close()
+    with pytest.raises(ConfigError, match=r"versions changed: torch 2\.0 -> 2\.\d+"):
+        RunDir.open(out, CONFIG, resume=True)
+    RunDir.open(out, CONFIG, resume=True, accept_changes=True).close()
+    RunDir.open(out, CONFIG, resume=True).close()
 
 
 def test_a_damaged_run_is_told(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def disk_full(error: BaseException) -> bool:
 
 
 def copy_dir(source: Path, target: Path) -> None:
-    """Make `target` a copy of the folder `source`: written beside, flushed, put in place by a rename. Raises OSError."""
+    """Make `target` a copy of the folder `source`: written beside, flushed, renamed into place. Raises OSError."""
     partial = beside(target, PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)

@@ -73,8 +73,8 @@ class RunDir:
         was begun begins one. `resumed` says which it was. Files that are not a run's are never touched, and a folder
         that holds such files and no run is refused. The lock ends with `close` or with the process.
 
-        Raises ConfigError that says the way out: the folder is in use, holds another run or no run, or a resumed config
-        differs in a field outside `MAY_CHANGE` and `accept_changes` is false.
+        Raises ConfigError that says the way out: the folder is in use, holds another run or no run; or, unless
+        `accept_changes`, a resumed config differs in a field outside `MAY_CHANGE`, or the `versions` differ.
         """
         run = cls(path)
         try:
@@ -85,6 +85,7 @@ class RunDir:
             run._take_lock()
             try:
                 run._enter(config, resume, overwrite, accept_changes)
+                run.pin("versions", versions())
             except BaseException:
                 run.close()
                 raise
@@ -205,7 +206,7 @@ class RunDir:
         """Add this start, with the config fields it changes (old, new), to manifest.json."""
         manifest = self._read_manifest() if self.manifest.exists() else {"pinned": {}, "starts": []}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest["starts"].append({"time": now, "argv": sys.argv, "versions": versions(), "changed": changed})
+        manifest["starts"].append({"time": now, "argv": sys.argv, "changed": changed})
         write_atomic(self.manifest, json_text(manifest))
 
     def _read_manifest(self) -> dict[str, Any]:
