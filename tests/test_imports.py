@@ -1,0 +1,291 @@
+"""Who may import whom, how long a file may be, and what no file may call; read from the syntax trees alone."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "espalier"
+
+ANY = ("*",)
+GROUND = ("errors", "files", "fields")  # no nouns, no torch
+ARROWS: dict[str, tuple[str, ...]] = {
+    # A module, or a folder with all its modules  <-  what it may import, its own folder aside. The longest name counts.
+    "errors": (),
+    "files": ("errors",),
+    "fields": ("errors",),
+    "types": (),
+    "ops": ("types",),
+    "trie": ("types",),
+    "pack": ("types", "trie"),
+    "microbatches": ("types", "trie", "pack"),
+    "losses": ("types", "ops"),
+    "credit": ("types", "ops"),
+    "metrics": ("errors", "files"),
+    "algorithms": ("types", "ops", "losses", "credit", "metrics", *GROUND),
+    "config": ("algorithms", "errors", "fields"),
+    "world": ("errors",),
+    "embedded": (*GROUND, "world"),
+    "data": ("types", "config", *GROUND),
+    "rewards": ("types", "config", *GROUND),
+    "engines.protocols": ("types",),
+    "models": ("types", "ops", "config", *GROUND),
+    "engines": ("types", "ops", "trie", "pack", "microbatches", "models", "config", "trainstate", *GROUND),
+    # The loop and what it keeps: protocols, never an engine.
+    "schedule": ("config",),
+    "signals": ("errors",),
+    "rundir": ("errors", "files"),
+    "trainstate": ("errors", "files"),
+    "checkpoint": ("engines.protocols", "trainstate", *GROUND),
+    "rollout": ("types", "engines.protocols", "config", *GROUND),
+    "train": (
+        *("types", "config", "algorithms", "engines.protocols", "metrics", "schedule", "signals", "trainstate"),
+        *("checkpoint", "rollout", *GROUND),
+    ),
+    "preflight": ("types", "trie", "pack", *GROUND),
+    "watch": ("types", "metrics", *GROUND),
+    "report": ("errors", "files"),
+    # What the user sees.
+    "options": ("errors", "fields"),
+    "progress": (),
+    "track": ("errors", "files"),
+    "inspect": ("errors", "files", "data.render"),
+    "doctor": (),
+    # The only places where an engine meets an algorithm.
+    "answer": ANY,
+    "build": ANY,
+    "demo": ANY,
+    "run": ANY,
+    "cli": ANY,
+}
+
+HEAVY: dict[str, tuple[str, ...]] = {
+    # A library that is slow to import or may be absent  <-  the modules that may import it, lazily or not.
+    "peft": ("models.adapters",),
+    "bitsandbytes": ("models.adapters",),
+    "datasets": ("data.hub",),
+    "pyarrow": ("data.tables",),
+    "tensorboard": (),
+    "wandb": (),  # `track` imports these two by name
+    "trackio": (),
+    "vllm": (),
+}
+
+WITHOUT_TORCH = (
+    # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
+    # inside functions and for type checking.
+    *("errors", "files", "fields", "types", "algorithms", "config", "options", "cli", "run", "doctor", "progress"),
+    *("track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world"),
+)
+TORCH = ("torch", "transformers", "accelerate", *HEAVY)
+
+FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+FORBIDDEN_CALLS = ("eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load")
+LINES, ALGORITHM_LINES = 400, 120
+
+
+@dataclass(frozen=True)
+class Import:
+    """`name` as imported, absolute; `lazy` inside a function; `typing` under TYPE_CHECKING."""
+
+    name: str
+    line: int
+    lazy: bool
+    typing: bool
+
+
+def imports(tree: ast.Module) -> Iterator[Import]:
+    """Every import of a module. `from espalier import run` counts as `espalier.run`; relative imports are refused."""
+
+    def walk(node: ast.AST, lazy: bool, typing: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            match child:
+                case ast.Import(names=names):
+                    for alias in names:
+                        yield Import(alias.name, child.lineno, lazy, typing)
+                case ast.ImportFrom(module=module, names=names, level=level):
+                    assert level == 0, f"line {child.lineno}: relative import"
+                    for alias in names:
+                        yield Import(f"{module}.{alias.name}", child.lineno, lazy, typing)
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                    yield from walk(child, True, typing)
+                case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=orelse):
+                    yield from walk(ast.Module(body, []), lazy, True)
+                    yield from walk(ast.Module(orelse, []), lazy, typing)
+                case _:
+                    yield from walk(child, lazy, typing)
+
+    return walk(tree, False, False)
+
+
+def within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def layer(name: str) -> str:
+    """The longest entry of ARROWS that holds a module. Raises LookupError where the table does not know it."""
+    found = [entry for entry in ARROWS if within(name, (entry,))]
+    if not found:
+        raise LookupError(f"{name} stands in no layer; give it one in ARROWS")
+    return max(found, key=len)
+
+
+def forbidden_arrows(name: str, tree: ast.Module) -> list[str]:
+    """The imports of module `name` (without "espalier.") that ARROWS, HEAVY or WITHOUT_TORCH forbid."""
+    found = []
+    own = name.split(".")[0] if layer(name) != "engines.protocols" else "engines.protocols"
+    allowed = (*ARROWS[layer(name)], own)
+    for imported in imports(tree):
+        top = imported.name.split(".")[0]
+        at = f"{name}:{imported.line}: imports {imported.name}"
+        if top == "espalier":
+            target = imported.name.removeprefix("espalier").removeprefix(".")
+            if target == "__version__" or "*" in allowed:
+                continue
+            if not within(target, allowed):
+                found.append(f"{at}; allowed are {', '.join(allowed)}")
+        elif top in HEAVY and not imported.typing and name not in HEAVY[top]:
+            found.append(f"{at}; only {', '.join(HEAVY[top]) or 'nobody'} may")
+        early = not imported.lazy and not imported.typing and within(name, WITHOUT_TORCH)
+        if early and top in TORCH and name not in HEAVY.get(top, ()):
+            found.append(f"{at} at its top level; import it inside a function")
+    return found
+
+
+def forbidden_calls(tree: ast.Module) -> list[str]:
+    """Calls that run what a file says, and imports of modules that do."""
+    found = [f"line {i.line}: imports {i.name}" for i in imports(tree) if within(i.name, FORBIDDEN_MODULES)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) in FORBIDDEN_CALLS:
+                found.append(f"line {node.lineno}: calls {ast.unparse(node.func)}")
+            for keyword in node.keywords:
+                if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False":
+                    found.append(f"line {node.lineno}: allow_pickle")
+    return found
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+SOURCES = [
+    path for folder in ("src", "tests", "scratch", "bench", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+# -------------------------------------------------------------------------------------------------------- the checkout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_forbidden_arrow(name: str) -> None:
+    assert forbidden_arrows(name, parsed(MODULES[name])) == []
+
+
+def test_the_table_has_no_circle() -> None:
+    """Layers can be put in an order in which each imports earlier ones only."""
+    done: set[str] = set()
+    left = {entry: {layer(target) for target in targets if target != "*"} for entry, targets in ARROWS.items()}
+    while left:
+        ready = {entry for entry, targets in left.items() if targets - {entry} <= done}
+        assert ready, f"circle among {sorted(left)}"
+        done |= ready
+        left = {entry: targets for entry, targets in left.items() if entry not in ready}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Every library that the package imports, at the top of a module or later, is a dependency or an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *(x for extra in project["optional-dependencies"].values() for x in extra)]
+    names = {text.split(">")[0].split("=")[0].strip().lower().replace("-", "_") for text in declared}
+    names = {"yaml" if name == "pyyaml" else name for name in names}
+    known = names | {"espalier"} | set(sys.stdlib_module_names)
+    found = {i.name.split(".")[0]: name for name, path in MODULES.items() for i in imports(parsed(path))}
+    assert {top: name for top, name in found.items() if top not in known} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path: Path) -> None:
+    limit = ALGORITHM_LINES if path.parent == PACKAGE / "algorithms" else LINES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if ROOT / "tests" not in p.parents], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_nothing_runs_what_a_file_says(path: Path) -> None:
+    assert forbidden_calls(parsed(path)) == []
+
+
+def test_scratch_imports_nothing_from_the_package() -> None:
+    for path in (ROOT / "scratch").glob("*.py"):
+        assert [i for i in imports(parsed(path)) if within(i.name, ("espalier",))] == [], path.name
+
+
+# ------------------------------------------------------------------------------------------------------ the test itself
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("data.mix", "from espalier.models import load", "data.mix:1: imports espalier.models.load"),
+        ("data.mix", "def f():\n    import espalier.engines.learner", "data.mix:2: imports espalier.engines.learner"),
+        ("pack", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from espalier.data import read", "pack:3"),
+        ("train", "from espalier.engines.learner import TorchLearner", "train:1: imports espalier.engines.learner"),
+        ("engines.protocols", "from espalier.models.load import Loaded", "engines.protocols:1"),
+        ("engines.learner", "from espalier.algorithms.sft import SFT", "engines.learner:1"),
+        ("algorithms.dpo", "from espalier.models.policy import Policy", "algorithms.dpo:1"),
+        ("algorithms.dpo", "import torch", "at its top level"),
+        ("options", "try:\n    from transformers import AutoTokenizer\nexcept ImportError:\n    pass", "options:2"),
+        ("models.load", "def f():\n    from peft import LoraConfig", "only models.adapters may"),
+        ("report.page", "from espalier import train", "report.page:1: imports espalier.train"),
+    ],
+)
+def test_forbidden_arrows_are_found(name: str, source: str, said: str) -> None:
+    found = forbidden_arrows(name, ast.parse(source))
+    assert len(found) == 1 and said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("data.mix", "from espalier.types import Chat\nfrom espalier.data.read import read"),
+        ("train", "from espalier.engines.protocols import Learner"),
+        ("track", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
+        ("types", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
+        ("models.adapters", "from peft import LoraConfig"),
+        ("run", "from espalier.engines.learner import TorchLearner"),
+    ],
+)
+def test_allowed_arrows_pass(name: str, source: str) -> None:
+    assert forbidden_arrows(name, ast.parse(source)) == []
+
+
+def test_a_module_without_a_layer_is_refused() -> None:
+    with pytest.raises(LookupError, match="stands in no layer"):
+        forbidden_arrows("helpers", ast.parse(""))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from dill import loads", "eval('1')", "import torch\ntorch.load('x')", "yaml.load(f, Loader=L)",
+     "np.load(f, allow_pickle=True)"],
+)  # fmt: skip
+def test_forbidden_calls_are_found(source: str) -> None:
+    assert len(forbidden_calls(ast.parse(source))) == 1
+
+
+def test_calls_that_only_look_alike_pass() -> None:
+    assert forbidden_calls(ast.parse("model.eval()\nyaml.safe_load(f)\nnp.load(f, allow_pickle=False)")) == []
