@@ -30,9 +30,12 @@ class Layout:
 
 @dataclass(slots=True)
 class _Piece:
+    """What is never cut: `size` packed tokens, or `rows` samples padded to the `longest`."""
+
     group: Group
     size: int
     longest: int
+    rows: int
     order: int
 
 
@@ -45,15 +48,15 @@ def microbatches(groups: Sequence[Group], budget: int, layout: Layout, *, ranks:
     pieces: list[_Piece] = []
     for group in groups:
         for piece in _cut(group, budget, layout):
-            longest = max((laid_length(s) for s in piece), default=0)
-            pieces.append(_Piece(piece, _size(piece, layout), longest, len(pieces)))
+            laid = [n for n in map(laid_length, piece) if n]
+            pieces.append(_Piece(piece, _size(piece, layout), max(laid, default=0), len(laid), len(pieces)))
     pieces = [p for p in pieces if p.size]
     sides = [[p for p in pieces if not _is_long(p, layout)], [p for p in pieces if _is_long(p, layout)]]
     bins = [b for side in sides for b in _first_fit(side, budget, layout)]
     short = -len(bins) % ranks
     if short and not layout.padded and not sides[1]:
         even = _deal(pieces, len(bins) + short)
-        if max(sum(p.size for p in b) for b in even) <= max(budget, max(p.size for p in pieces)):
+        if all(len(b) <= 1 or sum(p.size for p in b) <= budget for b in even):
             bins, short = even, 0
     bins += [[] for _ in range(short)]
     return [[p.group for p in sorted(b, key=lambda p: p.order)] for b in bins]
@@ -64,6 +67,9 @@ def _is_long(piece: _Piece, layout: Layout) -> bool:
 
 
 def _size(group: Group, layout: Layout) -> int:
+    if layout.padded:
+        laid = [n for n in map(laid_length, group) if n]
+        return len(laid) * max(laid, default=0)
     return build(group, share=layout.share).size
 
 
@@ -72,8 +78,9 @@ def _cut(group: Group, budget: int, layout: Layout) -> list[Group]:
     crosses = len({laid_length(s) > layout.long_from for s in group}) > 1 if layout.long_from else False
     if crosses and layout.whole:
         raise ValueError(
-            f"group {group[0].group} has samples on both sides of {layout.long_from} tokens, where this model changes its "
-            "RoPE frequencies, and the loss needs the group in one forward; expected all on one side. Set max_length to it"
+            f"group {group[0].group} has samples on both sides of {layout.long_from} tokens, where this model changes "
+            "its RoPE frequencies, and the loss needs the group in one forward; expected all on one side. "
+            f"Set max_length to {layout.long_from}"
         )
     if crosses:
         short = [s for s in group if laid_length(s) <= layout.long_from]
@@ -96,10 +103,8 @@ def _first_fit(pieces: Sequence[_Piece], budget: int, layout: Layout) -> list[li
     used: list[int] = []
     for p in sorted(pieces, key=lambda p: (-p.longest if layout.padded else -p.size, p.order)):
         for i, b in enumerate(bins):
-            if layout.padded:  # the first piece is the longest: it decides the width
-                cost = b[0].longest * (sum(len(q.group) for q in b) + len(p.group))
-            else:
-                cost = used[i] + p.size
+            # The first piece of a padded forward is the longest: it decides the width.
+            cost = used[i] + (b[0].longest * p.rows if layout.padded else p.size)
             if cost <= budget:
                 b.append(p)
                 used[i] = cost

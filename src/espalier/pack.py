@@ -28,7 +28,10 @@ def totals(groups: Sequence[Group]) -> Totals:
 
     tokens: the weights of scored tokens (a sample's first token is never scored, nothing precedes it); sequences:
     samples; groups: groups with a sample of that part; reads: positions where a scalar head is read.
+
+    Raises ValueError where samples of one part disagree on their streams, naming the group.
     """
+    _stream_names([s for group in groups for s in group])
     out: Totals = {}
 
     def add(over: str, part: str, amount: float) -> None:

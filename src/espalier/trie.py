@@ -32,7 +32,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
             low = middle
         else:
             high = middle
-    return low if a[low] != b[low] else low + 1
+    return low
 
 
 @dataclass(slots=True, eq=False)
@@ -62,28 +62,29 @@ def _insert(root: Node, tokens: list[int], index: int) -> None:
             child.ends.append(index)
             return
         if shared < len(child.tokens):
-            # Samples that end inside the child move to its lower part: a path may be longer than a sample, never shorter.
+            # Samples that end inside the child move to its lower part: a path may be longer than a sample, never
+            # shorter.
             lower = Node(child.tokens[shared:], child.children, child.ends)
             child.tokens, child.children, child.ends = child.tokens[:shared], [lower], []
         node, rest = child, rest[shared:]
 
 
-def _copy_short_runs(node: Node) -> list[Node]:
-    """Children of `node` with every shared run below MIN_SHARED tokens copied into what continues it (top down)."""
-    kept: list[Node] = []
-    todo = list(node.children)
-    while todo:
-        child = todo.pop(0)
-        if child.children and len(child.tokens) < MIN_SHARED:
-            for grandchild in child.children:
-                grandchild.tokens = child.tokens + grandchild.tokens
-            child.children[0].ends = child.ends + child.children[0].ends
-            todo = child.children + todo
-        else:
-            kept.append(child)
-    for child in kept:
-        child.children = _copy_short_runs(child)
-    return kept
+def _copy_short_runs(root: Node) -> None:
+    """Copy every shared run below MIN_SHARED tokens into what continues it, from the root down."""
+    parents = [root]
+    while parents:
+        parent = parents.pop()
+        todo, parent.children = parent.children[::-1], []
+        while todo:
+            child = todo.pop()
+            if child.children and len(child.tokens) < MIN_SHARED:
+                for grandchild in child.children:
+                    grandchild.tokens = child.tokens + grandchild.tokens
+                child.children[0].ends = child.ends + child.children[0].ends
+                todo.extend(reversed(child.children))
+            else:
+                parent.children.append(child)
+        parents.extend(parent.children)
 
 
 @dataclass(slots=True)
@@ -118,8 +119,8 @@ class Trie:
 def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
     """Lay the samples of one group down.
 
-    Worked example (runs are shared here although they are short): [P P P A A] and [P P P B B B], answers trained, lay down
-    P P P A B B; the last P predicts A and B, and no leaf's last token is there.
+    Worked example (runs are shared here although they are short): [P P P A A] and [P P P B B B], answers trained, lay
+    down P P P A B B; the last P predicts A and B, and no leaf's last token is there.
     """
     laid = [s.tokens[: laid_length(s)] for s in samples]
     if len(samples) == 1 or not share:
@@ -127,7 +128,7 @@ def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
     root = Node([])
     for i, tokens in enumerate(laid):
         _insert(root, tokens, i)
-    root.children = _copy_short_runs(root)
+    _copy_short_runs(root)
     nodes: list[Placed] = []
     paths: list[list[int]] = [[] for _ in samples]
     for i in root.ends:  # nothing to lay down: a sample of one token, or without anything trained

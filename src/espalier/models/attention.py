@@ -1,13 +1,14 @@
 """Attention over the forest: one function, registered with transformers, that every architecture's layers call.
 
-A token attends to its ancestors in its tree and to nothing else. A segment queries the keys of the segments above it and
-its own, causal at the bottom right: ordinary attention over gathered keys. Sliding windows count along the path, because
-gathered keys stand in path order.
+A token attends to its ancestors in its tree and to nothing else. A segment queries the keys of the segments above it
+and its own, causal at the bottom right: ordinary attention over gathered keys. Sliding windows count along the path,
+because gathered keys stand in path order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from espalier.models.noise import Noise, drop_attention
 from espalier.types import Segment
 
 NAME = "espalier"
@@ -22,20 +24,21 @@ NAME = "espalier"
 # What architectures pass along that changes nothing here: masks and caches are off, the forest says what is seen.
 _INERT = {
     "position_ids", "position_embeddings", "use_cache", "past_key_values", "cache_position", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "attention_mask", "layer_idx", "token_type_ids",
-    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "attention_mask", "layer_idx",
+    "token_type_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
 }  # fmt: skip
 
 
 class Forest:
     """What attention needs to know of a batch, worked out once and shared by all layers.
 
-    `lengths[i]` is the number of queries of segment i. `above[i]` are the packed positions of its ancestors' keys, in path
-    order, or None for a root.
+    `lengths[i]` is the number of queries of segment i. `above[i]` are the packed positions of its ancestors' keys, in
+    path order, or None for a root. `noise` keys the dropout of attention weights; without it there is none.
     """
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu"):
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu", *, noise: Noise | None = None):
         self.segments = segments
+        self.noise = noise
         self.lengths = [s.length for s in segments]
         self.above: list[Tensor | None] = []
         paths: list[Tensor | None] = []  # positions of the keys of a segment's path, itself included
@@ -74,62 +77,79 @@ def forest_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one layer over one packed row.
 
-    query [1, heads, N, d], key and value [1, kv heads, N, d]; returns [1, N, heads, d] as transformers expects. Scores are
-    `query . key * scaling`, then `softcap * tanh(scores / softcap)` where given; query i of a path sees keys j with
-    0 <= i - j < sliding_window. Raises TypeError for an argument of an architecture that is not implemented here.
+    query [1, heads, N, d], key and value [1, kv heads, N, d]; returns [1, N, heads, d] as transformers expects. Scores
+    are `query . key * scaling`, then `softcap * tanh(scores / softcap)` where given; query i of a path sees keys j with
+    0 <= i - j < sliding_window. Weights are dropped with probability `dropout` by masks from the forest's noise keys.
+    Raises TypeError for an argument of an architecture that is not implemented here.
     """
     unknown = sorted(k for k, v in others.items() if k not in _INERT and v is not None)
     if unknown:
         raise TypeError(
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the forest does not implement; "
-            "set layout: padded, which uses the architecture's own attention"
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the forest does not "
+            "implement; set layout: padded, which uses the architecture's own attention"
         )
+    causal = others.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise TypeError(f"{type(module).__name__} attends to later tokens too; expected a causal language model")
     if forest is None:
-        raise TypeError("forest attention got no forest; expected models.backbone to pass one with every forward")
+        raise TypeError("forest attention got no forest; expected Policy to pass one with every forward")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if query.is_cuda:
+    drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}") if dropout and forest.noise else None
+    if query.is_cuda and drop is None:
         from espalier.models.attention_cuda import attend
 
-        return attend(query, key, value, forest, scaling, dropout, sliding_window, softcap), None
-    return _by_segments(query, key, value, forest, scaling, dropout, sliding_window, softcap), None
+        return attend(query, key, value, forest, scaling, sliding_window, softcap), None
+    return _by_segments(query, key, value, forest, scaling, drop, sliding_window, softcap), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Dropout:
+    """Dropout of one layer's weights; its noise has a segment of its own for every sample."""
+
+    p: float
+    noise: Noise
+    place: str
 
 
 def _by_segments(
-    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, dropout: float, window: int | None,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, drop: _Dropout | None,
+    window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
-    queries = query.split(forest.lengths, dim=2)
-    keys, values = key.split(forest.lengths, dim=2), value.split(forest.lengths, dim=2)
+    queries = torch.split(query, forest.lengths, dim=2)
+    keys, values = torch.split(key, forest.lengths, dim=2), torch.split(value, forest.lengths, dim=2)
     if forest.branching and key.dtype in (torch.bfloat16, torch.float16):
         # A prefix collects the gradients of all its children: through this cast they are added up in float32.
         key, value = key.float(), value.float()
     outs = []
-    for q, k, v, above in zip(queries, keys, values, forest.above, strict=True):
+    for i, (q, k, v, above) in enumerate(zip(queries, keys, values, forest.above, strict=True)):
         if above is not None:
             k = torch.cat([key.index_select(2, above).to(k.dtype), k], dim=2)
             v = torch.cat([value.index_select(2, above).to(v.dtype), v], dim=2)
-        outs.append(_segment(q, k, v, scaling, dropout, window, softcap))
+        outs.append(_segment(q, k, v, i, scaling, drop, window, softcap))
     return torch.cat(outs, dim=2).transpose(1, 2)
 
 
 def _segment(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None, softcap: float | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, index: int, scaling: float, drop: _Dropout | None, window: int | None,
+    softcap: float | None,
+) -> Tensor:  # fmt: skip
     """One segment's queries over its path's keys, causal at the bottom right."""
     n, m = q.shape[2], k.shape[2]
     plain = n == m and (not window or m <= window)
-    mask = None if plain and not softcap else path_mask(n, m, window, q.device)
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
-        )
+    if softcap is None and drop is None:
+        mask = None if plain else path_mask(n, m, window, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=True)
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    scores = softcap * torch.tanh((q @ k.transpose(2, 3)) * scaling / softcap)
-    assert mask is not None
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
-    return F.dropout(weights.to(q.dtype), dropout) @ v
+    scores = (q @ k.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~path_mask(n, m, window, q.device), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    if drop is not None:
+        weights = drop_attention(weights, drop.p, drop.noise, drop.place, index)
+    return weights @ v
 
 
 def path_mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:

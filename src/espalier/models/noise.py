@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from espalier.errors import ModelError
 
 
 class Noise:
@@ -37,10 +40,9 @@ def neftune(embeddings_ND: Tensor, noise: Noise, alpha: float) -> Tensor:
     """Add uniform noise in [-1, 1] x alpha / sqrt(L D), L the sample's own length (Jain et al., arXiv:2310.05914)."""
     width = embeddings_ND.shape[-1]
     draws = noise.rows("neftune", width).to(embeddings_ND) * 2 - 1
-    scale = torch.cat(
-        [torch.full((n, 1), alpha / (length * width) ** 0.5) for n, length in zip(noise.segments, noise.lengths, strict=True)]
-    )
-    return embeddings_ND + draws * scale.to(embeddings_ND)
+    scales = [alpha / (length * width) ** 0.5 for length in noise.lengths]
+    scale = torch.tensor(scales).repeat_interleave(torch.tensor(noise.segments))
+    return embeddings_ND + draws * scale.to(embeddings_ND)[:, None]
 
 
 class KeyedDropout(nn.Module):
@@ -52,11 +54,22 @@ class KeyedDropout(nn.Module):
         self.current: Noise | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [1, N, width] -> the same with entries zeroed with probability p and the rest divided by 1 - p."""
-        if not self.training or self.p == 0 or self.current is None:
+        """Zero entries of x [1, N, width], or [S, longest, width] padded, with probability p; divide the rest by 1 - p.
+
+        Raises ModelError where the rows of x are not the batch's tokens.
+        """
+        noise = self.current
+        if not self.training or self.p == 0 or noise is None:
             return x
-        keep = self.current.rows(self.place, x.shape[-1]).to(x.device) >= self.p
-        return x * keep.view(x.shape) / (1 - self.p)
+        keep = noise.rows(self.place, x.shape[-1]) >= self.p
+        if keep.numel() != x.numel():
+            keep = pad_sequence(list(torch.split(keep, list(noise.segments))), batch_first=True)
+        if keep.numel() != x.numel():
+            raise ModelError(
+                f"dropout {self.place} got {tuple(x.shape)}, whose rows are not the batch's {sum(noise.segments)} "
+                "tokens, so its mask cannot belong to samples; set dropout: false"
+            )
+        return x * keep.to(x.device).view(x.shape) / (1 - self.p)
 
 
 def replace_dropouts(model: nn.Module) -> list[KeyedDropout]:
@@ -73,8 +86,6 @@ def replace_dropouts(model: nn.Module) -> list[KeyedDropout]:
 
 
 def drop_attention(weights: Tensor, p: float, noise: Noise, place: str, segment: int) -> Tensor:
-    """Dropout of one segment's attention weights [1, heads, n, m]."""
-    if p == 0:
-        return weights
+    """Zero one segment's attention weights [1, heads, n, n] with probability p; divide the rest by 1 - p."""
     keep = noise.uniform(place, segment, weights.shape).to(weights.device) >= p
     return weights * keep / (1 - p)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from espalier.errors import ModelError
 from espalier.models import attention
 from espalier.models.attention import Forest
 from espalier.models.layout import Layout
@@ -24,20 +26,35 @@ class Policy(nn.Module):
     """A causal LM over packed batches.
 
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
-    keyed by the sample; they need a layout without sharing. router_loss: also return the load-balancing loss.
+    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss.
+
+    Raises ModelError for attention dropout in the layout padded, where the architecture's own attention draws it.
     """
 
     def __init__(
-        self, model: Any, layout: Layout, *, neftune_alpha: float = 0.0, dropout: bool = False, router_loss: bool = False
+        self,
+        model: Any,
+        layout: Layout,
+        *,
+        neftune_alpha: float = 0.0,
+        dropout: bool = False,
+        router_loss: bool = False,
     ):
         super().__init__()
         self.model = model
         self.layout = layout
         self.neftune_alpha = neftune_alpha
         self.router_loss = router_loss
+        self.dropout = dropout
         self.dropouts: list[KeyedDropout] = replace_dropouts(model) if dropout else []
         self.noisy = bool(neftune_alpha or dropout)
         config = model.config.get_text_config()
+        inside = [name for name in ("attention_dropout", "attn_pdrop") if getattr(config, name, 0)]
+        if dropout and layout == "padded" and inside:
+            raise ModelError(
+                f"{type(model).__name__} has {inside[0]} {getattr(config, inside[0])}, which cannot belong to samples "
+                f"in the layout padded; set {inside[0]} to 0 in the model's config.json, or dropout: false"
+            )
         self.head = head_of(config)
         self._experts = getattr(config, "num_experts_per_tok", 0)
         if layout != "padded":
@@ -58,8 +75,8 @@ class Policy(nn.Module):
         cotangent_U: Tensor | None = None,
         noise: Noise | None = None,
     ) -> dict[str, Tensor]:
-        """Scores of the batch: `logprobs` [U] and, where asked for, `entropy` [U], `correct` [U] (1 where the target is the
-        most probable token) and `router`, the load-balancing loss."""
+        """Scores of the batch: `logprobs` [U] and, where asked for, `entropy` [U], `correct` [U] (1 where the target is
+        the most probable token) and `router`, the load-balancing loss."""
         hidden_ND, router = self._hidden(batch, noise)
         weight, bias = head_weights(self.model.get_output_embeddings())
         tempered = any(s.temperature != 1 for s in batch.samples)
@@ -80,28 +97,26 @@ class Policy(nn.Module):
 
     def _hidden(self, batch: Batch, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
         backbone = getattr(self.model, self.model.base_model_prefix)
-        inputs: dict[str, Any] = {"use_cache": False}
+        options: dict[str, Any] = {"use_cache": False}
+        if self.router_loss:
+            options["output_router_logits"] = True
+        flat = {"position_ids": batch.positions_N}
         for module in self.dropouts:
             module.current = noise
         if self.neftune_alpha and noise is not None:
             embeddings = self.model.get_input_embeddings()(batch.inputs_N)
-            inputs["inputs_embeds"] = neftune(embeddings, noise, self.neftune_alpha)
+            flat["inputs_embeds"] = neftune(embeddings, noise, self.neftune_alpha)
         else:
-            inputs["input_ids"] = batch.inputs_N
-        inputs["position_ids"] = batch.positions_N
-        if self.router_loss:
-            inputs["output_router_logits"] = True
+            flat["input_ids"] = batch.inputs_N
         if self.layout == "padded":
             lengths = [s.length for s in batch.segments]
-            for key in ("input_ids", "inputs_embeds", "position_ids"):
-                if key in inputs:
-                    inputs[key] = nn.utils.rnn.pad_sequence(inputs[key].split(lengths), batch_first=True)
-            out = backbone(**inputs)
+            rows = {key: pad_sequence(list(torch.split(x, lengths)), batch_first=True) for key, x in flat.items()}
+            out = backbone(**rows, **options)
             hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
         else:
-            rows = {key: inputs[key][None] for key in ("input_ids", "inputs_embeds", "position_ids") if key in inputs}
-            forest = Forest(batch.segments, batch.inputs_N.device)
-            out = backbone(**{**inputs, **rows}, forest=forest)
+            rows = {key: x[None] for key, x in flat.items()}
+            forest = Forest(batch.segments, batch.inputs_N.device, noise=noise if self.dropout else None)
+            out = backbone(**rows, **options, forest=forest)
             hidden = out.last_hidden_state[0]
         router = None
         if self.router_loss:

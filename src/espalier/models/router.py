@@ -11,9 +11,9 @@ from torch import Tensor
 def balance_loss(router_logits: Sequence[Tensor], top_k: int, uses_N: Tensor) -> Tensor:
     """E x sum_e f_e P_e over all layers' tokens (Switch Transformer, arXiv:2101.03961, eq. 4 to 6, top-k form).
 
-    router_logits: [N, E] of each layer. f_e is the share of expert slots that go to expert e (times top_k), P_e its mean
-    probability. A packed token counts `uses_N` times: as often as samples pass through it, which makes the loss that of the
-    separate sequences. It is not linear in the tokens, so it depends on the split into micro-batches.
+    router_logits: [N, E] of each layer. f_e is the share of expert slots that go to expert e (times top_k), P_e its
+    mean probability. A packed token counts `uses_N` times: as often as samples pass through it, which makes the loss
+    that of the separate sequences. It is not linear in the tokens, so it depends on the split into micro-batches.
     """
     logits = torch.stack([layer.reshape(-1, layer.shape[-1]) for layer in router_logits])  # layers, N, E
     experts = logits.shape[-1]

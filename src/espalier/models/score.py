@@ -4,7 +4,8 @@
     H = logsumexp(z) - sum_v p_v z_v
 
 The backward pass computes each chunk's logits again, or, where the loss is linear in the log-probabilities and its
-coefficients are known beforehand (`cotangent`), gradients are formed in the forward pass and no logits are computed twice.
+coefficients are known beforehand (`cotangent`), gradients are formed in the forward pass and no logits are computed
+twice.
 """
 
 from __future__ import annotations
@@ -49,19 +50,24 @@ def score(
     cotangent_U: Tensor | None = None,
     chunk: int = 0,
 ) -> dict[str, Tensor]:
-    """`logprobs` [U] of the targets and, where asked for, `entropy` [U] of the distributions, in nats, and `correct` [U],
-    1 where the target is the most probable token; float32 (float64 for float64 inputs).
+    """`logprobs` [U] of the targets and, where asked for, `entropy` [U] of the distributions, in nats, and `correct`
+    [U], 1 where the target is the most probable token; float32 (float64 for float64 inputs).
 
-    cotangent_U: the gradient of the loss in every log-probability, where it is known before the forward pass; the backward
-    pass raises RuntimeError when the real one differs (checked on CPU, where it costs no synchronisation).
+    cotangent_U: the gradient of the loss in every log-probability, where it is known before the forward pass; the
+    backward pass raises RuntimeError when the real one differs (checked on CPU, where it costs no synchronisation).
     temperatures_U: None is 1 everywhere. chunk: scored positions at a time; 0 fits the device's chunk bytes.
     """
     if entropy and cotangent_U is not None:
-        raise ValueError("score got a cotangent and entropy=True; expected one of them, the entropy's gradient is not linear")
+        raise ValueError(
+            "score got a cotangent and entropy=True; expected one of them: the entropy's gradient is not linear"
+        )
     if not chunk:
         chunk = max(64, (CUDA_CHUNK_BYTES if hidden_UD.is_cuda else CPU_CHUNK_BYTES) // (4 * weight_VD.shape[0]))
+    if temperatures_U is not None and hidden_UD.dtype == torch.float64:
+        temperatures_U = temperatures_U.double()
     plan = _Plan(head, entropy, correct, chunk)
-    scores = _Score.apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
+    apply: Any = _Score.apply
+    scores = apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
     wanted = (True, entropy, correct)
     return {name: x for name, x, w in zip(("logprobs", "entropy", "correct"), scores, wanted, strict=True) if w}
 
@@ -80,7 +86,9 @@ def _factor(temperatures: Tensor | None, part: slice, head: Head) -> Tensor | fl
     return head.scale if temperatures is None else (head.scale / temperatures[part])[:, None]
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | float, head: Head) -> tuple[Tensor, Tensor | None]:
+def _logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | float, head: Head
+) -> tuple[Tensor, Tensor | None]:
     """Scaled logits of a chunk, and tanh of the capped ones where the cap's derivative needs it."""
     z = _product(h, weight.t())
     if bias is not None:
@@ -135,8 +143,8 @@ class _Score(torch.autograd.Function):
             (cotangent,) = ctx.saved_tensors
             if not grad_logprobs.is_cuda and not torch.equal(cotangent.to(grad_logprobs.dtype), grad_logprobs):
                 raise RuntimeError(
-                    "the gradient of the log-probabilities is not the one announced before the forward pass; a loss that "
-                    "declares `linear` must be linear in them, with coefficients that do not depend on the outputs"
+                    "the gradient of the log-probabilities is not the one announced before the forward pass; a loss "
+                    "that declares `linear` must be linear in them, with coefficients that do not depend on the outputs"
                 )
             return (*ctx.saved_grads.results(), None, None, None, None)
         hidden, weight, bias, targets, temperatures, norms, entropies = ctx.saved_tensors
@@ -170,7 +178,9 @@ class _Gradients:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.hidden = torch.empty_like(hidden) if needed[0] else None
         self.weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needed[1] else None
-        self.bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if bias is not None and needed[2] else None
+        self.bias = (
+            torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if bias is not None and needed[2] else None
+        )
         self.weight_dtype = weight.dtype
         self.bias_dtype = bias.dtype if bias is not None else wide
 
