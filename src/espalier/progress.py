@@ -42,7 +42,7 @@ class Progress:
     ):
         self.total, self.interval, self.clock = total, interval, clock
         self.quiet = (int(os.environ.get("RANK", "0")) if rank is None else rank) != 0
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, width=_width())
         self.live = self.console.is_terminal and not self.quiet
         self._start: tuple[float, int] | None = None
         self._printed, self._shown = -math.inf, 0
@@ -128,6 +128,11 @@ class Progress:
         """Print one line, above the bar where there is one."""
         if not self.quiet:
             self.console.print(Text(text), soft_wrap=True)
+
+
+def _width() -> int | None:
+    """Log files take wider tables than the 80 columns that rich assumes; terminals and COLUMNS decide for themselves."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 
 
 def duration(seconds: float) -> str:
