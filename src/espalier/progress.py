@@ -131,7 +131,7 @@ class Progress:
 
 
 def _width() -> int | None:
-    """Log files take wider tables than the 80 columns that rich assumes; terminals and COLUMNS decide for themselves."""
+    """Log files take wider tables than the 80 columns that rich assumes; terminals and COLUMNS go first."""
     return None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 
 
