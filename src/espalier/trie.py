@@ -20,15 +20,15 @@ def laid_length(sample: Sample) -> int:
     return max([last, *(read + 1 for read in sample.reads)])
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix, by bisection over slice comparisons (which run in C)."""
-    high = min(len(a), len(b))
-    if a[:high] == b[:high]:
+def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
+    """Length of the longest common prefix of a and b[start:], by bisection over slice comparisons (which run in C)."""
+    high = min(len(a), len(b) - start)
+    if a[:high] == b[start : start + high]:
         return high
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
+        if a[low:middle] == b[start + low : start + middle]:
             low = middle
         else:
             high = middle
@@ -48,17 +48,17 @@ class Node:
 
 
 def _insert(root: Node, tokens: list[int], index: int) -> None:
-    node, rest = root, tokens
+    node, done = root, 0
     while True:
-        if not rest:
+        if done == len(tokens):
             node.ends.append(index)
             return
-        child = node.child(rest[0])
+        child = node.child(tokens[done])
         if child is None:
-            node.children.append(Node(rest, ends=[index]))
+            node.children.append(Node(tokens[done:], ends=[index]))
             return
-        shared = common_prefix(child.tokens, rest)
-        if shared == len(rest):  # ends inside the child: nothing to split, its tokens are all there
+        shared = common_prefix(child.tokens, tokens, done)
+        if done + shared == len(tokens):  # ends inside the child: nothing to split, its tokens are all there
             child.ends.append(index)
             return
         if shared < len(child.tokens):
@@ -66,7 +66,7 @@ def _insert(root: Node, tokens: list[int], index: int) -> None:
             # shorter.
             lower = Node(child.tokens[shared:], child.children, child.ends)
             child.tokens, child.children, child.ends = child.tokens[:shared], [lower], []
-        node, rest = child, rest[shared:]
+        node, done = child, done + shared
 
 
 def _copy_short_runs(root: Node) -> None:
