@@ -161,6 +161,12 @@ def test_a_vocabulary_whose_unknown_token_ends_turns_is_refused_by_row():
         renderer.prompt([user("ö")])
 
 
+def test_words_that_begin_like_a_control_string_are_left_alone():
+    codec = Codec(words())
+    assert codec.seal([("an ENormous one", False), ("EN", False)]) is None
+    assert codec.seal([("the END", False)]).close("the END")[4:] != "END"
+
+
 def test_private_use_characters_of_a_row_stay_what_they_are():
     vocab_like = "\ue000\ue001\ue002\uf8ff \\ue000 \\ue003"
     tokenizer = letters(template="chatml")

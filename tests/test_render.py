@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.data.control import Codec
 from espalier.data.render import Renderer
 from espalier.errors import ConfigError, ModelError, RowError
 from espalier.types import Chat, Completion, Text
 from tiny import tiny_tokenizer
-from toys import TWO_TURNS, assistant, gpt2, letters, minimind, show, stories, system, tool, user, words
+from toys import TWO_TURNS, assistant, gpt2, letters, minimind, show, spaced, stories, system, tool, user, words
 
 CHATML = letters(template="chatml")
 R = Renderer(CHATML)
@@ -150,6 +151,20 @@ def test_a_response_that_merges_with_its_prompt_stays_apart(shared):
         response = chat.messages[turn].content + "<|im_end|>"
         assert r.sample.tokens[start:] == tokenizer.encode(response, add_special_tokens=False)
         assert all(r.sample.mask[start:])
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_spaces_stay_where_a_vocabulary_marks_words_by_them(scheme):
+    tokenizer = spaced(scheme)
+    assert Codec(tokenizer).lossless == (scheme == "first")  # then the mask is checked to the letter
+    turns = "{% if m.role == 'user' %}{{ '[' + m.content + ']' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + turns + "{% endfor %}"
+    (r,) = Renderer(tokenizer).render(Chat((user("a b"), assistant("c d"), user("e"), assistant("f"))))
+    pieces = tokenizer.convert_ids_to_tokens(r.sample.tokens)
+    second = "▁[e]" if scheme == "always" else "[e]"  # a section behind an added token
+    assert "".join(pieces) == f"▁[a▁b]▁c▁d</s>{second}▁f</s>"
+    assert [p for p, m in zip(pieces, r.sample.mask, strict=True) if m] == [*"▁c▁d", "</s>", *"▁f", "</s>"]
+    assert Renderer(tokenizer).prompt([user("a b")]) == r.sample.tokens[:6]
 
 
 @pytest.mark.real_data

@@ -64,6 +64,16 @@ def words() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def spaced(scheme: str) -> PreTrainedTokenizerFast:
+    """Letters and bytes, a space being part of what follows it; `scheme` says where a text gets one in front."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
+    core = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+
+
 def show(rendered: Rendered, tokenizer: Any) -> str:
     """The text of a sample with what is trained in brackets: `Hi[ there</s>]`."""
     text, inside = "", False

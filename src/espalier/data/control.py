@@ -265,7 +265,11 @@ class Codec:
             "ÜBER naïve 漢字 🙂",
             f"a{token}b {token} c",
         )
-        return all(self.decode(_encode(self._full, text).ids) == text for text in probes)
+        return all(self._same(self.decode(_encode(self._full, text).ids), text) for text in probes)
+
+    def _same(self, decoded: str, text: str) -> bool:
+        """Equal, but for a space in front where the vocabulary cannot tell it from the one it adds."""
+        return decoded == text or (self._prefixes and decoded == text.removeprefix(" "))
 
     def reads(self, ids: list[int], text: str) -> bool:
         """Whether `ids` decode to `text`: exactly, or up to the tokenizer's own normalisation.
@@ -274,7 +278,7 @@ class Codec:
         unknown tokens.
         """
         decoded = self.decode(ids)
-        if decoded == text:
+        if self._same(decoded, text):
             return True
         if self.lossless:
             normalizer = self._full.normalizer
@@ -304,16 +308,17 @@ def _risky(texts: Sequence[str], allowed: Sequence[str]) -> re.Pattern[str]:
     """Matches the first character of each of `texts`, of its stem anywhere and of any beginning of it at the end.
 
     The stem is sealed too because templates cut and join content: what one takes out of the middle must leave no whole
-    control string. Case does not matter, templates may change it. Strings in `allowed` are left alone, unless one of
-    `texts` stands there.
+    control string. Those that begin like a word have no stem, or every such word would be sealed. Case does not
+    matter, templates may change it. Strings in `allowed` are left alone, unless one of `texts` stands there.
     """
     if not texts:
         return re.compile(r"(?!)")
     stems, tails = set(), set()
     for text in texts:
-        size = max(1, min(_STEM, len(text) - 1))
+        size = len(text) if text[0].isalnum() else max(1, min(_STEM, len(text) - 1))
         stems.add(text[:size])
-        tails |= {text[:k] for k in range(1, size)}
+        if size < len(text):
+            tails |= {text[:k] for k in range(1, size)}
 
     def ahead(words: Iterable[str], end: str = "") -> str:
         found = sorted({(w[0].lower(), w[1:].lower()) for w in words})
