@@ -38,7 +38,7 @@ def tree_groups(seed: int = 0, *, vocab: int = 128) -> Groups:
 
 @st.composite
 def groups(draw: st.DrawFn, *, samples: int = 6, tokens: int = 3, longest: int = 40) -> Groups:
-    """Groups that share prefixes often: each sample continues a cut of an earlier one with tokens of a small alphabet."""
+    """Groups that share prefixes often: each sample continues a cut of an earlier one with a few token ids."""
     out: Groups = []
     for number in range(draw(st.integers(1, 3))):
         group: list[Sample] = []

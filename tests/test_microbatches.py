@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import groups, sample
 
 from espalier.microbatches import Layout, microbatches
 from espalier.trie import build, laid_length
 from espalier.types import Sample
+from samples import groups, sample
 
 Groups = list[list[Sample]]
 
@@ -61,7 +61,7 @@ def test_long_samples_never_share_a_forward_with_short_ones() -> None:
     layout = Layout(long_from=8)
     assert keys(microbatches(alone(8, 9, 2), 100, layout)) == [[[0], [2]], [[1]]]
     stem = [1] * 7
-    group = [sample(stem + [2], [3], key=0), sample(stem + [3, 3], [3], key=1), sample(stem, [4], key=2)]
+    group = [sample([*stem, 2], [3], key=0), sample([*stem, 3, 3], [3], key=1), sample(stem, [4], key=2)]
     assert keys(microbatches([group], 100, layout)) == [[[0, 2]], [[1]]]
     with pytest.raises(ValueError, match="both sides of 8 tokens"):
         microbatches([group], 100, Layout(long_from=8, whole=True))

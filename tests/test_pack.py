@@ -3,11 +3,11 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from samples import groups, path_tokens, sample
 
 from espalier import trie
 from espalier.pack import pack, totals
 from espalier.types import Sample
+from samples import groups, path_tokens, sample
 
 P, A, B = 1, 2, 3
 

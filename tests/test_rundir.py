@@ -17,6 +17,20 @@ from espalier.rundir import MAY_CHANGE, RunDir, versions
 CONFIG = "model: base\ndata: [a.jsonl]\nlr: 2.0e-05\nseed: 0\nsave_every: 10\n"
 
 
+def begin(out: Path) -> None:
+    """A run that made one step."""
+    with RunDir.open(out, CONFIG) as run:
+        run.metrics.write_text('{"step": 1}\n')
+
+
+def test_a_run_that_made_no_step_gives_way(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with RunDir.open(out, CONFIG) as run:
+        run.preflight.write_text("{}")  # a check failed, and that was all
+    with RunDir.open(out, CONFIG + "epochs: 2.0\n") as run:
+        assert not run.resumed and "epochs" in run.config.read_text() and not run.preflight.exists()
+
+
 def test_a_new_run_has_its_config_and_what_made_it(tmp_path: Path) -> None:
     with RunDir.open(tmp_path / "runs" / "first", CONFIG) as run:
         assert not run.resumed and run.path == tmp_path / "runs" / "first"
@@ -45,7 +59,7 @@ def test_versions_are_read_without_importing(tmp_path: Path) -> None:
 
 def test_an_existing_run_is_entered_only_on_purpose(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     (out / "checkpoints" / "step-000010").mkdir()
     with pytest.raises(
         ConfigError, match=r"already holds a run; continue it with --resume, remove it with --overwrite"
@@ -63,7 +77,7 @@ def test_a_resume_where_nothing_was_begun_begins(tmp_path: Path) -> None:
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     (out / "checkpoints" / "step-000010").mkdir()
     (out / "model").mkdir()
     for name in ("metrics.jsonl", "samples.jsonl", "model/weights", "notes.txt"):
@@ -79,7 +93,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moved", range(1, 5))
 def test_an_overwrite_that_was_cut_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     (out / "metrics.jsonl").write_text("old\n")
     (out / "notes.txt").write_text("mine")
     rename, calls = os.rename, 0
@@ -120,7 +134,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, options: dict[str
 
 def test_a_changed_config_is_refused_with_old_and_new(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     sectioned = "model: {model: base}\noptim: {lr: 1.0e-04, seed: 1}\ndata: {data: [a.jsonl, b.jsonl]}\nsave_every: 5\n"
     with pytest.raises(ConfigError) as caught:
         RunDir.open(out, sectioned, resume=True)
@@ -140,7 +154,7 @@ def test_a_changed_config_is_refused_with_old_and_new(tmp_path: Path) -> None:
 
 def test_what_does_not_enter_a_step_may_change(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     with RunDir.open(out, CONFIG.replace("save_every: 10", "save_every: 3") + "keep: 1\n", resume=True) as run:
         assert run.resumed and "save_every: 3" in run.config.read_text()
     changed = json.loads(run.manifest.read_text())["starts"][1]["changed"]
@@ -161,6 +175,7 @@ def test_another_machine_or_other_data_are_refused(tmp_path: Path) -> None:
     with RunDir.open(out, CONFIG) as run:
         run.pin("machine", {"threads": 2, "device": "cpu"})
         run.pin("data", {"a.jsonl": "aa"})
+        run.metrics.write_text('{"step": 1}\n')
     with RunDir.open(out, CONFIG, resume=True) as run:
         run.pin("machine", {"threads": 2, "device": "cpu"})
         with pytest.raises(ConfigError, match=r"bit for bit: machine changed: device cpu -> cuda; threads 2 -> 4\."):
@@ -179,7 +194,7 @@ def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     old = {**versions(), "torch": "2.0"}
     with monkeypatch.context() as patch:
         patch.setattr("espalier.rundir.versions", lambda: old)
-        RunDir.open(out, CONFIG).close()
+        begin(out)
     with pytest.raises(ConfigError, match=r"versions changed: torch 2\.0 -> 2\.\d+"):
         RunDir.open(out, CONFIG, resume=True)
     RunDir.open(out, CONFIG, resume=True, accept_changes=True).close()
@@ -188,7 +203,7 @@ def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_damaged_run_is_told(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     for text in ("a: [", "- 1", ""):
         (out / "run.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"run\.yaml (is not YAML|holds no config fields).*--overwrite"):
@@ -208,6 +223,7 @@ import sys
 from pathlib import Path
 from espalier.rundir import RunDir
 run = RunDir.open(Path(sys.argv[1]), sys.argv[2])
+run.metrics.write_text("{}")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -233,7 +249,7 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
 
 def test_an_open_that_fails_keeps_no_lock(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunDir.open(out, CONFIG).close()
+    begin(out)
     with pytest.raises(ConfigError):
         RunDir.open(out, CONFIG)
     with open(out / ".lock") as file:

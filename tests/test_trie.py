@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import groups, sample
 
 from espalier import trie
 from espalier.trie import MIN_SHARED, build, common_prefix, laid_length
 from espalier.types import Sample
+from samples import groups, sample
 
 P, A, B = 1, 2, 3
 

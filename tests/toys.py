@@ -64,6 +64,14 @@ def words() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def merging() -> PreTrainedTokenizerFast:
+    """A token for each character, and one for two line ends; ChatML."""
+    pieces = ["</s>", "\n", "\n\n", *map(chr, range(32, 127))]
+    core = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("\n", "\n")]))
+    core.decoder = decoders.Fuse()
+    return with_chatml(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>"))
+
+
 def spaced(scheme: str) -> PreTrainedTokenizerFast:
     """Letters and bytes, a space being part of what follows it; `scheme` says where a text gets one in front."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from espalier.config import ModelConfig
+from espalier.data.render import Renderer
+from espalier.data.templates import apply_template
 from espalier.engines.generate import GenerateSampler
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError
-from espalier.data.render import Renderer
-from espalier.data.templates import apply_template
 from espalier.models.load import Loaded, load_model
 from espalier.types import Message
 
@@ -32,25 +33,29 @@ class Chatter:
         where = pick_device() if device is None else device
         loaded = load_model(config, device=where)
         apply_template(loaded.tokenizer, config.template)
-        loaded.model.to(compute_dtype(config.dtype, loaded.model.device))
+        model: Any = loaded.model
+        model.to(compute_dtype(config.dtype, loaded.model.device))
         return cls(loaded)
 
     def answer(
         self, prompts: Sequence[str], *, chat: bool = True, system: str = "", max_tokens: int = 256,
         temperature: float = 0.0, seed: int = 0,
     ) -> list[str]:  # fmt: skip
-        """One response a prompt, special tokens left out; under `chat` a prompt is a user's message, else it is continued.
+        """One response a prompt, special tokens left out; under `chat` a prompt is a user's message, else it is
+        continued.
 
         Raises ConfigError where `chat` is asked of a model without a template.
         """
         if chat and self.tokenizer.chat_template is None:
             raise ConfigError(
-                "the model has no chat template; give --template, or --no-chat to continue the prompt's own text", key="chat"
+                "the model has no chat template; give --template, or --no-chat to continue the prompt's own text",
+                key="chat",
             )
         said = [Message("system", system)] if system else []
         try:
             ids = [
-                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self._text(prompt) for prompt in prompts
+                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self._text(prompt)
+                for prompt in prompts
             ]
         except RowError as error:
             raise ConfigError(f"prompt: {error}", key="prompt") from error
@@ -58,7 +63,7 @@ class Chatter:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed)
         out = []
         for prompt, (response,) in zip(ids, self.sampler.generate(ids, 1, params), strict=True):
-            out.append(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True))
+            out.append(str(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True)))
         return out
 
     def _text(self, prompt: str) -> list[int]:

@@ -1,4 +1,5 @@
-"""From a config to the parts of a run: model, renderer, data, learner. The only place where an engine meets an algorithm."""
+"""From a config to the parts of a run: model, renderer, data, learner. The only place where an engine meets an
+algorithm."""
 
 from __future__ import annotations
 
@@ -52,10 +53,10 @@ def cache_folder(asked: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
 
 
-def build_model(config: ModelConfig, device: torch.device, *, neftune_alpha: float = 0.0) -> Model:
+def build_model(config: ModelConfig, device: torch.device, *, seed: int = 0, neftune_alpha: float = 0.0) -> Model:
     """Load, adapt, freeze; choose the layout. Raises ModelError and ConfigError."""
     loaded = load_model(config, device=device)
-    frozen = prepare(loaded, config)
+    frozen = prepare(loaded, config, seed=seed)
     apply_template(loaded.tokenizer, config.template)
     chosen, reason = layout.choose(loaded.model, config.layout)
     if config.router_loss and not getattr(loaded.model.config.get_text_config(), "num_experts_per_tok", 0):
@@ -65,15 +66,15 @@ def build_model(config: ModelConfig, device: torch.device, *, neftune_alpha: flo
     )
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
     if config.router_loss:
-        notes.append("router loss on: it is not linear in the tokens, so it alone depends on the split into micro-batches")
+        notes.append(
+            "router loss on: it is not linear in the tokens, so it alone depends on the split into micro-batches"
+        )
     return Model(loaded, policy, frozen, compute_dtype(config.dtype, device), notes)
 
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return Renderer(
-        loaded.tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, loaded.limit)
-    )
+    return Renderer(loaded.tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, loaded.limit))
 
 
 def build_data(

@@ -55,12 +55,16 @@ def quickstart(config: QuickstartConfig) -> dict[str, float]:
     table = Table(box=None, padding=(0, 3, 0, 0))
     for name in ("model", "asked", "right answers", "answers with ####"):
         table.add_column(name)
-    for row in (("base", "to continue its own text", as_text), ("base", "in chat", as_chat), ("tuned", "in chat", tuned)):
+    for row in (
+        ("base", "to go on with its own text", as_text),
+        ("base", "in chat", as_chat),
+        ("tuned", "in chat", tuned),
+    ):
         table.add_row(row[0], row[1], f"{row[2].accuracy:.1%}", f"{row[2].marked:.1%}")
     console.print(table)
     console.print(
-        f"\nExact match on {TESTED} unseen problems; fine-tuned in {minutes:.1f} minutes. The model is a plain Hugging Face "
-        f"directory: {model}\nAsk it something: espalier sample --model {model} --prompt {unseen[0].question!r}",
+        f"\nExact match on {TESTED} unseen problems; fine-tuned in {minutes:.1f} minutes. {model} is a plain Hugging "
+        f"Face directory. Ask it something:\nespalier sample --model {model} --prompt {unseen[0].question!r}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     return {"base_text": as_text.accuracy, "base_chat": as_chat.accuracy, "sft_chat": tuned.accuracy}

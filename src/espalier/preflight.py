@@ -89,7 +89,9 @@ def rows(stats: Sequence[Stats]) -> Check:
     cut = sum(s.truncated for s in stats)
     value = f"{read:,} read, {kept:,} kept, {rejected:,} rejected, {cut:,} truncated"
     if read != kept + rejected:
-        return Check("rows", value, "read = kept + rejected", "fail", "The token cache is damaged: use another --cache.")
+        return Check(
+            "rows", value, "read = kept + rejected", "fail", "The token cache is damaged: use another --cache."
+        )
     lost = cut > 0.1 * max(1, kept)
     way_out = "More than a tenth of the rows lose their tail: raise max_length, or shorten the rows." if lost else ""
     return Check("rows", value, "at most 10 % truncated", "warn" if lost else "pass", way_out)
@@ -102,7 +104,9 @@ def trained(stats: Sequence[Stats]) -> Check:
     for s in stats:
         for role, count in s.trained_by_role.items():
             roles[role] = roles.get(role, 0) + count
-    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}): " + ", ".join(f"{r} {n:,}" for r, n in sorted(roles.items()) if n)
+    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}): " + ", ".join(
+        f"{r} {n:,}" for r, n in sorted(roles.items()) if n
+    )
     if not total:
         return Check("trained", value, "some", "fail", "No token is trained: look at train_on and the rows' weights.")
     return Check("trained", value, "some", "pass")
@@ -126,8 +130,8 @@ def bos(stats: Sequence[Stats], bos_id: int | None) -> Check:
     none, one, more = (sum(getattr(s, n) for s in stats) for n in ("bos_0", "bos_1", "bos_more"))
     ok = not none and not more
     return Check(
-        "bos", f"{one:,} with one, {none:,} with none, {more:,} with more", "exactly one each", "pass" if ok else "fail",
-        "" if ok else "Template and tokenizer disagree about the begin-of-text token: take --template, or a fixed template.",
+        "bos", f"{one:,} with one, {none:,} with none, {more:,} with more", "exactly one", "pass" if ok else "fail",
+        "" if ok else "Template and tokenizer disagree about the begin-of-text token: give another --template.",
     )  # fmt: skip
 
 
@@ -210,12 +214,13 @@ def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> C
     return Check(
         "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} tokens", f"<= {limit:g} nats of one-by-one",
         "pass" if ok else "fail",
-        "" if ok else "This architecture is not right in this layout: set --layout padded, and please report the model.",
+        "" if ok else "This architecture is not right in this layout: set --layout padded, and report the model.",
     )  # fmt: skip
 
 
 def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
-    """Log-probabilities of every trained token from the model's own attention and its own logits, a sample at a time."""
+    """Log-probabilities of every trained token from the model's own attention and its own logits, a sample at a
+    time."""
     config = model.config
     before = config._attn_implementation
     out: list[Tensor] = []
@@ -251,18 +256,23 @@ def _few(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
 
 
 def _head(sample: Sample, length: int) -> Sample:
-    cut = Sample(sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key)
+    cut = Sample(
+        sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key
+    )
     if not any(cut.mask[1:]):
         cut.mask, cut.weights = [False] + [True] * (len(cut) - 1), [0.0] + [1.0] * (len(cut) - 1)
     return cut
 
 
 def loss(value: float, vocabulary: int) -> Check:
-    """The first loss is finite; above twice that of a uniform guess, model and tokenizer probably do not belong together."""
+    """The first loss is finite; above twice that of a uniform guess, model and tokenizer probably do not belong
+    together."""
     uniform = math.log(vocabulary)
     shown, limit = f"{value:.4f} nats a token", f"finite; uniform guess {uniform:.2f}"
     if not math.isfinite(value):
-        return Check("loss", shown, limit, "fail", "The weights or the data hold numbers that overflow: try dtype float32.")
+        return Check(
+            "loss", shown, limit, "fail", "The weights or the data hold numbers that overflow: try dtype float32."
+        )
     if value > 2 * uniform:
         way_out = "Worse than guessing: do model and tokenizer belong together?"
         return Check("loss", shown, limit, "warn", way_out)
@@ -270,7 +280,8 @@ def loss(value: float, vocabulary: int) -> Check:
 
 
 def update(shares: dict[str, float]) -> Check:
-    """Share of weights with a gradient that one step at the peak rate changes, in the master's and the export's dtype."""
+    """Share of weights with a gradient that one step at the peak rate changes, in the master's and the export's
+    dtype."""
     value = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
     master = next(iter(shares.values()))
     if master < 0.5:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,77 +16,33 @@ from espalier.progress import Progress, peak_memory
 from espalier.rundir import RunDir
 
 if TYPE_CHECKING:
-    from espalier.build import Model
-    from espalier.data.dataset import Dataset, Opened
-    from espalier.data.render import Renderer
-    from espalier.preflight import Check
+    from espalier.before import Parts
+    from espalier.data.dataset import Opened
     from espalier.train import Finished
-
-CHECKED_ROWS = 32
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What `sft` and `check` share."""
-
-    model: Model
-    renderer: Renderer
-    opened: Opened
-    dataset: Dataset
-    world: Any
-    device: Any
-    say: Progress
-
-
-@contextmanager
-def _parts(config: RunConfig) -> Iterator[_Parts]:
-    """Model and data, read and described; ends the process group on the way out."""
-    import torch
-
-    from espalier import build
-    from espalier.engines import world as worlds
-
-    device = worlds.pick_device()
-    if config.loop.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(config.loop.seed)
-    world = worlds.start(device)
-    say = Progress(0, rank=world.rank)
-    try:
-        model = build.build_model(config.model, device, neftune_alpha=config.sft.neftune_alpha)
-        renderer = build.build_renderer(config, model.loaded)
-        reading = say.reading("rows read") if hasattr(say, "reading") else None
-        opened, dataset = build.build_data(config, renderer, reading)
-        yield _Parts(model, renderer, opened, dataset, world, device, say)
-    finally:
-        world.close()
 
 
 def sft(config: RunConfig) -> Path:
     """Fine-tune; returns the exported model's folder (the newest checkpoint's where a signal ended the run)."""
+    loop = config.loop
+    run = RunDir(Path(loop.out))
+    if main := int(os.environ.get("RANK", "0")) == 0:  # before anything slow: the folder may be refused
+        run = RunDir.open(
+            run.path, dump(config), resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
+        )
     from espalier import build
+    from espalier.before import checks_after, checks_before, describe, parts, settle
 
-    text = dump(config)
-    with _parts(config) as p:
-        loop = config.loop
-        main = p.world.rank == 0
-        run = RunDir(Path(loop.out))
-        if main:
-            run = RunDir.open(
-                Path(loop.out), text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
-            )
-        p.world.barrier()
-        try:
+    try:
+        with parts(config) as p:
             if main:
                 run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps})
                 run.pin("machine", _machine(p, build.budget(config, p.device)))
                 _write_rejected(p.opened, run.rejected)
-            _describe(config, p)
-            before = _checks_before(config, p)
+            describe(config, p)
+            before = checks_before(config, p)
             learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-            checks = [*before, *_checks_after(config, p, learner)]
-            _settle(p.say, checks, run.preflight if main else None)
+            checks = [*before, *checks_after(config, p, learner)]
+            settle(p.say, checks, run.preflight if main else None)
             finished = _train(config, p, learner, run)
             if finished.chosen is None:
                 p.say.note(f"stopped by {finished.stopped} at step {finished.state.step}, saved in {run.checkpoints}")
@@ -102,22 +55,23 @@ def sft(config: RunConfig) -> Path:
             p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {finished.chosen.name}")
             p.world.barrier()
             return run.model
-        finally:
-            run.close()
+    finally:
+        run.close()
 
 
 def check(config: RunConfig) -> None:
     """Run every check of `sft` and stop there. Raises CheckError where one fails."""
     from espalier import build
+    from espalier.before import checks_after, checks_before, describe, parts, settle
 
-    with _parts(config) as p:
-        _describe(config, p)
-        before = _checks_before(config, p)
+    with parts(config) as p:
+        describe(config, p)
+        before = checks_before(config, p)
         learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-        _settle(p.say, [*before, *_checks_after(config, p, learner)], None)
+        settle(p.say, [*before, *checks_after(config, p, learner)], None)
 
 
-def _machine(p: _Parts, budget: int) -> dict[str, Any]:
+def _machine(p: Parts, budget: int) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name() if p.device.type == "cuda" else "cpu"
@@ -132,132 +86,16 @@ def _write_rejected(opened: Opened, path: Path) -> None:
         write_rejected(opened.all, path)
 
 
-# ------------------------------------------------------------------------------------------------------- what it says
-
-
-def _describe(config: RunConfig, p: _Parts) -> None:
-    """Print what the run resolved to, before anything is computed."""
-    from espalier import build
-
-    stats = [(s, s.stats) for s in p.opened.all]
-    columns = ("source", "part", "rows", "kept", "rejected", "truncated", "samples", "tokens", "trained")
-    p.say.table(
-        "Data", columns,
-        [(s.source, s.part, t.rows, t.kept, t.rejected, t.truncated, t.samples, t.tokens, t.trained) for s, t in stats],
-    )  # fmt: skip
-    if repeated := sum(t.duplicates for _, t in stats):
-        p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
-    first = p.dataset.groups(0)
-    budget = build.budget(config, p.device)
-    need = build.estimate(p.model, budget, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
-    gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
-    total = sum(need.values()) / 2**30
-    frozen = p.model.frozen
-    for line in (
-        *p.model.notes,
-        f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
-        f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "
-        f"{sum(len(g) for g in first):,} samples, {sum(len(s) for g in first for s in g):,} tokens, in forwards of at most "
-        f"{budget:,} tokens on {p.world.size} process{'es' * (p.world.size > 1)}",
-        f"memory about {total:.2f} GiB a process ({', '.join(f'{n} {v}' for n, v in gib.items())}), libraries not counted",
-    ):
-        p.say.note(line)
-
-
-def _checks_before(config: RunConfig, p: _Parts) -> list[Check]:
-    """Checks of the data, and of the model before it is sharded."""
-    from espalier import preflight
-    from espalier.data.read import read
-    from espalier.errors import RowError
-
-    stores = p.opened.all
-    stats = [s.stats for s in stores]
-    main = p.opened.main[0]
-    source = p.opened.sources[0]
-
-    def examples() -> Iterator[Any]:
-        found = read(source, default_format=config.data.format, alpaca_prompt=config.data.alpaca_prompt)
-        return islice((e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e)), CHECKED_ROWS)
-
-    decode = p.model.loaded.tokenizer.decode
-    dtype = p.model.compute if p.world.size == 1 else _float32()
-    return preflight.run(
-        (
-            ("rows", lambda: preflight.rows(stats)),
-            ("trained", lambda: preflight.trained(stats)),
-            ("stop", lambda: preflight.stop([s.stats for s in stores if s.part == "main"])),
-            ("bos", lambda: preflight.bos(stats, p.renderer.bos_id)),
-            ("mask", lambda: preflight.mask(examples(), p.renderer.render, decode, config.sft.train_on)),
-            (
-                "template",
-                lambda: preflight.template(examples(), p.renderer.render, (main.group(i) for i in range(len(main)))),
-            ),
-            ("layout", lambda: preflight.layout(p.model.policy, p.dataset.groups(0), dtype)),
-        ),
-        config.loop.skip_checks,
-    )
-
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32
-
-
-def _renders(renderer: Renderer, example: Any) -> bool:
-    from espalier.errors import RowError
-
-    try:
-        renderer.render(example)
-    except RowError:
-        return False
-    return True
-
-
-def _checks_after(config: RunConfig, p: _Parts, learner: Any) -> list[Check]:
-    """Checks that need a gradient; nothing is updated."""
-    from espalier import preflight
-
-    asked = set(config.loop.skip_checks)
-    if {"loss", "update"} <= asked:
-        return preflight.run((("loss", lambda: _never()), ("update", lambda: _never())), config.loop.skip_checks)
-    groups = p.dataset.groups(0)[: max(4, p.world.size)]
-    result = learner.forward_backward(groups, lambda o, b: config.sft.loss(o, b)["policy"], {}, 0)
-    shares = learner.probe_update(config.optim.lr, p.model.loaded.source_dtype)
-    vocabulary = p.model.loaded.model.config.get_text_config().vocab_size
-    return preflight.run(
-        (
-            ("loss", lambda: preflight.loss(result.terms.get("nll", result.loss), vocabulary)),
-            ("update", lambda: preflight.update(shares)),
-        ),
-        config.loop.skip_checks,
-    )
-
-
-def _never() -> Check:
-    raise AssertionError("a skipped check ran")
-
-
-def _settle(say: Progress, checks: list[Check], path: Path | None) -> None:
-    from espalier import preflight
-
-    say.table("Checks", ("check", "value", "limit", "verdict"), [(c.name, c.value, c.limit, c.verdict) for c in checks])
-    for c in checks:
-        if c.verdict == "warn":
-            say.note(f"{c.name}: {c.way_out}")
-    preflight.settle(checks, path)
-
-
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def _train(config: RunConfig, p: _Parts, learner: Any, run: RunDir) -> Finished:
+def _train(config: RunConfig, p: Parts, learner: Any, run: RunDir) -> Finished:
     from espalier.track import Trackers
     from espalier.train import Reporters, Trainer
 
     loop = config.loop
     main = p.world.rank == 0
-    found = checkpoint.choose(run.checkpoints, loop.resume_from) if loop.resume else None
+    found = checkpoint.choose(run.checkpoints, loop.resume_from, world=p.world) if loop.resume else None
     if found is not None and found.state().step > p.dataset.steps:
         raise CheckpointError(
             f"{found.path.name} is beyond the {p.dataset.steps} steps of this config; give more --steps or --epochs"
@@ -308,33 +146,30 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     apply_template(tokenizer, config.model.template)
     renderer = Renderer(tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, None))
     console = Console(highlight=False)
-    shown: list[Any] = []
-    origins: list[str] = []
+    shown: list[tuple[str, list[Any]]] = []
     for source in (*parse_sources(config.data.data), *parse_sources(config.data.replay)):
-        count = 0
         default = "text" if str(source.path) in config.data.replay else config.data.format
-        for example in read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt):
-            if count == rows:
-                break
+        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt)
+        for example in islice(found, rows):
             try:
                 if isinstance(example, RowError):
                     raise example
-                group = renderer.render(example)
-                shown.extend(group)
-                origins.extend([str(example.origin)] * len(group))
+                shown.append((str(example.origin), renderer.render(example)))
             except RowError as error:
                 console.print(f"rejected: {error.at(source.path)}", markup=False)
-            count += 1
-    view.show(shown, tokenizer, console, origins)
+    view.show(shown, tokenizer, console)
     if html:
-        view.html(shown, tokenizer, Path(html), origins)
+        view.html(shown, tokenizer, Path(html))
         console.print(f"written: {html}", markup=False)
 
 
 def export(config: ExportConfig) -> Path:
     """Copy the model of a run, or of one of its checkpoints, out of it; returns the folder."""
     run = Path(config.run)
-    source = next((f for f in (run / "model", run) if (f / "config.json").is_file() or (f / "adapter_config.json").is_file()), None)
+    source = next(
+        (f for f in (run / "model", run) if (f / "config.json").is_file() or (f / "adapter_config.json").is_file()),
+        None,
+    )
     if source is None and (run / "checkpoints").is_dir():
         found, _ = checkpoint.find(run / "checkpoints")
         source = found.path / "model" if found else None
@@ -353,8 +188,8 @@ def sample(config: SampleConfig) -> None:
     """Answer prompts, each as a user's message unless `chat` is off."""
     from rich.console import Console
 
-    from espalier.config import ModelConfig
     from espalier.answer import Chatter
+    from espalier.config import ModelConfig
 
     chatter = Chatter.load(
         ModelConfig(

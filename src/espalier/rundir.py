@@ -69,9 +69,10 @@ class RunDir:
     ) -> RunDir:
         """Lock `path` and make it the run of `config` (resolved, YAML), a new one or the one already there.
 
-        A folder that holds a run is entered with `resume`, or loses that run with `overwrite`; a resume where no run
-        was begun begins one. `resumed` says which it was. Files that are not a run's are never touched, and a folder
-        that holds such files and no run is refused. The lock ends with `close` or with the process.
+        A folder that holds a run of a step or more is entered with `resume`, or loses that run with `overwrite`; a
+        resume where no run was begun begins one. `resumed` says which it was. Files that are not a run's are never
+        touched, and a folder that holds such files and no run is refused. The lock ends with `close` or with the
+        process.
 
         Raises ConfigError that says the way out: the folder is in use, holds another run or no run; or, unless
         `accept_changes`, a resumed config differs in a field outside `MAY_CHANGE`, or the `versions` differ.
@@ -153,7 +154,7 @@ class RunDir:
 
     def _enter(self, config: str, resume: bool, overwrite: bool, accept_changes: bool) -> None:
         self._accept = accept_changes
-        if self.config.exists():
+        if self.config.exists() and self._begun():
             _delete(self.path / TRASH)
             if resume:
                 self._resume(config)
@@ -169,6 +170,11 @@ class RunDir:
         self._start({})
         _delete(self.path / TRASH)
         self.checkpoints.mkdir(exist_ok=True)
+
+    def _begun(self) -> bool:
+        """Whether a step was made: a run that ended before (a check failed, a row was bad) gives way to the next."""
+        steps = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return steps or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def _remove_old(self) -> None:
         """Move the old run's entries into one trash folder, `run.yaml` first: from then on there is no run here, and

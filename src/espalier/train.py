@@ -42,7 +42,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reporters:
-    """Whom the loop tells: `show` a person (step, numbers), `track` the trackers, `note` a line, `memory` peak bytes."""
+    """Whom the loop tells: `show` a person (step, numbers), `track` the trackers, `note` a line, `memory` peak
+    bytes."""
 
     show: Callable[[int, Mapping[str, float]], None]
     track: Callable[[int, Mapping[str, float]], None]
@@ -91,7 +92,8 @@ class Trainer:
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, generators, counters, and the metrics file as it was then.
 
-        Raises CheckpointError where the data of the steps so far are not those the checkpoint was trained on.
+        Raises CheckpointError where it lacks something or does not fit. That data and config are those it was trained
+        on is for the caller to see to (`RunDir.pin`).
         """
         state = found.state()
         self.learner.load(found.path)
@@ -138,8 +140,8 @@ class Trainer:
             self._save()
             rows = ", ".join(str(g[0].key) for g in groups[:4])
             raise EspalierError(
-                f"step {step + 1}: {error}, so no update was made; the weights before it are saved. The loss of this step "
-                f"is {result.loss:g}; its first samples have keys {rows}. Lower lr, lower clip_norm, or look at these rows"
+                f"step {step + 1}: {error}, so no update was made; the weights before it are saved. The loss of this "
+                f"step is {result.loss:g}; its first samples have keys {rows}. Lower lr, or look at these rows"
             ) from error
         counters = dict(self.state.counters)
         added = {"samples": sum(len(g) for g in groups), "groups": len(groups), "tokens": result.tokens}
@@ -215,7 +217,8 @@ class Trainer:
 
 def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, float]:
     """Held-out numbers over all trained tokens, weighted as in training: `eval_loss` (nats a token), `eval_perplexity`
-    (its exponential), `eval_accuracy` (share of targets that are the most probable token), `eval_tokens`. Empty without data.
+    (its exponential), `eval_accuracy` (share of targets that are the most probable token), `eval_tokens`. Empty
+    without data.
     """
     loss = weight = hits = count = 0.0
     for groups in batches:

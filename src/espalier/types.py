@@ -68,7 +68,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt and its continuation without chat markup; the completion is trained and ends in the end-of-text token."""
+    """A prompt and its continuation without chat markup; the completion is trained and ends in the end-of-text
+    token."""
 
     prompt: str
     completion: str

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
+
 from espalier.fields import section
 from espalier.types import Batch, Outputs, Term
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class SFT:
     """Maximum likelihood of the trained tokens, every part with its own denominator:
 
-        L = sum_main w_t nll_t / sum_main w_t  +  replay_coef * sum_replay nll_t / |replay|,   nll_t = -log p(y_t | y_<t)
+        L = sum_main w_t nll_t / sum_main w_t  +  replay_coef * sum_replay nll_t / |replay|
+
+        nll_t = -log p(y_t | y_<t)
 
     w_t are per-message weights (1 where none is given). Ouyang et al., arXiv:2203.02155, section 3.5, step 1; replay is
     their pretraining mix.
@@ -38,7 +40,7 @@ class SFT:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def samples(self, example: Example, render: Callable[[Example], list[Sample]]) -> list[Sample]:
-        """An example's own rendering: one sample, or one for each trained turn where later turns re-render earlier ones."""
+        """An example's own rendering: one sample, or one a trained turn where later turns re-render earlier ones."""
         return render(example)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
@@ -51,5 +53,3 @@ class SFT:
             coef = self.replay_coef if part == "replay" else 1.0
             terms["nll" if part == "main" else f"nll_{part}"] = Term(x * batch.part(part), "tokens", part, coef)
         return {"policy": terms}
-
-

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from espalier.engines.optimizer import Optimizer
 from espalier.engines.protocols import Group, LossFn, StepResult
 from espalier.engines.world import Distributed, OneProcess
 from espalier.microbatches import Layout, microbatches
+from espalier.errors import CheckpointError
 from espalier.models import adapters
 from espalier.models.export import export
 from espalier.models.noise import Noise
@@ -33,8 +34,8 @@ class LearnerOptions:
     """How a learner computes.
 
     budget: packed tokens in a forward. compute: dtype of forward and backward; masters are float32. linear: the loss is
-    linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups in
-    one piece. router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
+    linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups
+    in one piece. router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
     """
 
     budget: int = 2048
@@ -103,8 +104,11 @@ class TorchLearner:
 
     # ------------------------------------------------------------------------------------------------------- forward
 
-    def forward(self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False) -> list[dict[str, list[float]]]:
-        """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's targets."""
+    def forward(
+        self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
+    ) -> list[dict[str, list[float]]]:
+        """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's
+        targets."""
         samples = [s for g in groups for s in g]
         starts = [0]
         for s in samples:
@@ -115,15 +119,13 @@ class TorchLearner:
         with torch.no_grad():
             for batch in self._batches(groups, totals(groups), {}):
                 scores = self.policy(batch, entropy=entropy, correct=correct)
-                at = torch.tensor(
-                    [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]], dtype=torch.int64
-                )
+                scored = [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
+                at = torch.tensor(scored, dtype=torch.int64)
                 for name in names:
                     flat[name][at] = scores[name][batch.score].double().cpu()
         for name in names:
             flat[name] = self.world.sum_tensor(flat[name].to(self.device)).cpu()
-        bounds = list(zip(starts[:-1], starts[1:], strict=True))
-        return [{name: flat[name][low:high].tolist() for name in names} for low, high in bounds]
+        return [{name: flat[name][low:high].tolist() for name in names} for low, high in pairwise(starts)]
 
     def _batches(self, groups: Sequence[Group], sums: Totals, state: dict[str, float]) -> Iterator[Batch]:
         """This rank's micro-batches; every rank gets as many, short ones a sample of weight 0."""
@@ -142,7 +144,7 @@ class TorchLearner:
         shares: dict[str, Tensor] = {}
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
         packed = scored = 0
-        count = -(-len(microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)) // self.world.size)
+        forwards = len(microbatches(groups, self.options.budget, self.layout, ranks=self.world.size))
         for batch in self._batches(groups, sums, state):
             noise = self._noise(batch, step)
             cotangent = self._cotangent(batch, loss) if self.options.linear else None
@@ -150,10 +152,10 @@ class TorchLearner:
             outputs = Outputs(scores["logprobs"][batch.score])
             value, terms = normalise(loss(outputs, batch), sums)
             if self.options.router_coef:
-                balance = scores["router"] / (count * self.world.size)
+                balance = scores["router"] / forwards
                 terms["router"] = balance.detach()
                 value = value + self.options.router_coef * balance
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             whole += value.detach()
             for name, share in terms.items():
                 shares[name] = shares.get(name, torch.zeros_like(whole)) + share
@@ -161,7 +163,7 @@ class TorchLearner:
             packed += batch.inputs_N.numel() * real
             scored += batch.score.numel() * real
         names = sorted(shares)
-        numbers = self.world.sum([whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored])
+        numbers = self.world.sum([whole.item(), *(shares[n].item() for n in names), packed, scored])
         return StepResult(
             loss=numbers[0],
             terms=dict(zip(names, numbers[1:-2], strict=True)),
@@ -186,7 +188,8 @@ class TorchLearner:
         return Noise(self.options.seed, step, keys, lengths, [s.length for s in batch.segments])
 
     def optim_step(self, lr: float) -> dict[str, float]:
-        """Clip, update, clear gradients. Raises FloatingPointError before the update when the gradient is not finite."""
+        """Clip, update, clear gradients. Raises FloatingPointError before the update when the gradient is not
+        finite."""
         return {"grad_norm": self.optimizer.step(lr)}
 
     def probe_update(self, lr: float, dtype: torch.dtype) -> dict[str, float]:
@@ -237,15 +240,17 @@ class TorchLearner:
         if self.world.rank == 0:
             tensors_to_file(trained, folder / "trained.safetensors")
             tensors_to_file(state, folder / "optimizer.safetensors")
-            (folder / "learner.json").write_text(json.dumps({"trained": sorted(trained), "ranks": self.world.size}))
 
     def load(self, folder: Path) -> None:
-        """Take what `save` wrote. Raises KeyError when trained parameters differ from the saved ones."""
+        """Take what `save` wrote. Raises CheckpointError where trained parameters differ from the saved ones."""
         trained = file_to_tensors(folder / "trained.safetensors")
         expected = set(self.optimizer.named)
         if set(trained) != expected:
             odd = sorted(set(trained) ^ expected)
-            raise KeyError(f"trained parameters differ from the checkpoint's: {', '.join(odd[:3])} ({len(odd)} in all)")
+            raise CheckpointError(
+                f"{folder}: {len(odd)} trained parameters are in the checkpoint or in this run only, such as {odd[0]}; "
+                "resume with the model section it was saved with"
+            )
         for name, value in trained.items():
             self.optimizer.take(name, fsdp.like(value, self.optimizer.parameters()[name]))
         self.optimizer.load(file_to_tensors(folder / "optimizer.safetensors"))

@@ -15,9 +15,9 @@ from espalier.engines.fsdp import full, like
 class Optimizer:
     """Updates named parameters.
 
-    A parameter below float32 gets a float32 master: gradients are added up in float32 as they arrive, the update is made
-    on the master, the parameter takes its rounding. Weight decay applies to matrices; `plain` names (embeddings, head) and
-    vectors have none.
+    A parameter below float32 gets a float32 master: gradients are added up in float32 as they arrive, the update is
+    made on the master, the parameter takes its rounding. Weight decay applies to matrices; `plain` names (embeddings,
+    head) and vectors have none.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, plain: set[str]):
@@ -44,7 +44,12 @@ class Optimizer:
         if muon:
             params = [self._trained(n) for n in muon]
             self._optimizers.append(
-                (torch.optim.Muon(params, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"), muon)
+                (
+                    torch.optim.Muon(
+                        params, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+                    ),
+                    muon,
+                )
             )
 
     def _add_master(self, name: str, p: nn.Parameter) -> None:
@@ -59,7 +64,7 @@ class Optimizer:
                 master.grad += param.grad
             param.grad = None
 
-        p.register_post_accumulate_grad_hook(collect)
+        p.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
 
     def _trained(self, name: str) -> nn.Parameter:
         return self.masters.get(name, self.named[name])
@@ -78,18 +83,19 @@ class Optimizer:
     def step(self, lr: float) -> float:
         """Clip to `clip_norm`, update with learning rate `lr`, clear gradients. Returns the norm before clipping.
 
-        Parameters without a gradient (an expert nobody was routed to) count as zero gradient: every optimizer moves them
-        as it would after a rank or a micro-batch that did not touch them.
+        Parameters without a gradient (an expert nobody was routed to) count as zero gradient: every optimizer moves
+        them as it would after a rank or a micro-batch that did not touch them.
         """
-        params = list(self.parameters().values())
-        for p in params:
+        grads: list[Tensor] = []
+        for p in self.parameters().values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        norm = full(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])).item()
+            grads.append(p.grad)
+        norm = full(torch.nn.utils.get_total_norm(grads)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}")
         if self.config.clip_norm and norm > self.config.clip_norm:
-            torch._foreach_mul_([p.grad for p in params], self.config.clip_norm / (norm + 1e-6))
+            torch._foreach_mul_(grads, self.config.clip_norm / (norm + 1e-6))
         for optimizer, _ in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

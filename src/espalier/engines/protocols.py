@@ -31,7 +31,8 @@ class World(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`terms[name]` is the normalised sum of the loss's term of that name over the whole step; `loss` is their weighted sum."""
+    """`terms[name]` is the normalised sum of the loss's term of that name over the whole step; `loss` is their
+    weighted sum."""
 
     loss: float
     terms: dict[str, float]
@@ -48,8 +49,8 @@ class Learner(Protocol):
     def forward(
         self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
     ) -> list[dict[str, list[float]]]:
-        """For every sample, in order, one entry a token and 0 where not scored: `logprobs` of the tokens and, where asked
-        for, `entropy` of the distributions and `correct` (1 where the token is the most probable one)."""
+        """For every sample, in order, one entry a token and 0 where not scored: `logprobs` of the tokens and, where
+        asked for, `entropy` of the distributions and `correct` (1 where the token is the most probable one)."""
         ...
 
     def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:

@@ -1,7 +1,7 @@
 """The head, at scored positions only, in chunks: log-probabilities and entropies without ever holding [U, V].
 
     z_U,V = cap(h_U,D W_V,D^T + b) * scale / temperature          log p = z[target] - logsumexp(z)
-    H = logsumexp(z) - sum_v p_v z_v
+    H = -sum_v p_v log p_v
 
 The backward pass computes each chunk's logits again, or, where the loss is linear in the log-probabilities and its
 coefficients are known beforehand (`cotangent`), gradients are formed in the forward pass and no logits are computed
@@ -120,13 +120,13 @@ class _Score(torch.autograd.Function):
             norms[part] = norm
             if plan.correct:
                 correct[part] = (z.argmax(-1) == targets[part]).to(wide)
-            if plan.entropy or grads is not None:
-                p = z.sub(norm[:, None]).exp_() if plan.entropy else z.sub_(norm[:, None]).exp_()
-                if plan.entropy:
-                    entropies[part] = norm - (p * z).sum(-1)
-                if grads is not None and cotangent is not None:
-                    _into_logits(p, targets[part], cotangent[part].to(wide))
-                    grads.add(part, p, bent, hidden, weight, _factor(temperatures, part, plan.head))
+            if plan.entropy:
+                log_p = z.sub_(norm[:, None])
+                entropies[part] = -(log_p.exp() * log_p).sum(-1)  # logsumexp(z) - sum(p z) cancels where H is small
+            elif grads is not None and cotangent is not None:
+                p = z.sub_(norm[:, None]).exp_()
+                _into_logits(p, targets[part], cotangent[part].to(wide))
+                grads.add(part, p, bent, hidden, weight, _factor(temperatures, part, plan.head))
         ctx.plan = plan
         ctx.saved_grads = grads
         if grads is None:

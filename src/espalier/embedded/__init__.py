@@ -1,0 +1,10 @@
+"""The embedded base model: a Hugging Face directory inside the package, built by `scripts/pretrain_embedded.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def path() -> Path:
+    """The directory that holds the embedded model; pass it wherever a model directory is taken."""
+    return Path(__file__).parent
