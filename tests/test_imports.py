@@ -60,6 +60,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "doctor": (),
     # The only places where an engine meets an algorithm.
     "answer": ANY,
+    "before": ANY,
     "build": ANY,
     "demo": ANY,
     "run": ANY,

@@ -1,0 +1,174 @@
+"""What stands before the first step: the parts of a run, what it resolved to, and the checks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier import build, preflight
+from espalier.build import Model
+from espalier.config import RunConfig
+from espalier.data.dataset import Dataset, Opened
+from espalier.data.read import read
+from espalier.data.render import Renderer
+from espalier.engines import world as worlds
+from espalier.engines.learner import TorchLearner
+from espalier.errors import RowError
+from espalier.preflight import Check
+from espalier.progress import Progress
+
+CHECKED_ROWS = 32
+
+
+@dataclass(slots=True)
+class Parts:
+    """What `sft` and `check` share."""
+
+    model: Model
+    renderer: Renderer
+    opened: Opened
+    dataset: Dataset
+    world: Any
+    device: Any
+    say: Progress
+
+
+class _Reading:
+    """Says how far a long source is tokenised, every ten seconds."""
+
+    def __init__(self, say: Progress):
+        self.say, self.last = say, time.monotonic()
+
+    def __call__(self, source: str, rows: int) -> None:
+        if time.monotonic() - self.last > 10:
+            self.last = time.monotonic()
+            self.say.note(f"tokenising {source}: {rows:,} rows")
+
+
+@contextmanager
+def parts(config: RunConfig) -> Iterator[Parts]:
+    """Model and data, read and described; ends the process group on the way out."""
+    device = worlds.pick_device()
+    if config.loop.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.loop.seed)
+    world = worlds.start(device)
+    say = Progress(0, rank=world.rank)
+    try:
+        model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=config.sft.neftune_alpha)
+        renderer = build.build_renderer(config, model.loaded)
+        opened, dataset = build.build_data(config, renderer, _Reading(say))
+        yield Parts(model, renderer, opened, dataset, world, device, say)
+    finally:
+        world.close()
+
+
+# ------------------------------------------------------------------------------------------------------- what it says
+
+
+def describe(config: RunConfig, p: Parts) -> None:
+    """Print what the run resolved to, before anything is computed."""
+    stats = [(s, s.stats) for s in p.opened.all]
+    columns = ("source", "part", "rows", "kept", "rejected", "truncated", "samples", "tokens", "trained")
+    p.say.table(
+        "Data", columns,
+        [(s.source, s.part, t.rows, t.kept, t.rejected, t.truncated, t.samples, t.tokens, t.trained) for s, t in stats],
+    )  # fmt: skip
+    if repeated := sum(t.duplicates for _, t in stats):
+        p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
+    first = p.dataset.groups(0)
+    budget = build.budget(config, p.device)
+    need = build.estimate(p.model, budget, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
+    gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
+    total = sum(need.values()) / 2**30
+    frozen = p.model.frozen
+    for line in (
+        *p.model.notes,
+        f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
+        f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "
+        f"{sum(len(g) for g in first):,} samples and {sum(len(s) for g in first for s in g):,} tokens, in forwards of "
+        f"at most {budget:,} tokens on {p.world.size} process{'es' * (p.world.size > 1)}",
+        f"memory about {total:.2f} GiB a process, libraries aside: {', '.join(f'{n} {v}' for n, v in gib.items())}",
+    ):
+        p.say.note(line)
+
+
+def checks_before(config: RunConfig, p: Parts) -> list[Check]:
+    """Checks of the data, and of the model before it is sharded."""
+    stores = p.opened.all
+    stats = [s.stats for s in stores]
+    main = p.opened.main[0]
+    source = p.opened.sources[0]
+
+    def examples() -> Iterator[Any]:
+        found = read(source, default_format=config.data.format, alpaca_prompt=config.data.alpaca_prompt)
+        return islice((e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e)), CHECKED_ROWS)
+
+    tokenizer = p.model.loaded.tokenizer
+    dtype = p.model.compute if p.world.size == 1 else torch.float32
+    return preflight.run(
+        (
+            ("rows", lambda: preflight.rows(stats)),
+            ("trained", lambda: preflight.trained(stats)),
+            ("stop", lambda: preflight.stop([s.stats for s in stores if s.part == "main"])),
+            ("bos", lambda: preflight.bos(stats, p.renderer.bos_id)),
+            (
+                "mask",
+                lambda: preflight.mask(
+                    examples(), p.renderer.render, lambda ids: str(tokenizer.decode(ids)), config.sft.train_on
+                ),
+            ),
+            (
+                "template",
+                lambda: preflight.template(examples(), p.renderer.render, (main.group(i) for i in range(len(main)))),
+            ),
+            ("layout", lambda: preflight.layout(p.model.policy, p.dataset.groups(0), dtype)),
+        ),
+        config.loop.skip_checks,
+    )
+
+
+def _renders(renderer: Renderer, example: Any) -> bool:
+    try:
+        renderer.render(example)
+    except RowError:
+        return False
+    return True
+
+
+def checks_after(config: RunConfig, p: Parts, learner: TorchLearner) -> list[Check]:
+    """Checks that need a gradient; nothing is updated."""
+
+    @cache
+    def probe() -> tuple[float, dict[str, float]]:
+        groups = p.dataset.groups(0)[: max(4, p.world.size)]
+        result = learner.forward_backward(groups, lambda o, b: config.sft.loss(o, b)["policy"], {}, 0)
+        shares = learner.probe_update(config.optim.lr, p.model.loaded.source_dtype)
+        return result.terms.get("nll", result.loss), shares
+
+    vocabulary = p.model.loaded.model.config.get_text_config().vocab_size
+    return preflight.run(
+        (
+            ("loss", lambda: preflight.loss(probe()[0], vocabulary)),
+            ("update", lambda: preflight.update(probe()[1])),
+        ),
+        config.loop.skip_checks,
+    )
+
+
+def settle(say: Progress, checks: list[Check], path: Path | None) -> None:
+    say.table("Checks", ("check", "value", "limit", "verdict"), [(c.name, c.value, c.limit, c.verdict) for c in checks])
+    for c in checks:
+        if c.verdict == "warn":
+            say.note(f"{c.name}: {c.way_out}")
+    preflight.settle(checks, path)
