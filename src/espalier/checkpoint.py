@@ -126,7 +126,7 @@ def save(
 
     try:
         for part in (begin, fill, seal):
-            _together(functools.partial(_explained, part, target, estimate), f"{target} was not written", world)
+            together(functools.partial(_explained, part, target, estimate), f"{target} was not written", world)
     except BaseException:
         if rank == 0:
             files.discard(partial)
@@ -134,8 +134,12 @@ def save(
     return _read_manifest(target)
 
 
-def _together(part: Callable[[], None], outcome: str, world: World | None) -> None:
-    """Run `part` on all ranks and raise on all of them if it failed on one."""
+def together(part: Callable[[], None], outcome: str, world: World | None) -> None:
+    """Run `part` on all ranks and raise on all of them if it failed on one: its own error there, CheckpointError with
+    `outcome` elsewhere.
+
+    Without it, a rank that fails alone leaves the others in a collective that it never joins.
+    """
     failure: Exception | None = None
     try:
         part()
@@ -290,7 +294,7 @@ def choose(root: Path, resume_from: str = "", *, world: World | None = None) -> 
         if rank == 0 and (found := _choose(root, resume_from)):
             chosen[0] = found.step + 1.0
 
-    _together(look, f"no checkpoint of {root} was chosen", world)
+    together(look, f"no checkpoint of {root} was chosen", world)
     step = int((world.sum(chosen) if world else chosen)[0]) - 1
     return None if step < 0 else _read_manifest(root / step_name(step))
 

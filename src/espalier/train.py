@@ -87,7 +87,7 @@ class Trainer:
         self.metrics, self.tell = metrics, reporters
         self.world = learner.world
         self.state = FRESH
-        self._saved = -1
+        self._saved: TrainState | None = None
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, generators, counters, and the metrics file as it was then.
@@ -100,26 +100,34 @@ class Trainer:
         load_rng(found.path, self.world.rank)
         if self.metrics is not None:
             self.metrics.truncate_to(state.lengths["metrics.jsonl"])
-        self.state, self._saved = state, state.step
+        self.state = self._saved = state
 
     def run(self) -> Finished:
-        """Train from the current state to the last step, a stop signal, or the end of patience."""
+        """Train from the current state to the last step, a stop signal, or the end of patience.
+
+        A signal that comes after the last step changes nothing: what is left is what it asks for.
+        """
         with Stopper() as stopper:
-            while self.state.step < self.source.steps and not self._exhausted():
+            while not self._over():
                 self._step()
                 step = self.state.step
                 if self.loop.eval_every and step % self.loop.eval_every == 0:
                     self._evaluate()
+                if self._over():  # saved below, once, with its evaluation
+                    break
                 if self.world.sum([float(stopper.requested)])[0]:  # signals reach ranks at different moments
                     self._save()
                     return Finished(self.state, stopper.reason or "stop signal", None)
                 if self.loop.save_every and step % self.loop.save_every == 0:
                     self._save()
-        self._evaluate()
-        self._save()
+            self._evaluate()
+            self._save()
         best = self.state.best_step if self.loop.patience else None
         stopped = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
         return Finished(self.state, stopped, self.root / checkpoint.step_name(best or self.state.step))
+
+    def _over(self) -> bool:
+        return self.state.step >= self.source.steps or self._exhausted()
 
     def _exhausted(self) -> bool:
         return bool(self.loop.patience) and self.state.stale >= self.loop.patience
@@ -188,26 +196,24 @@ class Trainer:
             f"step {step}: held-out loss {loss:.4f}, perplexity {numbers['eval_perplexity']:.3f}, "
             f"token accuracy {numbers['eval_accuracy']:.1%}{', the best so far' if better else ''}"
         )
-        if better and step < self.source.steps:
+        if better and not self._over():
             self._save()
 
     # ------------------------------------------------------------------------------------------------------- saving
 
     def _save(self) -> None:
-        if self._saved == self.state.step:
-            self._prune()
-            return
-        lengths = {}
-        if self.metrics is not None:
-            self.metrics.sync()
-            lengths["metrics.jsonl"] = self.metrics.length()
-        self.state = replace(self.state, lengths=lengths)
-        checkpoint.save(self.root, self.state, self._write, world=self.world)
-        self._saved = self.state.step
+        """Save the state, unless it is saved already, and delete what need not be kept."""
+        if self._saved != self.state:
+            if self.metrics is not None:
+                self.metrics.sync()
+                self.state = replace(self.state, lengths={"metrics.jsonl": self.metrics.length()})
+            checkpoint.save(self.root, self.state, self._write, world=self.world)
+            self._saved = self.state
         self._prune()
 
     def _write(self, folder: Path) -> None:
-        self.learner.save(folder)
+        # Both gather over all ranks, so none may enter the second while rank 0 failed to write the first.
+        checkpoint.together(lambda: self.learner.save(folder), f"{folder} was not written", self.world)
         self.learner.export(folder / "model")
 
     def _prune(self) -> None:

@@ -34,6 +34,17 @@ def shard(policy: Policy, world: Distributed, compute: torch.dtype) -> None:
                 module.set_force_sum_reduction_for_comms(True)
 
 
+def reshard(policy: Policy) -> None:
+    """Free the whole parameters that a forward without a backward left in place.
+
+    The root keeps its own for the backward pass. Without one they would stay, in the compute dtype, and a later export
+    would read them instead of the shards.
+    """
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def layers(model: Any) -> Iterator[nn.Module]:
     """The repeated layers: those `model.fsdp_plan` names, or the classes that transformers never splits."""
     patterns = [name for name in (getattr(model, "fsdp_plan", None) or {}) if name.endswith(".*")]

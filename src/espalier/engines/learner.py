@@ -17,8 +17,8 @@ from espalier.engines import fsdp
 from espalier.engines.optimizer import Optimizer
 from espalier.engines.protocols import Group, LossFn, StepResult
 from espalier.engines.world import Distributed, OneProcess
-from espalier.microbatches import Layout, microbatches
 from espalier.errors import CheckpointError
+from espalier.microbatches import Layout, microbatches
 from espalier.models import adapters
 from espalier.models.export import export
 from espalier.models.noise import Noise
@@ -119,10 +119,12 @@ class TorchLearner:
         with torch.no_grad():
             for batch in self._batches(groups, totals(groups), {}):
                 scores = self.policy(batch, entropy=entropy, correct=correct)
-                scored = [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
+                real = [s for s in batch.samples if id(s) in place]  # all of them, or a rank's dummy alone
+                scored = [place[id(s)] + t for s in real for t in range(1, len(s.tokens)) if s.mask[t]]
                 at = torch.tensor(scored, dtype=torch.int64)
-                for name in names:
+                for name in names if real else ():
                     flat[name][at] = scores[name][batch.score].double().cpu()
+        fsdp.reshard(self.policy)
         for name in names:
             flat[name] = self.world.sum_tensor(flat[name].to(self.device)).cpu()
         return [{name: flat[name][low:high].tolist() for name in names} for low, high in pairwise(starts)]
@@ -234,10 +236,16 @@ class TorchLearner:
             yield from adapters.merged_state(self.policy.model)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights in master precision and the optimizer's state; rank 0 writes, all ranks gather."""
-        trained = {n: fsdp.full(p.detach()).cpu() for n, p in self.optimizer.parameters().items()}
-        state = {n: t.cpu() for n, t in self.optimizer.state().items()}
-        if self.world.rank == 0:
+        """Write trained weights in master precision and the optimizer's state; all ranks gather, one tensor at a time,
+        and rank 0 keeps and writes."""
+        main = self.world.rank == 0
+        trained: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for into, tensors in ((trained, self.optimizer.weights()), (state, self.optimizer.state())):
+            for name, tensor in tensors:
+                if main:
+                    into[name] = tensor.cpu()
+        if main:
             tensors_to_file(trained, folder / "trained.safetensors")
             tensors_to_file(state, folder / "optimizer.safetensors")
 
@@ -258,12 +266,14 @@ class TorchLearner:
     def export(self, folder: Path) -> None:
         """Write a plain Hugging Face directory; rank 0 writes, all ranks gather."""
         o = self.export_options
-        with self._exact():
-            export(
-                self.policy.model, o.tokenizer, folder, source_dtype=o.source_dtype, stop_ids=o.stop_ids,
-                adapter_only=o.adapter_only, write=self.world.rank == 0,
-            )  # fmt: skip
-        self.world.barrier()
+        try:
+            with self._exact():
+                export(
+                    self.policy.model, o.tokenizer, folder, source_dtype=o.source_dtype, stop_ids=o.stop_ids,
+                    adapter_only=o.adapter_only, write=self.world.rank == 0,
+                )  # fmt: skip
+        finally:  # a rank 0 that cannot write must not leave the others waiting
+            self.world.barrier()
 
 
 def _dummy(groups: Sequence[Group]) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -106,17 +106,20 @@ class Optimizer:
                 self.named[name].copy_(master)
         return norm
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole optimizer state, as `PARAMETER|KEY` to tensor; a collective under FSDP."""
-        out: dict[str, Tensor] = {}
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole trained weights by name; a collective under FSDP, one tensor at a time."""
+        for name, p in self.parameters().items():
+            yield name, full(p.detach())
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole optimizer state, as `PARAMETER|KEY` and tensor; a collective under FSDP, one tensor at a time."""
         for optimizer, names in self._optimizers:
             for name in names:
                 for key, value in optimizer.state.get(self._trained(name), {}).items():
-                    out[f"{name}|{key}"] = full(value) if isinstance(value, Tensor) else torch.tensor(value)
-        return out
+                    yield f"{name}|{key}", full(value) if isinstance(value, Tensor) else torch.tensor(value)
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take a state that `state()` returned. Raises KeyError when an entry belongs to no parameter."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state()` yielded. Raises KeyError when an entry belongs to no parameter."""
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, field = key.rsplit("|", 1)
@@ -127,4 +130,4 @@ class Optimizer:
             for name in names:
                 p = self._trained(name)
                 entries = by_name.get(name, {})
-                optimizer.state[p] = {k: like(v, p) if v.ndim else v.clone() for k, v in entries.items()}
+                optimizer.state[p] = {k: like(v, p) if v.ndim else v.to(p.device) for k, v in entries.items()}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others. Rank 0 writes and hashes checkpoints while they wait, so it is not short. It is
+no watchdog either: torchrun ends the others when one fails, and gloo notices a closed connection at once."""
 
 
 class OneProcess:
@@ -32,7 +37,7 @@ class Distributed:
 
     def __init__(self, device: torch.device):
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
         self.device = device
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
