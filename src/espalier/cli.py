@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 `doctor` found a fault, 2 an error the user can act on, 13
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,8 @@ def _sft(argv: Arguments) -> int:
     try:
         run.sft(config)
     except KeyboardInterrupt:
+        from espalier.rundir import resumption
+
         raise KeyboardInterrupt(resumption(Path(config.loop.out))) from None
     return 0
 
@@ -120,13 +121,6 @@ COMMANDS = {
 
 def _heading(name: str) -> tuple[str, str, str]:
     return f"espalier {name}", COMMANDS[name].usage, COMMANDS[name].about
-
-
-def resumption(out: Path) -> str:
-    """How to go on with the run in `out` after an interrupt."""
-    if not (out / "run.yaml").exists():
-        return f"{out} holds no run yet; the same command starts it"
-    return f"continue with: espalier sft --config {shlex.quote(str(out / 'run.yaml'))} --resume"
 
 
 def main(argv: Arguments | None = None) -> int:

@@ -13,7 +13,7 @@ from espalier.errors import CheckpointError, ConfigError
 from espalier.metrics import MetricsFile
 from espalier.options import dump, flat
 from espalier.progress import Progress, peak_memory
-from espalier.rundir import RunDir
+from espalier.rundir import RunDir, resumption
 
 if TYPE_CHECKING:
     from espalier.before import Parts
@@ -34,10 +34,15 @@ def sft(config: RunConfig) -> Path:
 
     try:
         with parts(config) as p:
-            if main:
-                run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps})
-                run.pin("machine", _machine(p, build.budget(config, p.device)))
-                _write_rejected(p.opened, run.rejected)
+
+            def enter() -> None:
+                if main:
+                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps})
+                    run.pin("model", _weights(config, p))
+                    run.pin("machine", _machine(p, build.budget(config, p.device)))
+                    _write_rejected(p.opened, run.rejected)
+
+            checkpoint.together(enter, f"{run.path} was not entered", p.world)
             describe(config, p)
             before = checks_before(config, p)
             learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
@@ -45,11 +50,15 @@ def sft(config: RunConfig) -> Path:
             settle(p.say, checks, run.preflight if main else None)
             finished = _train(config, p, learner, run)
             if finished.chosen is None:
-                p.say.note(f"stopped by {finished.stopped} at step {finished.state.step}, saved in {run.checkpoints}")
+                name = checkpoint.step_name(finished.state.step)
+                p.say.note(f"stopped by {finished.stopped}, saved as {name}; {resumption(run.path)}")
                 if finished.stopped == "SIGINT":
                     raise KeyboardInterrupt
-                return run.checkpoints / checkpoint.step_name(finished.state.step) / "model"
+                return run.checkpoints / name / "model"
             if main:
+                if finished.chosen.name != checkpoint.step_name(finished.state.step):  # written a while ago
+                    checkpoint.verify(finished.chosen)
+                files.restore(run.path, run.model.name)  # what a kill inside the copy left
                 files.copy_dir(finished.chosen / "model", run.model)
             why = f" ({finished.stopped})" if finished.stopped else ""
             p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {finished.chosen.name}")
@@ -69,6 +78,20 @@ def check(config: RunConfig) -> None:
         before = checks_before(config, p)
         learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
         settle(p.say, [*before, *checks_after(config, p, learner)], None)
+
+
+def _weights(config: RunConfig, p: Parts) -> dict[str, str]:
+    """Content hashes of what training starts from: parameters that are not trained are in no checkpoint."""
+    from espalier.build import cache_folder
+    from espalier.data.content import content_hash
+
+    cache = cache_folder(config.data.cache)
+    adapter = Path(config.model.adapter).expanduser()
+    folders = [p.model.loaded.folder, *([adapter] if config.model.adapter else [])]
+    paths = [
+        path for folder in folders for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json")))
+    ]
+    return {path.name: content_hash(path, cache)[:16] for path in paths}
 
 
 def _machine(p: Parts, budget: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -223,6 +224,13 @@ class RunDir:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise ConfigError(f"{self.manifest} cannot be read; put it back, or start anew with --overwrite", key="out")
+
+
+def resumption(out: Path) -> str:
+    """How to go on with the run in `out` after an interrupt."""
+    if not (out / "run.yaml").exists():
+        return f"{out} holds no run yet; the same command starts it"
+    return f"continue with: espalier sft --config {shlex.quote(str(out / 'run.yaml'))} --resume"
 
 
 def _delete(trash: Path) -> None:
