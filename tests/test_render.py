@@ -11,32 +11,25 @@ from espalier.data.render import Renderer
 from espalier.errors import ConfigError, ModelError, RowError
 from espalier.types import Chat, Completion, Text
 from tiny import tiny_tokenizer
-from toys import TWO_TURNS, assistant, letters, merging, minimind, show, spaced, stories, system, tool, user, words
+from toys import (
+    FORGETFUL,
+    SWITCHED,
+    TWO_TURNS,
+    assistant,
+    letters,
+    merging,
+    minimind,
+    show,
+    spaced,
+    stories,
+    system,
+    tool,
+    user,
+    words,
+)
 
 CHATML = letters(template="chatml")
 R = Renderer(CHATML)
-
-# Drops the reasoning of turns before the last question, as reasoning models' templates do.
-FORGETFUL = """
-{%- set ns = namespace(last=-1) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
-{%- for m in messages %}
-{{- '<|im_start|>' + m.role + '\n' }}
-{%- if m.reasoning_content and loop.index0 > ns.last %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}
-{{- m.content + '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-# Always writes a thought, and starts turns with an empty one unless told to think.
-SWITCHED = """
-{%- for m in messages %}
-{{- '<|im_start|>' + m.role + '\n' }}
-{%- if m.role == 'assistant' %}{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}
-{{- m.content + '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\n' + ('<think>' if enable_thinking is defined and enable_thinking else '<think></think>') }}
-{%- endif %}"""
 
 
 def shown(renderer, example, tokenizer=CHATML):

@@ -40,6 +40,29 @@ def tool(content: str, **more: Any) -> Message:
 TWO_TURNS = Chat((system("Be."), user("Hi"), assistant("Yo"), user("1+1"), assistant("2")))
 
 
+# Drops the reasoning of turns before the last question, as reasoning models' templates do.
+FORGETFUL = """
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' }}
+{%- if m.reasoning_content and loop.index0 > ns.last %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}
+{{- m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+# Always writes a thought, and starts turns with an empty one unless told to think.
+SWITCHED = """
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' }}
+{%- if m.role == 'assistant' %}{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}
+{{- m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\n' + ('<think>' if enable_thinking is defined and enable_thinking else '<think></think>') }}
+{%- endif %}"""
+
+
 def letters(*, template: str | None, bos: bool = False, markup: Sequence[str] = MARKUP) -> PreTrainedTokenizerFast:
     """A token for each character, the control tokens of every built-in template, and `markup` as plain added tokens."""
     tokenizer = tiny_tokenizer(bos=bos, template=None)
