@@ -19,13 +19,14 @@ from espalier.engines.protocols import Group, LossFn, StepResult
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError
 from espalier.microbatches import Layout, microbatches
-from espalier.models import adapters
+from espalier.models import adapters, attention
 from espalier.models.export import export
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.ops import normalise
 from espalier.pack import Totals, pack, totals
 from espalier.trainstate import file_to_tensors, tensors_to_file
+from espalier.trie import laid_length
 from espalier.types import Batch, Outputs, Sample
 
 
@@ -79,12 +80,15 @@ class TorchLearner:
         if options.grad_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if options.compile:
+            if policy.layout != "padded":
+                attention.register(compiled=True)
             for layer in fsdp.layers(policy.model):
                 layer.compile(dynamic=True)
         if isinstance(self.world, Distributed):
             fsdp.shard(policy, self.world, options.compute)
         trained = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
-        embeddings = {policy.model.get_input_embeddings(), policy.model.get_output_embeddings()}
+        embeddings = [m for m in policy.model.modules() if isinstance(m, torch.nn.Embedding)]  # of positions, too
+        embeddings += [policy.model.get_input_embeddings(), policy.model.get_output_embeddings()]
         inside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
         plain = {n for n, p in trained if id(p) in inside}
         self.optimizer = self._build_optimizer(trained, optim, plain)
@@ -185,7 +189,7 @@ class TorchLearner:
     def _noise(self, batch: Batch, step: int) -> Noise | None:
         if not self.policy.noisy:
             return None
-        laid = [s for s in batch.samples if any(s.mask[1:])]
+        laid = [s for s in batch.samples if laid_length(s)]
         keys, lengths = [s.key for s in laid], [len(s.tokens) for s in laid]
         return Noise(self.options.seed, step, keys, lengths, [s.length for s in batch.segments])
 

@@ -1,0 +1,356 @@
+"""The learner: gradients that no split can change, updates by hand, and training that continues where it was saved."""
+
+import copy
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from espalier.algorithms.sft import SFT
+from espalier.config import OptimConfig
+from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.errors import CheckpointError
+from espalier.models.policy import Policy
+from espalier.pack import totals
+from espalier.types import Batch, Outputs, Sample, Term
+from samples import Groups, sample, tree_groups
+from tiny import tiny_model
+
+SFT_LOSS = SFT(replay_coef=0.1)
+
+
+def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
+    return SFT_LOSS.loss(outputs, batch)["policy"]
+
+
+def learner(
+    family: str = "gpt2",
+    *,
+    dtype: torch.dtype = torch.float64,
+    layout: Any = "forest",
+    optim: OptimConfig | None = None,
+    model: dict[str, Any] | None = None,
+    policy: dict[str, Any] | None = None,
+    **options: Any,
+) -> TorchLearner:
+    made = Policy(tiny_model(family, **(model or {})).to(dtype), layout, **(policy or {}))
+    return TorchLearner(made, optim or OptimConfig(), LearnerOptions(**options))
+
+
+def mixed_groups() -> Groups:
+    """A tree, single samples, weights other than 1, and a part of its own."""
+    groups = tree_groups(3)
+    for i, s in enumerate(s for g in groups for s in g):
+        s.key = i
+        s.weights = [w * (0.5 + i % 3) for w in s.weights]
+    everything = Sample(part="replay", key=20)
+    everything.append(list(range(30, 50)), trained=True)
+    return [*groups, [everything], [sample([7, 8], [9], part="replay", key=21)]]
+
+
+def gradients(made: TorchLearner, groups: Groups, *, step: int = 0) -> dict[str, Tensor]:
+    for p in made.optimizer.parameters().values():
+        p.grad = None
+    made.forward_backward(groups, loss, {}, step)
+    return {n: p.grad.clone() for n, p in made.optimizer.parameters().items() if p.grad is not None}
+
+
+def values(made: TorchLearner) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in made.optimizer.parameters().items()}
+
+
+def test_forward_places_logprobs_at_their_tokens() -> None:
+    made = learner(budget=40)
+    reference: Any = tiny_model("gpt2").double()
+    groups = mixed_groups()
+    got = made.forward(groups, entropy=True, correct=True)
+    for s, out in zip((s for g in groups for s in g), got, strict=True):
+        logits = reference(input_ids=torch.tensor([s.tokens])).logits[0].detach()
+        log_p = logits.log_softmax(-1)
+        assert set(out) == {"logprobs", "entropy", "correct"}
+        for t in range(len(s.tokens)):
+            if t and s.mask[t]:
+                p = log_p[t - 1]
+                assert out["logprobs"][t] == pytest.approx(p[s.tokens[t]].item(), abs=1e-12)
+                assert out["entropy"][t] == pytest.approx(-(p.exp() * p).sum().item(), abs=1e-12)
+                assert out["correct"][t] == float(int(p.argmax()) == s.tokens[t])
+            else:
+                assert out["logprobs"][t] == out["entropy"][t] == out["correct"][t] == 0
+
+
+def test_every_part_has_its_own_denominator() -> None:
+    made = learner()
+    groups = mixed_groups()
+    flat = [s for g in groups for s in g]
+    sums = {"main": [0.0, 0.0], "replay": [0.0, 0.0]}
+    for s, out in zip(flat, made.forward(groups), strict=True):
+        for t in range(1, len(s.tokens)):
+            if s.mask[t]:
+                sums[s.part][0] -= s.weights[t] * out["logprobs"][t]
+                sums[s.part][1] += s.weights[t]
+    assert sums["replay"][1] == 19 + 1  # the first token of a text is never scored
+    result = made.forward_backward(groups, loss, {}, 0)
+    main, replay = (a / b for a, b in sums.values())
+    assert result.terms == pytest.approx({"nll": main, "nll_replay": replay}, rel=1e-12)
+    assert result.loss == pytest.approx(main + 0.1 * replay, rel=1e-12)
+    assert result.tokens == sum(len(s.tokens) for s in flat)
+    assert result.scored == sum(sum(s.mask[1:]) for s in flat)
+    assert result.packed < sum(len(s.tokens) - 1 for s in flat)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_no_split_and_no_order_changes_the_gradient(linear: bool) -> None:
+    groups = mixed_groups()
+    want = gradients(learner(budget=100_000), groups)
+    rng = random.Random(0)
+    for budget in (1, 23, 41, 60, 97, 150):
+        shuffled = [rng.sample(g, len(g)) for g in rng.sample(groups, len(groups))]
+        got = gradients(learner(budget=budget, linear=linear), shuffled)
+        assert set(got) == set(want)
+        for name, expected in want.items():
+            torch.testing.assert_close(got[name], expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("layout", ["chain", "padded"])
+def test_layouts_give_the_same_step(layout: str) -> None:
+    got, want = (gradients(learner(layout=x, budget=60), mixed_groups()) for x in (layout, "forest"))
+    for name, expected in want.items():
+        torch.testing.assert_close(got[name], expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_loss_that_is_not_linear_is_caught_on_the_linear_path() -> None:
+    def squared(outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        return {"nll": Term(outputs.logprobs**2, "tokens")}
+
+    with pytest.raises(RuntimeError, match="declares `linear`"):
+        learner(linear=True).forward_backward(tree_groups(), squared, {}, 0)
+
+
+def test_grad_checkpointing_gives_the_same_gradient() -> None:
+    got = gradients(learner("llama", grad_checkpointing=True, budget=60), mixed_groups())
+    for name, expected in gradients(learner("llama", budget=60), mixed_groups()).items():
+        torch.testing.assert_close(got[name], expected, rtol=1e-6, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------- updates
+
+
+def step_of(optim: OptimConfig, lr: float, family: str = "gpt2") -> tuple[Any, ...]:
+    """Weights before, gradients, reported norm, weights after one step."""
+    made = learner(family, optim=optim)
+    before = values(made)
+    grads = gradients(made, mixed_groups())
+    norm = made.optim_step(lr)["grad_norm"]
+    assert all(p.grad is None for p in made.optimizer.parameters().values())
+    return before, grads, norm, values(made)
+
+
+def test_clipping_scales_the_whole_gradient_by_its_global_norm() -> None:
+    clip, lr, eps = 0.25, 0.5, 1.0  # with a large epsilon Adam's first step shows the size of the gradient
+    before, grads, norm, after = step_of(OptimConfig(clip_norm=clip, eps=eps), lr)
+    expected = math.sqrt(sum(g.square().sum().item() for g in grads.values()))
+    assert norm == pytest.approx(expected, rel=1e-12)
+    assert norm > 4 * clip
+    for name, g in grads.items():
+        g = g * clip / (expected + 1e-6)
+        torch.testing.assert_close(after[name], before[name] - lr * g / (g.abs() + eps), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e6])
+def test_no_clipping_below_the_limit_or_without_one(clip: float) -> None:
+    before, grads, _, after = step_of(OptimConfig(clip_norm=clip, eps=1.0), 0.5)
+    for name, g in grads.items():
+        torch.testing.assert_close(after[name], before[name] - 0.5 * g / (g.abs() + 1.0), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama"])
+def test_weight_decay_leaves_embeddings_norms_and_biases_alone(family: str) -> None:
+    made = learner(family, optim=OptimConfig(weight_decay=0.5))
+    before = values(made)
+    groups = tree_groups()
+    for s in groups[0] + groups[1] + groups[2]:
+        s.weights = [0.0] * len(s)  # no gradient: what moves is decayed
+    made.forward_backward(groups, loss, {}, 0)
+    assert made.optim_step(0.1)["grad_norm"] == 0
+    decayed = set()
+    for name, value in values(made).items():
+        if torch.equal(value, before[name]):
+            continue
+        decayed.add(name)
+        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5), rtol=1e-12, atol=0)
+    matrices = {n for n, p in before.items() if p.ndim == 2}
+    assert decayed == {n for n in matrices if not any(e in n for e in ("embed_tokens", "lm_head", "wte", "wpe"))}
+
+
+def test_muon_takes_the_matrices_of_the_layers() -> None:
+    optim = OptimConfig(optimizer="muon", weight_decay=0.1, clip_norm=0.0)
+    before, grads, _, after = step_of(optim, 0.01, "llama")
+    layers = {n for n, p in before.items() if p.ndim == 2 and "layers" in n}
+    assert len(layers) == 14
+    params = {n: torch.nn.Parameter(before[n].clone()) for n in before}
+    for name, p in params.items():
+        p.grad = grads[name]
+    torch.optim.Muon([params[n] for n in layers], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    torch.optim.AdamW([params[n] for n in before if n not in layers], lr=0.01, betas=(0.9, 0.95), weight_decay=0).step()
+    for name, p in params.items():
+        torch.testing.assert_close(after[name], p.detach(), rtol=1e-9, atol=1e-9)
+        assert not torch.equal(after[name], before[name])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
+    made = learner()
+    before = values(made)
+    made.forward_backward(tree_groups(), loss, {}, 0)
+    made.optimizer.parameters()["transformer.wte.weight"].grad[3, 3] = torch.inf  # type: ignore[index]
+    with pytest.raises(FloatingPointError, match="inf"):
+        made.optim_step(0.1)
+    assert all(torch.equal(value, before[name]) for name, value in values(made).items())
+
+
+# ------------------------------------------------------------------------------------------------------------ bfloat16
+
+
+def bf16(**options: Any) -> TorchLearner:
+    return learner("llama", dtype=torch.float32, compute=torch.bfloat16, **options)
+
+
+def test_masters_start_exact_and_move_below_the_resolution_of_bf16() -> None:
+    exact = dict(tiny_model("llama").named_parameters())
+    made = bf16()
+    assert all(p.dtype == torch.bfloat16 for p in made.policy.parameters())
+    start = values(made)
+    for name, p in exact.items():
+        assert start[name].dtype == torch.float32
+        assert torch.equal(start[name], p.detach())
+    for step in range(3):
+        made.forward_backward(tree_groups(), loss, {}, step)
+        made.optim_step(1e-6)
+    moved = {n: (p - start[n]).abs() for n, p in values(made).items()}
+    for name, distance in moved.items():
+        assert 0.3e-6 < distance.median() < 4e-6, name
+        low = made.policy.model.get_parameter(name)
+        assert torch.equal(low, values(made)[name].bfloat16())  # what computes is the rounding of what moves
+        assert (low != exact[name].bfloat16()).double().mean() < 0.05
+
+
+def test_gradients_of_microbatches_are_added_up_in_float32() -> None:
+    copies = 40
+    groups = [[sample(list(range(10, 20)), [5, 6, 7])] for _ in range(copies)]
+    made = bf16(budget=12)  # each copy in a forward of its own
+    together = gradients(made, groups)
+    single = bf16(budget=12)
+    sums = totals(groups)
+
+    def same_total(outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        batch.totals.update(sums)
+        return loss(outputs, batch)
+
+    single.forward_backward(groups[:1], same_total, {}, 0)
+    for name, p in single.optimizer.parameters().items():
+        assert p.grad is not None
+        torch.testing.assert_close(together[name], p.grad * copies, rtol=1e-5, atol=1e-9)
+
+
+def test_bf16_gradients_are_near_the_exact_ones() -> None:
+    exact = gradients(learner("llama"), tree_groups())
+    for name, g in gradients(bf16(linear=True), tree_groups()).items():
+        assert (g - exact[name]).norm() < 0.1 * exact[name].norm() + 1e-3, name
+
+
+# ------------------------------------------------------------------------------------------------ saving, noise, router
+
+
+def train(made: TorchLearner, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        losses.append(made.forward_backward(tree_groups(step), loss, {}, step).loss)
+        made.optim_step(1e-3 * (step + 1))
+    return losses
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: learner("llama", dtype=torch.float32, optim=OptimConfig(weight_decay=0.1)),
+        lambda: learner("llama", dtype=torch.float32, optim=OptimConfig(optimizer="muon")),
+        bf16,
+        lambda: learner(model={"resid_pdrop": 0.1, "attn_pdrop": 0.1}, policy={"dropout": True, "neftune_alpha": 5.0}),
+    ],
+    ids=["adamw", "muon", "bf16", "noise"],
+)
+def test_a_loaded_learner_continues_bit_for_bit(build: Callable[[], TorchLearner], tmp_path: Path) -> None:
+    made = build()
+    train(made, range(2))
+    made.save(tmp_path)
+    losses = train(made, range(2, 4))
+    other = build()
+    other.load(tmp_path)
+    assert train(other, range(2, 4)) == losses
+    for name, value in values(made).items():
+        assert torch.equal(value, values(other)[name])
+        assert torch.equal(made.policy.model.get_parameter(name), other.policy.model.get_parameter(name))
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    learner("llama", dtype=torch.float32).save(tmp_path)
+    with pytest.raises(CheckpointError, match="trained parameters are in the checkpoint or in this run only"):
+        learner("gpt2", dtype=torch.float32).load(tmp_path)
+
+
+NOISY: dict[str, dict[str, Any]] = {
+    "neftune": {"policy": {"neftune_alpha": 5.0}},
+    "dropout": {
+        "policy": {"dropout": True},
+        "model": {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.3},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_noise_is_the_same_under_every_split_and_new_at_every_step(kind: str) -> None:
+    groups = mixed_groups()
+    groups.insert(1, [Sample([1], [True], [1.0], key=30), sample([1, 2], [], key=31)])  # nothing to lay down
+    want = gradients(learner(**NOISY[kind]), groups, step=5)
+    for options in ({"budget": 45}, {"budget": 1, "linear": True}, {"grad_checkpointing": True}):
+        got = gradients(learner(**NOISY[kind], **options), groups[::-1], step=5)
+        for name, expected in want.items():
+            torch.testing.assert_close(got[name], expected, rtol=1e-9, atol=1e-12)
+    base = want["transformer.wte.weight"]
+    for other in (
+        gradients(learner(**NOISY[kind]), groups, step=6),
+        gradients(learner(**NOISY[kind], seed=1), groups, step=5),
+        gradients(learner(), groups, step=5),
+    ):
+        assert (other["transformer.wte.weight"] - base).norm() > 1e-3 * base.norm()
+
+
+def test_forward_is_free_of_noise() -> None:
+    groups = mixed_groups()
+    want = learner().forward(groups)
+    noisy = learner(**NOISY["dropout"])
+    noisy.forward_backward(groups, loss, {}, 0)
+    for a, b in zip(noisy.forward(groups), want, strict=True):
+        assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-12)
+
+
+def test_router_term_appears_only_where_it_is_asked_for() -> None:
+    options = {"dtype": torch.float32, "budget": 10_000}
+    plain = learner("qwen3_moe", **options)
+    assert set(plain.forward_backward(tree_groups(), loss, {}, 0).terms) == {"nll"}
+    made = learner("qwen3_moe", **options, policy={"router_loss": True}, router_coef=0.5)
+    result = made.forward_backward(tree_groups(), loss, {}, 0)
+    assert set(result.terms) == {"nll", "router"}
+    assert result.loss == pytest.approx(result.terms["nll"] + 0.5 * result.terms["router"], rel=1e-6)
+    assert 1.9 < result.terms["router"] < 4  # 2 where experts are used evenly (top 2), 4 where two take everything
+
+
+def test_building_a_learner_leaves_the_weights_as_they_were() -> None:
+    model = tiny_model("llama")
+    before = copy.deepcopy(model.state_dict())
+    TorchLearner(Policy(model, "forest"), OptimConfig(), LearnerOptions())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
