@@ -165,7 +165,11 @@ def path_mask(n: int, m: int, window: int | None, device: torch.device) -> Tenso
     return seen & (back < window) if window else seen
 
 
-def register() -> None:
-    """Make `NAME` an attention implementation of transformers, with a mask function that returns no mask."""
-    AttentionInterface.register(NAME, forest_attention)
+def register(*, compiled: bool = False) -> None:
+    """Make `NAME` an attention implementation of transformers, with a mask function that returns no mask.
+
+    compiled: keep torch.compile out of it, where layers are compiled around it: its lengths differ in every batch.
+    """
+    function = torch.compiler.disable(forest_attention) if compiled else forest_attention  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, function)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
