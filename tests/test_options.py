@@ -178,7 +178,15 @@ def test_every_field_has_a_unique_name_and_a_help_text() -> None:
 
 def test_a_dumped_config_replays(tmp_path: Path) -> None:
     config = build(
-        RunConfig, {**NEEDED, "lr": 1e-7, "template": "a: b # ü\n'x'", "freeze": ["- *", "no", "1e3"], "resume": True}
+        RunConfig,
+        {
+            **NEEDED,
+            "lr": 1e-7,
+            "template": "a: b # ü\n'x'",
+            "freeze": ["- *", "no", "1e3", "a\x85b\u2028"],
+            "cache": "\x85",
+            "resume": True,
+        },
     )
     path = written(tmp_path, dump(config))
     assert load(RunConfig, path) == replace(config, loop=replace(config.loop, resume=False))

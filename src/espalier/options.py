@@ -97,8 +97,6 @@ def flat(config: Any) -> dict[str, Any]:
 
 def dump(config: Any) -> str:
     """A config as YAML that `load` reads back, under the headings of its sections, without the keys in PER_CALL."""
-    import yaml
-
     lines = []
     for group, kind in groups(type(config)).items():
         lines.append(f"\n# {(kind.__doc__ or group).strip().splitlines()[0]}")
@@ -106,13 +104,20 @@ def dump(config: Any) -> str:
         for name in infos(kind):
             if name in PER_CALL:
                 continue
-            value = getattr(part, name)
-            if isinstance(value, tuple):
-                text = yaml.safe_dump(list(value), default_flow_style=True, allow_unicode=True, width=10**6)
-                lines.append(f"{name}: {text.rstrip()}")
-            else:
-                lines.append(yaml.safe_dump({name: value}, allow_unicode=True, width=10**6).rstrip("\n"))
+            lines.append(_line(name, getattr(part, name)))
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _line(name: str, value: Any) -> str:
+    import yaml
+
+    texts = [str(text) for text in (value if isinstance(value, tuple) else (value,))]
+    # PyYAML writes these line separators bare between single quotes, and reads them back as spaces.
+    style = '"' if set("".join(texts)) & set("\x85\u2028\u2029") else None
+    if isinstance(value, tuple):
+        shown = yaml.safe_dump(texts, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
+        return f"{name}: {shown.rstrip()}"
+    return yaml.safe_dump({name: value}, default_style=style, allow_unicode=True, width=10**6).rstrip("\n")
 
 
 def read(path: str | Path) -> dict[str, Value]:
