@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,26 +122,32 @@ class TorchLearner:
         names = ["logprobs", *(["entropy"] if entropy else []), *(["correct"] if correct else [])]
         flat = {name: torch.zeros(starts[-1], dtype=torch.float64) for name in names}
         with torch.no_grad():
-            for batch in self._batches(groups, totals(groups), {}):
+            for batch, real in self._batches(self._plan(groups), groups, totals(groups), {}):
                 scores = self.policy(batch, entropy=entropy, correct=correct)
-                real = [s for s in batch.samples if id(s) in place]  # all of them, or a rank's dummy alone
-                scored = [place[id(s)] + t for s in real for t in range(1, len(s.tokens)) if s.mask[t]]
-                at = torch.tensor(scored, dtype=torch.int64)
-                for name in names if real else ():
-                    flat[name][at] = scores[name][batch.score].double().cpu()
+                if real:
+                    scored = [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
+                    at = torch.tensor(scored, dtype=torch.int64)
+                    for name in names:
+                        flat[name][at] = scores[name][batch.score].double().cpu()
         fsdp.reshard(self.policy)
         for name in names:
             flat[name] = self.world.sum_tensor(flat[name].to(self.device)).cpu()
         return [{name: flat[name][low:high].tolist() for name in names} for low, high in pairwise(starts)]
 
-    def _batches(self, groups: Sequence[Group], sums: Totals, state: dict[str, float]) -> Iterator[Batch]:
-        """This rank's micro-batches; every rank gets as many, short ones a sample of weight 0."""
-        plan = microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)
+    def _plan(self, groups: Sequence[Group]) -> list[list[Sequence[Sample]]]:
+        """The forwards of all ranks; rank r runs those numbered r, r + ranks, ...; empty ones come last."""
+        return microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)
+
+    def _batches(
+        self, plan: list[list[Sequence[Sample]]], groups: Sequence[Group], sums: Totals, state: dict[str, float]
+    ) -> Iterator[tuple[Batch, bool]]:
+        """This rank's micro-batches, as many as every rank's; False stands with a dummy in place of an empty one."""
         for mine in plan[self.world.rank :: self.world.size]:
-            yield pack(
+            batch = pack(
                 mine or [[_dummy(groups)]], sums, state=state, share=self.policy.shares,
                 count_uses=bool(self.options.router_coef), device=self.device,
             )  # fmt: skip
+            yield batch, bool(mine)
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -150,9 +157,14 @@ class TorchLearner:
         shares: dict[str, Tensor] = {}
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
         packed = scored = 0
-        forwards = len(microbatches(groups, self.options.budget, self.layout, ranks=self.world.size))
-        for batch in self._batches(groups, sums, state):
+        plan = self._plan(groups)
+        forwards = sum(1 for forward in plan if forward)
+        for batch, real in self._batches(plan, groups, sums, state):
             noise = self._noise(batch, step)
+            if not real:  # no loss sees a dummy: it joins the collectives and adds nothing
+                scores = self.policy(batch, noise=noise)
+                torch.autograd.backward(scores["logprobs"], torch.zeros_like(scores["logprobs"]))
+                continue
             cotangent = self._cotangent(batch, loss) if self.options.linear else None
             scores = self.policy(batch, cotangent_U=cotangent, noise=noise)
             outputs = Outputs(scores["logprobs"][batch.score])
@@ -165,11 +177,14 @@ class TorchLearner:
             whole += value.detach()
             for name, share in terms.items():
                 shares[name] = shares.get(name, torch.zeros_like(whole)) + share
-            real = any(any(s.weights) for s in batch.samples)
-            packed += batch.inputs_N.numel() * real
-            scored += batch.score.numel() * real
+            packed += batch.inputs_N.numel()
+            scored += batch.score.numel()
         names = sorted(shares)
-        numbers = self.world.sum([whole.item(), *(shares[n].item() for n in names), packed, scored])
+        if any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size)):
+            names = self._names_of_first(names)
+        numbers = self.world.sum(
+            [whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored]
+        )
         return StepResult(
             loss=numbers[0],
             terms=dict(zip(names, numbers[1:-2], strict=True)),
@@ -177,6 +192,14 @@ class TorchLearner:
             packed=int(numbers[-2]),
             scored=int(numbers[-1]),
         )
+
+    def _names_of_first(self, names: list[str]) -> list[str]:
+        """Rank 0's names, for ranks that saw no loss: it always has a batch where there is one."""
+        text = json.dumps(names).encode() if self.world.rank == 0 else b""
+        length = int(self.world.sum([float(len(text))])[0])
+        sent = self.world.sum([float(byte) for byte in text.ljust(length, b"\0")])
+        found: list[str] = json.loads(bytes(int(byte) for byte in sent))
+        return found
 
     def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
         """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
