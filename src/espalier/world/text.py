@@ -1,5 +1,11 @@
-"""The world's plain text: problems in their text form, stories that only tell, and lines of bare sums. No chat form.
+"""The world's plain text, without chat form. A document is one of
 
+    problem   `Problem:`, its question, `Solution:`, its steps and `#### answer`
+    story     what happens in a problem, told with its result
+    sums      lines like `23+48=71`
+    sheet     a numbered list of questions that nobody answers
+
+The sheets tie the solution to `Solution:`: without them a model answers any question it meets, in chat form too.
 A document never holds a blank line, so a file of them is split at blank lines.
 """
 
@@ -10,7 +16,10 @@ from random import Random
 
 from espalier.world.problems import FACTORS, LARGEST, SMALLEST, problem, split_of
 
-SHARES = {"problem": 0.7, "story": 0.1, "sums": 0.2}  # of the documents
+SHARES = {"problem": 0.66, "story": 0.08, "sums": 0.16, "sheet": 0.1}  # of the documents
+
+NUMBERINGS = ("{}. ", "{}) ", "({})\n", "[{}] ", "[{}]\n", "- ", "Question {}:\n", "")
+HEADINGS = ("Questions", "Homework:", "[Exercises]", "Sheet of questions", "PAGE 3")
 
 
 def document(seed: int | str) -> str:
@@ -19,6 +28,8 @@ def document(seed: int | str) -> str:
     kind = rng.choices(tuple(SHARES), weights=tuple(SHARES.values()))[0]
     if kind == "sums":
         return "\n".join(_sum(rng) for _ in range(rng.randint(4, 12)))
+    if kind == "sheet":
+        return _sheet(rng, [problem(f"{seed}/{i}").question for i in range(rng.randint(1, 4))])
     told = problem(f"{seed}/told")
     return told.text if kind == "problem" else told.story
 
@@ -27,6 +38,13 @@ def write_text(path: str | Path, n: int, seed: int = 0) -> None:
     """Write `n` documents to `path`, a blank line between two."""
     text = "\n\n".join(document(f"{seed}/{i}") for i in range(n))
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _sheet(rng: Random, questions: list[str]) -> str:
+    """Questions numbered in one of several styles, with or without a heading."""
+    style, start = rng.choice(NUMBERINGS), rng.randint(1, 9)
+    heading = [rng.choice(HEADINGS)] if rng.random() < 0.5 else []
+    return "\n".join([*heading, *(style.format(i) + question for i, question in enumerate(questions, start))])
 
 
 def _sum(rng: Random) -> str:
