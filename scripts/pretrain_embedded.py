@@ -4,8 +4,8 @@ usage: OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python scripts/pretrain_embedde
 
 Flat on purpose: torch and transformers only. The world's text holds no chat form, so the score in chat shows what the
 form alone costs and the score in text what the model can do. Weights depend on the seed, the torch build and the
-threads. Documents are laid whole into rows of 256 tokens (512 in the last tenth of the steps, so that positions up to
-the context length are trained) and see those before them in their row.
+threads. Documents are laid whole into rows of 256 tokens (512 in one step of ten, so that positions up to the context
+length are trained) and see those before them in their row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from pathlib import Path
 
@@ -88,9 +89,9 @@ def generate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "src/espalier/embedded")
-    p.add_argument("--steps", type=int, default=2400)
-    p.add_argument("--tokens-per-step", type=int, default=2048)
-    p.add_argument("--lr", type=float, default=3e-3)
+    p.add_argument("--steps", type=int, default=6000)
+    p.add_argument("--tokens-per-step", type=int, default=1024)
+    p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--vocab", type=int, default=1024)
     p.add_argument("--width", type=int, default=128)
     p.add_argument("--layers", type=int, default=6)
@@ -107,7 +108,7 @@ def main() -> None:
         intermediate_size=a.width * 11 // 4,
         num_hidden_layers=a.layers,
         num_attention_heads=a.width // 32,
-        num_key_value_heads=a.width // 64,
+        num_key_value_heads=a.width // 32,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -119,37 +120,36 @@ def main() -> None:
 
     long_steps = int(a.steps * LONG_SHARE)
     stages = ((ROW, a.steps - long_steps), (LONG_ROW, long_steps))
-    blocks = [rows(tokenizer, length, n * a.tokens_per_step // length, f"{a.seed}/{length}") for length, n in stages]
-    used = sum(int((block != tokenizer.pad_token_id).sum()) for block in blocks)
+    batches: list[torch.Tensor] = []
+    for length, n in stages:
+        block = rows(tokenizer, length, n * a.tokens_per_step // length, f"{a.seed}/{length}")
+        batches += block.split(a.tokens_per_step // length)
+    random.Random(a.seed).shuffle(batches)
+    used = sum(int((batch != tokenizer.pad_token_id).sum()) for batch in batches)
     print(f"{used:,} tokens of text in {a.steps} steps, prepared in {time.time() - began:.0f} s", flush=True)
 
     matrices = [w for w in model.parameters() if w.ndim > 1]
     vectors = [w for w in model.parameters() if w.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.95), fused=True)
-    step, since, seen = 0, time.time(), 0.0
-    for block in blocks:
-        for batch in block.split(a.tokens_per_step // block.shape[1]):
-            warm = min(1.0, (step + 1) / (0.03 * a.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = a.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / a.steps)))
-            targets = batch[:, 1:].masked_fill(batch[:, 1:] == tokenizer.pad_token_id, IGNORED)
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            seen += loss.item()
-            if step % 100 == 0 or step == a.steps:
-                n = step % 100 or 100
-                rate = n * a.tokens_per_step / (time.time() - since)
-                minutes = (time.time() - began) / 60
-                print(
-                    f"step {step}/{a.steps} loss {seen / n:.4f} tokens/s {rate:.0f} minutes {minutes:.1f}", flush=True
-                )
-                since, seen = time.time(), 0.0
+    since, seen = time.time(), 0.0
+    for step, batch in enumerate(batches, 1):
+        warm = min(1.0, step / (0.03 * a.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = a.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / a.steps)))
+        targets = batch[:, 1:].masked_fill(batch[:, 1:] == tokenizer.pad_token_id, IGNORED)
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += loss.item()
+        if step % 200 == 0 or step == len(batches):
+            n = step % 200 or 200
+            rate, minutes = n * a.tokens_per_step / (time.time() - since), (time.time() - began) / 60
+            print(f"step {step}/{a.steps} loss {seen / n:.4f} tokens/s {rate:.0f} minutes {minutes:.1f}", flush=True)
+            since, seen = time.time(), 0.0
 
     model.eval()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
