@@ -64,7 +64,7 @@ def random_qkv(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("window", [None, 1, 7, 20, 1000])
+@pytest.mark.parametrize("window", [None, 1, 7, 15, 16, 20, 1000])
 @pytest.mark.parametrize("scaling", [None, 0.7])
 def test_equals_dense_attention(window: int | None, softcap: float | None, scaling: float | None) -> None:
     batch = deep_batch()

@@ -53,6 +53,14 @@ def test_a_sample_that_ends_inside_another_adds_nothing(monkeypatch: pytest.Monk
     assert made.where(1, 3) == [0, 1, 2]
 
 
+def test_turns_of_one_conversation_are_one_run_in_any_order() -> None:
+    turns = [sample([P] * n, [A]) for n in (20, 40, 60)]
+    for order in (turns, turns[::-1], [turns[1], turns[0], turns[2]]):
+        made = build(order)
+        assert runs(made) == [([P] * 60, 0, -1, 0, 1)]
+        assert made.paths == [[0], [0], [0]]
+
+
 def test_runs_at_the_limit_are_shared_and_shorter_ones_copied() -> None:
     for shared, size in ((MIN_SHARED, MIN_SHARED + 2), (MIN_SHARED - 1, 2 * (MIN_SHARED - 1) + 2)):
         assert build([sample([P] * shared, [A, A]), sample([P] * shared, [B, B])]).size == size
@@ -70,6 +78,7 @@ def test_a_deep_tree_needs_no_recursion() -> None:
     made = build([sample(stem[: 16 * i], [8, 9]) for i in range(1, 1101)])
     assert max(n.depth for n in made.nodes) == 16 * 1099
     assert made.size == 16 * 1100 + 1100
+    assert len(made.nodes) == 2 * 1100 - 1
 
 
 def test_without_sharing_every_sample_is_a_root() -> None:
@@ -100,7 +109,7 @@ def test_properties(groups_: list[list[Sample]], least: int) -> None:
                 parent = made.nodes[n.parent] if n.parent >= 0 else None
                 assert n.depth == (parent.depth + len(parent.tokens) if parent else 0)
                 children = [m for m in made.nodes if m.parent == i]
-                assert not children or len(n.tokens) >= least
+                assert not children or (len(children) > 1 and len(n.tokens) >= least)
             if least == 1:  # the smallest forest: one position for each distinct prefix
                 assert made.size == len({tuple(t[:k]) for t in laid for k in range(1, len(t) + 1)})
     finally:

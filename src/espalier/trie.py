@@ -61,6 +61,10 @@ def _insert(root: Node, tokens: list[int], index: int) -> None:
         if done + shared == len(tokens):  # ends inside the child: nothing to split, its tokens are all there
             child.ends.append(index)
             return
+        if shared == len(child.tokens) and not child.children:  # continues a leaf, which grows: nobody branches off
+            child.tokens = tokens[done:]
+            child.ends.append(index)
+            return
         if shared < len(child.tokens):
             # Samples that end inside the child move to its lower part: a path may be longer than a sample, never
             # shorter.

@@ -42,11 +42,11 @@ class Forest:
         self.lengths = [s.length for s in segments]
         self.above: list[Tensor | None] = []
         paths: list[Tensor | None] = []  # positions of the keys of a segment's path, itself included
-        parents = {s.parent for s in segments}
+        self.parents = {s.parent for s in segments}
         for i, s in enumerate(segments):
             above = paths[s.parent] if s.parent >= 0 else None
             self.above.append(above)
-            own = torch.arange(s.start, s.start + s.length, device=device) if i in parents else None
+            own = torch.arange(s.start, s.start + s.length, device=device) if i in self.parents else None
             paths.append(own if above is None or own is None else torch.cat([above, own]))
         self.branching = any(a is not None for a in self.above)
         self._device = torch.device(device)
@@ -118,14 +118,16 @@ def _by_segments(
 ) -> Tensor:  # fmt: skip
     queries = torch.split(query, forest.lengths, dim=2)
     keys, values = torch.split(key, forest.lengths, dim=2), torch.split(value, forest.lengths, dim=2)
-    if forest.branching and key.dtype in (torch.bfloat16, torch.float16):
-        # A prefix collects the gradients of all its children: through this cast they are added up in float32.
-        key, value = key.float(), value.float()
+    # A prefix collects the gradients of all its children: through the cast to `wide` they are added up in float32.
+    wide = torch.promote_types(key.dtype, torch.float32)
+    paths: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of the paths that segments continue
     outs = []
-    for i, (q, k, v, above) in enumerate(zip(queries, keys, values, forest.above, strict=True)):
-        if above is not None:
-            k = torch.cat([key.index_select(2, above).to(k.dtype), k], dim=2)
-            v = torch.cat([value.index_select(2, above).to(v.dtype), v], dim=2)
+    for i, (q, k, v, s) in enumerate(zip(queries, keys, values, forest.segments, strict=True)):
+        above = paths[s.parent] if s.parent >= 0 else (k[:, :, :0], v[:, :, :0])
+        if i in forest.parents:
+            paths[i] = torch.cat([above[0], k.to(wide)], dim=2), torch.cat([above[1], v.to(wide)], dim=2)
+        if s.parent >= 0:
+            k, v = torch.cat([above[0].to(k.dtype), k], dim=2), torch.cat([above[1].to(v.dtype), v], dim=2)
         outs.append(_segment(q, k, v, i, scaling, drop, window, softcap))
     return torch.cat(outs, dim=2).transpose(1, 2)
 
