@@ -189,7 +189,8 @@ def main() -> None:
         memory = statistics.median(a["peak_gib"] / b["peak_gib"] for a, b in zip(ours, runs[kind], strict=True))
         spread = f"{min(ratio):.2f} to {max(ratio):.2f}"
         print(
-            f"{kind:20s} {speed:8.0f} tokens/s  {peak:5.2f} GiB   x{statistics.median(ratio):.2f} ({spread})  memory x{memory:.2f}"
+            f"{kind:20s} {speed:8.0f} tokens/s  {peak:5.2f} GiB   "
+            f"speed x{statistics.median(ratio):.2f} ({spread})  memory x{memory:.2f}"
         )
 
 
