@@ -115,7 +115,7 @@ def test_replay_has_a_loss_of_its_own(config: Any, tmp_path: Path) -> None:
     text.write_text("once upon a time there was a fox\n\n" * 20)
     run.sft(config(data={"replay": (str(text),), "replay_fraction": 0.4}, sft={"replay_coef": 0.5}))
     for r in steps(tmp_path / "run"):
-        assert r["loss"] == pytest.approx(r["nll"] + 0.5 * r.get("nll_replay", 0.0), rel=1e-6)
+        assert r["loss"] == pytest.approx(r.get("nll", 0.0) + 0.5 * r.get("nll_replay", 0.0), rel=1e-6)
     assert any(r.get("nll_replay", 0) > 0 for r in steps(tmp_path / "run"))
 
 

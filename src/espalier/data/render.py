@@ -17,7 +17,7 @@ from espalier.types import Chat, Example, Message, Sample, Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Part of the fingerprint: raised whenever the same example would give other tokens."""
 
 TrainOn = Literal["assistant", "last", "all"]
@@ -66,7 +66,7 @@ class Renderer:
 
     train_on: `assistant` trains every assistant turn, `last` the last one, `all` every token of the rendered
     conversation; a message's own weight goes first. max_length: longest sample in tokens, 0 for no limit; longer ones
-    lose their tail and have stop "length". `stop_ids` end an assistant turn. `bos_id` is what a sample must start with
+    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end an assistant turn. `bos_id` is what a sample must start with
     and hold once, None where there is no such token. A template that writes the date of today gets a fixed one.
 
     Raises ConfigError for an unknown train_on or a negative max_length, ModelError for a tokenizer that cannot be used.
@@ -117,7 +117,7 @@ class Renderer:
         if isinstance(example, Chat):
             drafts = self._chat(example)
         elif isinstance(example, Text):
-            drafts = [self._plain(("text", example.text, 1.0))]
+            drafts = self._windows(self._plain(("text", example.text, 1.0)))
         else:
             drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
         return [draft.finish(self.max_length, key) for draft in drafts]
@@ -143,6 +143,23 @@ class Renderer:
                 draft.add([*ids, self._eos] if role == parts[-1][0] else ids, weight, role)
                 follows = "text"
         return draft
+
+    def _windows(self, draft: _Draft) -> list[_Draft]:
+        """A text in samples of at most max_length tokens, so that every token is scored once; the last one stops.
+
+        A window begins with the begin-of-text token, or, where there is none, with the last token of the one before.
+        """
+        ids, head = draft.sample.tokens, self._head("")
+        if self.max_length < 2 or len(ids) <= self.max_length:
+            return [draft]
+        windows, step = [], self.max_length - 1
+        for low in range(1, len(ids), step):
+            window = _Draft()
+            window.add(head or ids[low - 1 : low], 1.0 if head or low == 1 else 0.0, "" if head else "text")
+            window.add(ids[low : low + step], 1.0, "text")
+            window.sample.stop = "stop" if low + step >= len(ids) else "length"
+            windows.append(window)
+        return windows
 
     def _head(self, text: str) -> list[int]:
         """The begin-of-text token, where the tokenizer puts one in front and the template has not written it."""

@@ -79,7 +79,7 @@ class StoreStats:
         """Count a row that became these samples."""
         self.rows += 1
         self.kept += 1
-        self.truncated += any(r.sample.stop == "length" for r in row)
+        self.truncated += any(r.sample.stop == "length" and _lost(r) for r in row)
         for rendered in row:
             self._sample(rendered.sample, stop_ids, bos_id)
             self._roles(rendered)
@@ -127,6 +127,11 @@ class StoreStats:
         stats = cls(**data)
         stats.histogram = {int(edge): count for edge, count in sorted(stats.histogram.items(), key=lambda e: int(e[0]))}
         return stats
+
+
+def _lost(rendered: Rendered) -> bool:
+    """Whether a sample that does not stop lost its tail; a plain text goes on in its next sample."""
+    return all(span.role != "text" for span in rendered.spans)
 
 
 def _add(counts: dict[str, int], name: str, n: int) -> None:
