@@ -1,11 +1,11 @@
 """A plain text that is longer than a sample becomes several, and none of it is lost."""
 
 import pytest
-from toys import letters
 
 from espalier.data.render import Renderer
 from espalier.data.stats import StoreStats
 from espalier.types import Text
+from toys import letters
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -66,8 +66,9 @@ class Renderer:
 
     train_on: `assistant` trains every assistant turn, `last` the last one, `all` every token of the rendered
     conversation; a message's own weight goes first. max_length: longest sample in tokens, 0 for no limit; longer ones
-    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end an assistant turn. `bos_id` is what a sample must start with
-    and hold once, None where there is no such token. A template that writes the date of today gets a fixed one.
+    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end
+    an assistant turn. `bos_id` is what a sample must start with and hold once, None where there is no such token. A
+    template that writes the date of today gets a fixed one.
 
     Raises ConfigError for an unknown train_on or a negative max_length, ModelError for a tokenizer that cannot be used.
     """
