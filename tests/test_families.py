@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import ModelError
 from espalier.models.layout import choose
+from espalier.models.load import zero_dropouts
 from espalier.models.policy import Policy
 from espalier.pack import pack, totals
 from espalier.types import Batch, Sample
@@ -82,6 +84,38 @@ def test_packed_equals_one_by_one(family: str) -> None:
     chosen, _ = choose(model, "auto")
     assert chosen == ("padded" if family in STATEFUL else "forest")
     assert_same(packed(model, groups, "auto"), want, family)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("forest", {"logit_scale": 0.25}),  # scaled logits
+    "gpt_neo": ("padded", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}),
+    "gpt_oss": ("padded", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
+    "bloom": ("padded", {"n_layer": 2, "n_head": 4}),  # ALiBi
+    "llama4_text": ("padded", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
+                               "attention_chunk_size": 16}),
+    "recurrent_gemma": ("padded", {"logits_soft_cap": 1.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_what_cannot_be_packed_is_padded_and_heads_are_read_from_the_config(family: str) -> None:
+    layout, fields = OTHERS[family]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **fields})).train()
+    zero_dropouts(model)
+    assert choose(model, "auto")[0] == layout
+    assert_same(packed(copy.deepcopy(model), tree_groups(), "auto"), native(model, tree_groups()), "qwen3_moe")
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])

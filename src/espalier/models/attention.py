@@ -92,7 +92,10 @@ def forest_attention(
     if not (getattr(module, "is_causal", True) if causal is None else causal):
         raise TypeError(f"{type(module).__name__} attends to later tokens too; expected a causal language model")
     if forest is None:
-        raise TypeError("forest attention got no forest; expected Policy to pass one with every forward")
+        raise TypeError(
+            f"{type(module).__name__} got no forest: its model does not hand keyword arguments down to attention; "
+            "set layout: padded"
+        )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}") if dropout and forest.noise else None

@@ -96,7 +96,7 @@ class Policy(nn.Module):
         return scores
 
     def _hidden(self, batch: Batch, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
-        backbone = getattr(self.model, self.model.base_model_prefix)
+        backbone = backbone_of(self.model)
         options: dict[str, Any] = {"use_cache": False}
         if self.router_loss:
             options["output_router_logits"] = True
@@ -126,6 +126,16 @@ class Policy(nn.Module):
         return hidden, router
 
 
+def backbone_of(model: Any) -> Any:
+    """What is under the head. Raises ModelError where the model names no such module."""
+    for name in (model.base_model_prefix, "model"):  # some causal LMs carry the prefix of a larger, multimodal model
+        if (found := getattr(model, name, None)) is not None:
+            return found
+    raise ModelError(
+        f"{type(model).__name__} has no module {model.base_model_prefix}; expected a causal language model"
+    )
+
+
 def head_of(config: Any) -> Head:
     """Soft cap and scale of an architecture's logits, from its configuration.
 
@@ -134,9 +144,10 @@ def head_of(config: Any) -> Head:
     scale = 1.0
     if divisor := getattr(config, "logits_scaling", None):
         scale /= float(divisor)
-    if factor := getattr(config, "logit_scale", None):
-        scale *= float(factor)
-    return Head(softcap=getattr(config, "final_logit_softcapping", None), scale=scale)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(config, name, None) or 1.0)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return Head(softcap=next((cap for name in caps if (cap := getattr(config, name, None))), None), scale=scale)
 
 
 def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
