@@ -15,8 +15,9 @@ from espalier.algorithms.sft import SFT
 from espalier.config import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
+from espalier.models.noise import Noise
 from espalier.models.policy import Policy
-from espalier.pack import totals
+from espalier.pack import pack, totals
 from espalier.types import Batch, Outputs, Sample, Term
 from samples import Groups, sample, tree_groups
 from tiny import tiny_model
@@ -238,6 +239,19 @@ def test_masters_start_exact_and_move_below_the_resolution_of_bf16() -> None:
         assert (low != exact[name].bfloat16()).double().mean() < 0.05
 
 
+def test_frozen_weights_leave_as_exact_as_they_came() -> None:
+    """bf16 computes with their rounding; what is handed on is what was loaded."""
+    model = tiny_model("llama")
+    for p in model.model.layers.parameters():
+        p.requires_grad_(False)
+    exact = {n: p.detach().clone() for n, p in model.named_parameters()}
+    made = TorchLearner(Policy(model, "forest"), OptimConfig(), LearnerOptions(compute=torch.bfloat16))
+    for name, value in made.weights():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, exact[name]), name
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+
+
 def test_gradients_of_microbatches_are_added_up_in_float32() -> None:
     copies = 40
     groups = [[sample(list(range(10, 20)), [5, 6, 7])] for _ in range(copies)]
@@ -327,6 +341,18 @@ def test_noise_is_the_same_under_every_split_and_new_at_every_step(kind: str) ->
         gradients(learner(), groups, step=5),
     ):
         assert (other["transformer.wte.weight"] - base).norm() > 1e-3 * base.norm()
+
+
+def test_neftune_scales_by_the_whole_length_of_the_sample() -> None:
+    made = learner(policy={"neftune_alpha": 5.0})
+    groups = [[sample([5, 6, 7], [8, 9], key=4)], [sample([5, 6], [7], key=2)]]
+    groups[1][0].append([8, 9], trained=False)  # behind what is trained: not laid down, and yet part of the sample
+    batch = pack(groups, totals(groups), share=False)
+    other = Policy(tiny_model("gpt2").double(), "forest", neftune_alpha=5.0)
+    scores = other(batch, noise=Noise(0, 3, [4, 2], [5, 5], [4, 2]))["logprobs"]
+    (-(scores[batch.score] * batch.weights).sum() / 3).backward()
+    for name, got in gradients(made, groups, step=3).items():
+        torch.testing.assert_close(got, other.model.get_parameter(name).grad, rtol=1e-10, atol=1e-13)
 
 
 def test_forward_is_free_of_noise() -> None:

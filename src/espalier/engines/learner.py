@@ -98,10 +98,13 @@ class TorchLearner:
     def _build_optimizer(self, trained: list[tuple[str, Any]], optim: OptimConfig, plain: set[str]) -> Optimizer:
         low = self.options.compute != torch.float32 and not isinstance(self.world, Distributed)
         exact = {n: p.detach().clone() for n, p in trained} if low else {}
+        self._frozen: dict[str, Tensor] = {}  # frozen weights that the compute dtype cannot hold, on the CPU
         if low:  # buffers keep their dtype: RoPE frequencies need float32
-            for p in self.policy.model.parameters():
+            for n, p in self.policy.model.named_parameters():
                 if p.dtype == torch.float32:
-                    p.data = p.data.to(self.options.compute)
+                    whole, p.data = p.data, p.data.to(self.options.compute)
+                    if not p.requires_grad and not torch.equal(p.data.float(), whole):
+                        self._frozen[n] = whole.cpu()
         optimizer = Optimizer(trained, optim, plain)
         for name, value in exact.items():  # masters start from the weights as loaded, not from their rounding
             optimizer.take(name, value)
@@ -248,14 +251,16 @@ class TorchLearner:
     @contextmanager
     def _exact(self) -> Iterator[None]:
         """The model's parameters in master precision, for reading."""
-        low = {name: self.optimizer.named[name].data for name in self.optimizer.masters}
-        for name, master in self.optimizer.masters.items():
-            self.optimizer.named[name].data = master.data
+        exact = {**self._frozen, **{name: master.data for name, master in self.optimizer.masters.items()}}
+        parameters = {name: p for name, p in self.policy.model.named_parameters() if name in exact}
+        low = {name: p.data for name, p in parameters.items()}
+        for name, p in parameters.items():
+            p.data = exact[name].to(self.device)
         try:
             yield
         finally:
-            for name, data in low.items():
-                self.optimizer.named[name].data = data
+            for name, p in parameters.items():
+                p.data = low[name]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by Hugging Face name in master precision, adapters merged; a collective under FSDP."""
