@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import ModelError
 from espalier.models.attention import Forest, forest_attention
@@ -180,9 +181,18 @@ def test_padded_rows_take_the_same_dropout_as_packed_ones() -> None:
     torch.testing.assert_close(padded_grads, grads, rtol=1e-9, atol=1e-9)
 
 
-def test_attention_dropout_is_refused_where_it_cannot_be_keyed() -> None:
+def test_noise_that_cannot_be_keyed_is_refused() -> None:
     with pytest.raises(ModelError, match=r"attention_dropout 0\.3.*padded.*dropout: false"):
         Policy(tiny_model("llama", attention_dropout=0.3), "padded", dropout=True)
+    with pytest.raises(ModelError, match=r"attn_pdrop 0\.3.*padded"):
+        Policy(tiny_model("gpt2", attn_pdrop=0.3), "padded", dropout=True)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64, "head_dim": 8}
+    config = AutoConfig.for_model(
+        "seed_oss", **sizes, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, residual_dropout=0.2
+    )
+    with pytest.raises(ModelError, match=r"residual_dropout 0\.2.*forest"):
+        Policy(AutoModelForCausalLM.from_config(config), "forest", dropout=True)
+    Policy(AutoModelForCausalLM.from_config(config), "forest")
 
 
 @pytest.mark.parametrize("layout", ["forest", "padded"])

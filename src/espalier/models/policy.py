@@ -6,6 +6,7 @@ tied or untied head) are whole there and nowhere else.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from espalier.models.router import balance_loss
 from espalier.models.score import Head, score
 from espalier.types import Batch
 
+_NOISE = re.compile(r"dropout|pdrop|layerdrop|jitter")
+
 
 class Policy(nn.Module):
     """A causal LM over packed batches.
@@ -28,7 +31,8 @@ class Policy(nn.Module):
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
     keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss.
 
-    Raises ModelError for attention dropout in the layout padded, where the architecture's own attention draws it.
+    Raises ModelError where `dropout` is on and the architecture draws some of its noise itself: attention dropout in
+    the layout padded, or dropouts that are no modules.
     """
 
     def __init__(
@@ -49,11 +53,10 @@ class Policy(nn.Module):
         self.dropouts: list[KeyedDropout] = replace_dropouts(model) if dropout else []
         self.noisy = bool(neftune_alpha or dropout)
         config = model.config.get_text_config()
-        inside = [name for name in ("attention_dropout", "attn_pdrop") if getattr(config, name, 0)]
-        if dropout and layout == "padded" and inside:
+        if dropout and (own := _unkeyed(model, layout)):
             raise ModelError(
-                f"{type(model).__name__} has {inside[0]} {getattr(config, inside[0])}, which cannot belong to samples "
-                f"in the layout padded; set {inside[0]} to 0 in the model's config.json, or dropout: false"
+                f"{type(model).__name__} draws {', '.join(own)} by itself in the layout {layout}, so that noise cannot "
+                "belong to samples; set it to 0 in the model's config.json, or dropout: false"
             )
         self.head = head_of(config)
         self._experts = getattr(config, "num_experts_per_tok", 0)
@@ -124,6 +127,19 @@ class Policy(nn.Module):
                 raise ValueError("the router loss got no uses_N; expected pack(count_uses=True) and a packed layout")
             router = balance_loss(out.router_logits, self._experts, batch.uses_N)
         return hidden, router
+
+
+def _unkeyed(model: Any, layout: Layout) -> list[str]:
+    """Noise that is on and that neither a KeyedDropout nor the forest's attention draws, with its strength."""
+    found = {
+        f"{name} {value:g}"
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and value > 0 and _NOISE.search(name)
+        if name != "attention_dropout" or layout == "padded"
+    }
+    inside = getattr(model.config.get_text_config(), "attn_pdrop", 0)
+    return sorted(found | ({f"attn_pdrop {inside:g}"} if inside and layout == "padded" else set()))
 
 
 def backbone_of(model: Any) -> Any:
