@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from espalier import checkpoint, preflight
+from espalier import checkpoint, cli, preflight
 from espalier.algorithms.sft import SFT
 from espalier.config import ModelConfig, OptimConfig
 from espalier.engines import fsdp
@@ -36,6 +37,7 @@ from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
+from espalier.train import FRESH, Trainer
 from espalier.trainstate import file_to_tensors
 from espalier.types import Batch, Outputs, Sample, Term
 from samples import Groups, sample, tree_groups
@@ -192,9 +194,7 @@ def save_and_load() -> Figures:
     groups, out = data(), {}
     whole = make("llama", worlds.OneProcess())
     spread = make("llama", world)
-    state = checkpoint.TrainState(
-        step=1, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={}
-    )
+    state = replace(FRESH, step=1)
 
     def train(made: TorchLearner, step: int) -> None:
         made.forward_backward(groups, linear, {}, step)
@@ -235,9 +235,7 @@ def save_and_load() -> Figures:
 def full_disk() -> Figures:
     """Rank 0 cannot write: both ranks say so at once, and what was saved before is intact."""
     spread = make("llama", world)
-    state = checkpoint.TrainState(
-        step=1, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={}
-    )
+    state = replace(FRESH, step=1)
 
     def write(target: Path) -> None:
         checkpoint.together(lambda: spread.save(target), "not written", world)
@@ -254,19 +252,13 @@ def full_disk() -> Figures:
     for name in ("tensors_to_file", "export"):
         setattr(learners, name, full)
         try:
-            checkpoint.save(root, _later(state), write, world=world)
+            checkpoint.save(root, replace(state, step=2), write, world=world)
         except CheckpointError as error:
             said.append(str(error))
         finally:
             learners.tensors_to_file, learners.export = real
     assert checkpoint.choose(root, world=world).step == 1 and not list(root.glob(".step*"))
     return {"seconds": time.monotonic() - began, "said": said}
-
-
-def _later(state: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(state, step=2)
 
 
 def layout_check() -> Figures:
@@ -288,6 +280,7 @@ CHECKS: dict[str, Callable[[], Figures]] = {
     "lora_tokens_untied": lambda: compare(lora=True, tokens=(100, 7)),
     "lora_tokens_tied": lambda: compare(lora=True, tokens=(100, 7), over={"tie_word_embeddings": True}),
     "frozen": lambda: compare(freeze="layers.0."),
+    "frozen_bfloat16": lambda: compare(freeze="layers.0.", compute=torch.bfloat16),
     "frozen_embedding": lambda: compare(freeze="embed"),
     "clipped": lambda: compare(optim={"clip_norm": 0.01, "weight_decay": 0.1}),
     "not_linear": lambda: compare(loss=squared, linear=False),
@@ -320,9 +313,6 @@ def _both(out: Path, name: str, failed: str) -> bool:
 
 def commands(out: Path) -> Figures:
     """`espalier sft` on all ranks, whole and stopped by a signal that one rank alone gets; OUT holds model and data."""
-    from espalier import cli
-    from espalier.train import Trainer
-
     rank = int(os.environ["RANK"])
     written: set[str] = set()
 

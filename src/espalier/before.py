@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from espalier import build, preflight
@@ -61,7 +63,8 @@ def parts(config: RunConfig) -> Iterator[Parts]:
     if config.loop.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.manual_seed(config.loop.seed)
+    for plant in (random.seed, numpy.random.seed, torch.manual_seed):  # checkpoints hold all three generators
+        plant(config.loop.seed % 2**32)
     world = worlds.start(device)
     say = Progress(0, rank=world.rank)
     try:
