@@ -314,6 +314,6 @@ class _Draft:
                     "emptied by truncation",
                     got=f"{length} tokens, the first trained one behind the limit",
                     expected=f"a trained token among the first {limit}",
-                    fix="Raise --max-length",
+                    fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
                 )
         return Rendered(sample, self.spans)
