@@ -14,6 +14,7 @@ import errno
 import importlib
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import torch.utils.tensorboard  # the rest of what a run imports
 import transformers.models.llama.modeling_llama  # noqa: F401
@@ -178,6 +180,20 @@ def signal_after_step(number: int, name: str) -> None:
         result = call()
         if n == number:
             os.kill(os.getpid(), signal.Signals[name])
+        return result
+
+    wrap("espalier.train:Trainer._step", around)
+
+
+@hook
+def drawing(number: int) -> None:
+    """Every step draws from all three generators, as a model of others may; kill after step `number`, 0 for never."""
+
+    def around(n: int, call: Callable[[], Any]) -> Any:
+        result = call()
+        random.random(), numpy.random.rand(), torch.rand(1)
+        if n == number:
+            kill()
         return result
 
     wrap("espalier.train:Trainer._step", around)

@@ -89,6 +89,18 @@ def test_killed_over_and_over_at_random_accesses(place: Place, tmp_path: Path) -
     assert_same(run, whole)
 
 
+def test_generators_go_on_where_they_were(place: Place, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert place.run(whole, hook=["drawing", 0]).code == 0
+    assert place.run(run, hook=["drawing", 5]).code == -signal.SIGKILL
+    assert place.run(run, "--resume", hook=["drawing", 0]).code == 0
+    assert_same(run, whole)
+    name = "rng-00000.json"
+    last = step_name(steps(whole / "checkpoints")[-1])
+    plain = place.whole("whole") / "checkpoints" / last / name
+    assert (whole / "checkpoints" / last / name).read_bytes() != plain.read_bytes(), "nothing was drawn"
+
+
 VARIANTS = {
     "replay, LoRA, new tokens": (
         *("--replay", "{text}", "--replay-fraction", "0.25", "--lora-rank", "4", "--add-tokens", "<|new|>"),
