@@ -41,7 +41,7 @@ GOOD = StoreStats(
     [
         (preflight.rows, {"kept": 90}, "fail"),
         (preflight.rows, {"truncated": 11}, "warn"),
-        (preflight.trained, {"trained": 0}, "fail"),
+        (lambda s: preflight.trained([("toy", s[0])]), {"trained": 0}, "fail"),
         (preflight.stop, {"stopped": 98}, "fail"),
         (lambda s: preflight.bos(s, 1), {"bos_1": 99, "bos_0": 1}, "fail"),
         (lambda s: preflight.bos(s, 1), {"bos_1": 99, "bos_more": 1}, "fail"),
@@ -72,7 +72,17 @@ def test_the_mask_check_sees_a_turn_that_is_not_trained() -> None:
         return found
 
     wrong = preflight.mask(rows, shifted, decode, "assistant")
-    assert wrong.verdict == "fail" and "toy:1" in wrong.way_out
+    assert wrong.verdict == "fail" and "toy:1: 'c d e' is not trained" in wrong.way_out
+
+    def everything(example: Any) -> list[Any]:
+        found = renderer.render(example)
+        for r in found:
+            r.sample.mask = [True] * len(r.sample)
+        return found
+
+    wrong = preflight.mask(rows, everything, decode, "assistant")
+    assert wrong.verdict == "fail" and "toy:1: 'a b' is trained" in wrong.way_out
+    assert preflight.mask(rows, everything, decode, "all").verdict == "pass"
 
 
 def test_the_template_check_sees_rows_that_render_to_something_new() -> None:
@@ -115,6 +125,13 @@ def test_the_layout_check_sees_a_head_that_does_more() -> None:
     assert preflight.layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "pass"
     policy.head = replace(policy.head, softcap=None)
     assert preflight.layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "fail"
+
+
+def test_the_layout_check_leaves_dropout_aside() -> None:
+    model = tiny_model("gpt2", attn_pdrop=0.5).train()
+    policy = Policy(model, "forest", dropout=True)
+    assert preflight.layout(policy, [[sample(list(range(5, 40)), 20)]], torch.float32).verdict == "pass"
+    assert model.training
 
 
 def test_losses_that_are_not_finite_or_worse_than_guessing_are_seen() -> None:

@@ -138,6 +138,32 @@ def test_neftune_is_part_of_the_loss_and_the_same_in_every_packing(config: Any, 
     assert abs(runs["on"][0] - runs["off"][0]) > 1e-3
 
 
+def test_everything_can_be_trained(config: Any, tmp_path: Path) -> None:
+    run.sft(config(sft={"train_on": "all"}))
+    first = steps(tmp_path / "run")[0]
+    assert first["scored"] == first["tokens"] - first["samples"]  # all but each sample's first token
+
+
+def test_dropout_is_keyed_by_the_sample(config: Any, tmp_path: Path) -> None:
+    lora = {"lora_rank": 4, "lora_dropout": 0.5, "dropout": True}
+    losses = []
+    for name, budget in (("whole", 4096), ("split", 24)):
+        run.sft(config(model=lora, loop={"out": str(tmp_path / name), "tokens_per_microbatch": budget}))
+        losses.append([r["loss"] for r in steps(tmp_path / name)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    run.sft(config(model={"lora_rank": 4}, loop={"out": str(tmp_path / "off")}))
+    assert abs(steps(tmp_path / "off")[-1]["loss"] - losses[0][-1]) > 1e-4
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(config: Any, tmp_path: Path) -> None:
+    losses = []
+    for name, compiled in (("eager", False), ("compiled", True)):
+        run.sft(config(loop={"out": str(tmp_path / name), "compile": compiled}))
+        losses.append([r["loss"] for r in steps(tmp_path / name)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_held_out_rows_are_scored_and_the_best_kept(config: Any, tmp_path: Path, capsys: Any) -> None:
     held = write(tmp_path / "held.jsonl", [{"prompt": "zz", "response": "q" * 5}])
     cfg = config(
@@ -203,9 +229,10 @@ def test_truncated_rows_keep_their_head_and_are_counted(config: Any, tmp_path: P
 
 def test_check_stops_before_training(config: Any, tmp_path: Path) -> None:
     run.check(config())
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["preflight.json"]
     with pytest.raises(CheckError, match=r"update: .*raise lr"):
         run.check(config(optim={"lr": 1e-30}))
+    run.sft(config(loop={"steps": 1}))  # in the folder that a check used
 
 
 def test_inspect_sample_and_export(model: str, data: str, tmp_path: Path, capsys: Any) -> None:

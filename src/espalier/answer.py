@@ -54,7 +54,7 @@ class Chatter:
         said = [Message("system", system)] if system else []
         try:
             ids = [
-                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self._text(prompt)
+                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self.renderer.text(prompt)
                 for prompt in prompts
             ]
         except RowError as error:
@@ -65,7 +65,3 @@ class Chatter:
         for prompt, (response,) in zip(ids, self.sampler.generate(ids, 1, params), strict=True):
             out.append(str(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True)))
         return out
-
-    def _text(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
-        return ids

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,13 +19,16 @@ from espalier import build, preflight
 from espalier.build import Model
 from espalier.config import RunConfig
 from espalier.data.dataset import Dataset, Opened
+from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render import Renderer
 from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.errors import RowError
+from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
+from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32
 
@@ -44,18 +46,6 @@ class Parts:
     say: Progress
 
 
-class _Reading:
-    """Says how far a long source is tokenised, every ten seconds."""
-
-    def __init__(self, say: Progress):
-        self.say, self.last = say, time.monotonic()
-
-    def __call__(self, source: str, rows: int) -> None:
-        if time.monotonic() - self.last > 10:
-            self.last = time.monotonic()
-            self.say.note(f"tokenising {source}: {rows:,} rows")
-
-
 @contextmanager
 def parts(config: RunConfig) -> Iterator[Parts]:
     """Model and data, read and described; ends the process group on the way out."""
@@ -70,7 +60,7 @@ def parts(config: RunConfig) -> Iterator[Parts]:
     try:
         model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=config.sft.neftune_alpha)
         renderer = build.build_renderer(config, model.loaded)
-        opened, dataset = build.build_data(config, renderer, _Reading(say))
+        opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"))
         yield Parts(model, renderer, opened, dataset, world, device, say)
     finally:
         world.close()
@@ -95,50 +85,68 @@ def describe(config: RunConfig, p: Parts) -> None:
     gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
     total = sum(need.values()) / 2**30
     frozen = p.model.frozen
+    layout = build.token_layout(p.model)
+    forwards = len(microbatches(first, budget, layout, ranks=p.world.size))
     for line in (
         *p.model.notes,
         f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
+        f"attention: {_attention(p)}",
         f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "
-        f"{sum(len(g) for g in first):,} samples and {sum(len(s) for g in first for s in g):,} tokens, in forwards of "
-        f"at most {budget:,} tokens on {p.world.size} process{'es' * (p.world.size > 1)}",
+        f"{sum(len(g) for g in first):,} samples and {sum(len(s) for g in first for s in g):,} tokens in "
+        f"{forwards} micro-batches of at most {budget:,} on {p.world.size} process{'es' * (p.world.size > 1)}",
         f"memory about {total:.2f} GiB a process, libraries aside: {', '.join(f'{n} {v}' for n, v in gib.items())}",
     ):
         p.say.note(line)
 
 
-def checks_before(config: RunConfig, p: Parts) -> list[Check]:
-    """Checks of the data, and of the model before it is sharded."""
-    stores = p.opened.all
-    stats = [s.stats for s in stores]
-    main = p.opened.main[0]
-    source = p.opened.sources[0]
-
-    def examples() -> Iterator[Any]:
-        found = read(source, default_format=config.data.format, alpaca_prompt=config.data.alpaca_prompt)
-        return islice((e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e)), CHECKED_ROWS)
-
-    tokenizer = p.model.loaded.tokenizer
-    dtype = p.model.compute if p.world.size == 1 else torch.float32
-    return preflight.run(
-        (
-            ("rows", lambda: preflight.rows(stats)),
-            ("trained", lambda: preflight.trained(stats)),
-            ("stop", lambda: preflight.stop([s.stats for s in stores if s.part == "main"])),
-            ("bos", lambda: preflight.bos(stats, p.renderer.bos_id)),
-            (
-                "mask",
-                lambda: preflight.mask(
-                    examples(), p.renderer.render, lambda ids: str(tokenizer.decode(ids)), config.sft.train_on
-                ),
-            ),
-            (
-                "template",
-                lambda: preflight.template(examples(), p.renderer.render, (main.group(i) for i in range(len(main)))),
-            ),
-            ("layout", lambda: preflight.layout(p.model.policy, p.dataset.groups(0), dtype)),
-        ),
-        config.loop.skip_checks,
+def _attention(p: Parts) -> str:
+    """Which kernels attend, and whether a rerun repeats their bits."""
+    if p.model.policy.layout == "padded":
+        return f"the architecture's own ({p.model.loaded.model.config._attn_implementation})"
+    if p.device.type == "cpu":
+        return "SDPA, a call a segment; repeats bit for bit"
+    kernel = "flash over gathered keys" if p.model.compute == torch.bfloat16 else "FlexAttention with an ancestor mask"
+    bits = (
+        "repeats bit for bit" if torch.are_deterministic_algorithms_enabled() else "not bitwise (see --deterministic)"
     )
+    return f"{kernel}; {bits}"
+
+
+def checks_before(config: RunConfig, p: Parts) -> list[Check]:
+    """Checks of the data, and, where it will be sharded, of the model as it is before that."""
+    stats = [(s.source, s.stats) for s in p.opened.all]
+    counts = [s for _, s in stats]
+    tokenizer = p.model.loaded.tokenizer
+    rows = list(_rows(config, p))
+    examples = [example for example, _ in rows]
+    stored = [group for _, group in rows]
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("rows", lambda: preflight.rows(counts)),
+        ("trained", lambda: preflight.trained(stats)),
+        ("stop", lambda: preflight.stop([s.stats for s in p.opened.all if s.part == "main"])),
+        ("bos", lambda: preflight.bos(counts, p.renderer.bos_id)),
+        (
+            "mask",
+            lambda: preflight.mask(
+                examples, p.renderer.render, lambda ids: str(tokenizer.decode(ids)), config.sft.train_on
+            ),
+        ),
+        ("template", lambda: preflight.template(examples, p.renderer.render, stored)),
+    ]
+    if p.world.size > 1:
+        checks.append(("layout", lambda: preflight.layout(p.model.policy, p.dataset.groups(0), torch.float32)))
+    return preflight.run(checks, config.loop.skip_checks)
+
+
+def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]:
+    """The first rows of every source that can be rendered, each with what is stored of it."""
+    held = zip(p.opened.held_sources, p.opened.held_out, strict=False)
+    for source, store in (*zip(p.opened.sources, (*p.opened.main, *p.opened.replay), strict=True), *held):
+        default = "text" if store.part == REPLAY else config.data.format
+        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt)
+        good = (e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e))
+        for number, example in enumerate(islice(good, min(CHECKED_ROWS, len(store)))):
+            yield example, store.group(number)
 
 
 def _renders(renderer: Renderer, example: Any) -> bool:
@@ -160,13 +168,14 @@ def checks_after(config: RunConfig, p: Parts, learner: TorchLearner) -> list[Che
         return result.terms.get("nll", result.loss), shares
 
     vocabulary = p.model.loaded.model.config.get_text_config().vocab_size
-    return preflight.run(
-        (
-            ("loss", lambda: preflight.loss(probe()[0], vocabulary)),
-            ("update", lambda: preflight.update(probe()[1])),
-        ),
-        config.loop.skip_checks,
-    )
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("loss", lambda: preflight.loss(probe()[0], vocabulary)),
+        ("update", lambda: preflight.update(probe()[1])),
+    ]
+    if p.world.size == 1:  # the learner has cast the model: this is the path that trains
+        policy, compute = p.model.policy, p.model.compute
+        checks.insert(0, ("layout", lambda: preflight.layout(policy, p.dataset.groups(0), compute)))
+    return preflight.run(checks, config.loop.skip_checks)
 
 
 def settle(say: Progress, checks: list[Check], path: Path | None) -> None:

@@ -18,6 +18,7 @@ from espalier.data.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import ConfigError
+from espalier.microbatches import Layout
 from espalier.models import layout
 from espalier.models.freeze import FreezeSummary
 from espalier.models.load import Loaded, load_model, prepare
@@ -61,6 +62,10 @@ def build_model(config: ModelConfig, device: torch.device, *, seed: int = 0, nef
     chosen, reason = layout.choose(loaded.model, config.layout)
     if config.router_loss and not getattr(loaded.model.config.get_text_config(), "num_experts_per_tok", 0):
         raise ConfigError("router_loss is given, but the model has no experts; drop it", key="router_loss")
+    if config.router_loss and chosen == "padded":
+        raise ConfigError(
+            f"router_loss needs a packed layout, but layout is padded: {reason}; drop it", key="router_loss"
+        )
     policy = Policy(
         loaded.model, chosen, neftune_alpha=neftune_alpha, dropout=config.dropout, router_loss=config.router_loss > 0
     )
@@ -97,12 +102,18 @@ def budget(config: RunConfig, device: torch.device) -> int:
     return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
 
 
+def token_layout(model: Model) -> Layout:
+    """How tokens are counted against the budget."""
+    loaded, policy = model.loaded, model.policy
+    stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
+    return Layout(policy.shares, policy.layout == "padded", long_from=stretched or 0)
+
+
 def build_learner(
     config: RunConfig, model: Model, renderer: Renderer, world: OneProcess | Distributed, device: torch.device
 ) -> TorchLearner:
     """The learner of a run; shards the policy under a distributed world."""
     loaded = model.loaded
-    stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
     options = LearnerOptions(
         budget=budget(config, device),
         compute=model.compute,
@@ -110,7 +121,7 @@ def build_learner(
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,
-        long_from=stretched or 0,
+        long_from=token_layout(model).long_from,
         seed=config.loop.seed,
     )
     export = ExportOptions(

@@ -180,7 +180,7 @@ class LoopConfig:
     seed: Seed = 0
     """Seed of data order and noise."""
     save_every: CountOrZero = 0
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; 0 saves ten times in a run."""
     keep: CountOrZero = 2
     """Checkpoints kept besides the best; 0 keeps all."""
     eval_every: CountOrZero = 0
@@ -253,7 +253,7 @@ class ExportConfig:
     """Which weights are written as a plain Hugging Face directory."""
 
     run: Name
-    """Run directory, whose best or last checkpoint is taken, or one checkpoint."""
+    """Run directory, whose model/ is taken (its newest intact checkpoint where it has none), or a checkpoint."""
     out: str = ""
     """Where to write; empty takes `model/` in the run directory."""
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from espalier import run
 from espalier.answer import Chatter
 from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig, RunConfig
+from espalier.errors import ConfigError
 from espalier.world import Problem, Score, problems, score, write_instructions
 
 ROWS = 1500
@@ -28,6 +29,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, float]:
     """
     console = Console(highlight=False)
     out = Path(config.out)
+    _refuse_foreign(out)
     base = str(resources.files("espalier").joinpath("embedded", "model"))
     data = out.parent / f"{out.name}-data" / "instructions.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,13 @@ def quickstart(config: QuickstartConfig) -> dict[str, float]:
         markup=False, soft_wrap=True,
     )  # fmt: skip
     return {"base_text": as_text.accuracy, "base_chat": as_chat.accuracy, "sft_chat": tuned.accuracy}
+
+
+def _refuse_foreign(out: Path) -> None:
+    """An earlier quickstart is replaced; any other run is left alone. Raises ConfigError for that."""
+    config = out / "run.yaml"
+    if config.exists() and "instructions.jsonl" not in config.read_text(encoding="utf-8"):
+        raise ConfigError(f"out: {out} holds a run that is no quickstart's; choose another folder", key="out")
 
 
 def _score(chatter: Chatter, unseen: list[Problem], *, chat: bool) -> Score:

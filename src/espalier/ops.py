@@ -29,11 +29,6 @@ def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]
         shares[name] = share.detach()
         if term.coef:
             loss = term.coef * share + (loss if loss is not None else 0.0)
-    if loss is None:
-        raise ValueError("no term has a coefficient; expected at least one to train on")
+    if loss is None:  # nothing but metrics in this step
+        loss = sum((term.x.sum() * 0.0 for term in terms.values()), start=torch.zeros(()))
     return loss, shares
-
-
-def spread(values_T: Tensor, rows: Tensor, samples: int) -> Tensor:
-    """Sum a [T] tensor into its S samples."""
-    return torch.zeros(samples, dtype=values_T.dtype, device=values_T.device).index_add(0, rows, values_T)

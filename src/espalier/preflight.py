@@ -97,16 +97,14 @@ def rows(stats: Sequence[Stats]) -> Check:
     return Check("rows", value, "at most 10 % truncated", "warn" if lost else "pass", way_out)
 
 
-def trained(stats: Sequence[Stats]) -> Check:
-    """Trained tokens, by role, of all tokens."""
-    total, of = sum(s.trained for s in stats), sum(s.tokens for s in stats)
-    roles: dict[str, int] = {}
-    for s in stats:
-        for role, count in s.trained_by_role.items():
-            roles[role] = roles.get(role, 0) + count
-    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}): " + ", ".join(
-        f"{r} {n:,}" for r, n in sorted(roles.items()) if n
-    )
+def trained(stats: Sequence[tuple[str, Stats]]) -> Check:
+    """Trained tokens of all tokens, by source and role."""
+    total, of = sum(s.trained for _, s in stats), sum(s.tokens for _, s in stats)
+    sources = [
+        f"{name}: " + (", ".join(f"{role} {n:,}" for role, n in sorted(s.trained_by_role.items()) if n) or "none")
+        for name, s in stats
+    ]
+    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}); {'; '.join(sources)}"
     if not total:
         return Check("trained", value, "some", "fail", "No token is trained: look at train_on and the rows' weights.")
     return Check("trained", value, "some", "pass")
@@ -139,7 +137,8 @@ def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int
     """The trained tokens of the first rows, decoded, against the text that should be trained.
 
     The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
-    end: every trained message's content must stand in the decoded trained tokens, and no untrained user's alone.
+    end: every trained message's content must stand in the decoded trained tokens, and every untrained one's in the
+    decoded rest.
     """
     seen = wrong = 0
     first = ""
@@ -147,21 +146,22 @@ def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int
         group = render(example)
         if not group or any(r.sample.stop == "length" for r in group):
             continue
-        text = _squash("".join(decode(_trained(r.sample)) for r in group))
-        for wanted in _wanted(example, train_on):
-            seen += 1
-            if _squash(wanted) not in text:
-                wrong += 1
-                first = first or f"{example.origin}: {wanted[:60]!r}"
+        for side, wanted in ((True, _wanted(example, train_on)), (False, _unwanted(example, train_on))):
+            text = _squash("".join(decode(_side(r.sample, side)) for r in group))
+            for content in wanted:
+                seen += 1
+                if _squash(content) not in text:
+                    wrong += 1
+                    first = first or f"{example.origin}: {content[:60]!r} {'is not' if side else 'is'} trained"
     ok = wrong == 0
     return Check(
-        "mask", f"{seen - wrong} of {seen} trained messages found", "all", "pass" if ok else "fail",
-        "" if ok else f"The template changes what is trained, first in {first}. Look at it with `espalier inspect`.",
+        "mask", f"{seen - wrong} of {seen} messages on the right side", "all", "pass" if ok else "fail",
+        "" if ok else f"First in {first}. Look at it with `espalier inspect`.",
     )  # fmt: skip
 
 
-def _trained(sample: Sample) -> list[int]:
-    return [t for t, m in zip(sample.tokens, sample.mask, strict=True) if m]
+def _side(sample: Sample, trained: bool) -> list[int]:
+    return [t for t, m in zip(sample.tokens, sample.mask, strict=True) if m == trained]
 
 
 def _squash(text: str) -> str:
@@ -177,6 +177,15 @@ def _wanted(example: Example, train_on: str) -> list[str]:
     turns = [m for m in example.messages if m.role == "assistant" and m.content.strip()]
     chosen = turns[-1:] if train_on == "last" else turns
     return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]
+
+
+def _unwanted(example: Example, train_on: str) -> list[str]:
+    """What must not be trained: users' and systems' messages without a weight, and a raw completion's prompt."""
+    if train_on == "all" or not isinstance(example, Chat | Completion):
+        return []
+    if isinstance(example, Completion):
+        return [example.prompt]
+    return [m.content for m in example.messages if m.role in ("user", "system") and not m.weight and m.content.strip()]
 
 
 def template(examples: Iterable[Example], render: Render, stored: Iterable[list[Sample]]) -> Check:
@@ -199,8 +208,8 @@ def template(examples: Iterable[Example], render: Render, stored: Iterable[list[
 def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> Check:
     """Log-probabilities of the layout in use against the architecture's own forward, one row at a time, own logits.
 
-    Compares the largest difference over the trained tokens of the first groups, and takes the model as it stands: call
-    it before the model is sharded.
+    Compares the largest difference over the trained tokens of some groups of the first step, a long one among them, and
+    takes the model as it stands: call it in the dtype that trains, and before the model is sharded.
     """
     chosen = _few(groups, LAYOUT_TOKENS)
     sums = totals(chosen)
@@ -222,9 +231,10 @@ def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
     """Log-probabilities of every trained token from the model's own attention and its own logits, a sample at a
     time."""
     config = model.config
-    before = config._attn_implementation
+    before, training = config._attn_implementation, model.training
     out: list[Tensor] = []
     try:
+        model.eval()  # without the dropout that the layout under test keys by sample and leaves out here
         for own in ("sdpa", "eager"):
             try:
                 model.set_attn_implementation(own)
@@ -238,15 +248,19 @@ def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
             said = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
             out.append(said[torch.tensor(s.mask[1:], device=said.device)])
     finally:
+        model.train(training)
         model.set_attn_implementation(before)
     return torch.cat(out) if out else torch.zeros(0)
 
 
 def _few(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
-    """The first groups of at most `budget` tokens together; at least one, cut short where it must be."""
+    """Groups of at most `budget` tokens together: the longest that takes up half of it, then short ones; at least one,
+    cut short where it must be."""
     chosen: list[list[Sample]] = []
     used = 0
-    for group in sorted(islice(groups, 32), key=lambda g: sum(len(s) for s in g)):
+    ordered = sorted(islice(groups, 64), key=lambda g: sum(len(s) for s in g))
+    half = [g for g in ordered if sum(len(s) for s in g) <= budget // 2]
+    for group in [half[-1], *(g for g in ordered if g is not half[-1])] if half else ordered:
         size = sum(len(s) for s in group)
         if chosen and used + size > budget:
             break
@@ -288,4 +302,4 @@ def update(shares: dict[str, float]) -> Check:
         return Check("update", value, ">= 50 %", "fail", "Most weights would not move: raise lr.")
     lost = min(shares.values()) < 0.01
     way_out = "One step vanishes in the export's rounding; many steps add up in the masters." if lost else ""
-    return Check("update", value, ">= 50 %", "pass", way_out)
+    return Check("update", value, ">= 50 %", "warn" if lost else "pass", way_out)

@@ -37,7 +37,8 @@ def sft(config: RunConfig) -> Path:
 
             def enter() -> None:
                 if main:
-                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps})
+                    held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
+                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "held_out": held})
                     run.pin("model", _weights(config, p))
                     run.pin("machine", _machine(p, build.budget(config, p.device)))
                     _write_rejected(p.opened, run.rejected)
@@ -61,6 +62,9 @@ def sft(config: RunConfig) -> Path:
                 files.restore(run.path, run.model.name)  # what a kill inside the copy left
                 files.copy_dir(finished.chosen / "model", run.model)
             why = f" ({finished.stopped})" if finished.stopped else ""
+            best = finished.state.best_step
+            if best and checkpoint.step_name(best) != finished.chosen.name:
+                p.say.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
             p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {finished.chosen.name}")
             p.world.barrier()
             return run.model
@@ -77,7 +81,12 @@ def check(config: RunConfig) -> None:
         describe(config, p)
         before = checks_before(config, p)
         learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-        settle(p.say, [*before, *checks_after(config, p, learner)], None)
+        out = Path(config.loop.out)
+        if (out / "run.yaml").exists() or p.world.rank:  # a run's own preflight.json stays
+            settle(p.say, [*before, *checks_after(config, p, learner)], None)
+        else:
+            files.make_dir(out)
+            settle(p.say, [*before, *checks_after(config, p, learner)], out / "preflight.json")
 
 
 def _weights(config: RunConfig, p: Parts) -> dict[str, str]:
@@ -91,7 +100,7 @@ def _weights(config: RunConfig, p: Parts) -> dict[str, str]:
     paths = [
         path for folder in folders for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json")))
     ]
-    return {path.name: content_hash(path, cache)[:16] for path in paths}
+    return {f"{path.parent.name}/{path.name}": content_hash(path, cache)[:16] for path in paths}
 
 
 def _machine(p: Parts, budget: int) -> dict[str, Any]:
@@ -161,17 +170,19 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     from espalier.data.render import Renderer
     from espalier.data.templates import apply_template
     from espalier.errors import RowError
-    from espalier.models.load import load_tokenizer
+    from espalier.models.load import load_tokenizer, read_limit
 
     tokenizer = load_tokenizer(config.model.model, trust_remote_code=config.model.trust_remote_code)
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
-    renderer = Renderer(tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, None))
+    renderer = Renderer(
+        tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, read_limit(config.model.model))
+    )
     console = Console(highlight=False)
     shown: list[tuple[str, list[Any]]] = []
-    for source in (*parse_sources(config.data.data), *parse_sources(config.data.replay)):
-        default = "text" if str(source.path) in config.data.replay else config.data.format
+    main = [(source, config.data.format) for source in parse_sources(config.data.data)]
+    for source, default in (*main, *((source, "text") for source in parse_sources(config.data.replay))):
         found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt)
         for example in islice(found, rows):
             try:

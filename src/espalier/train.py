@@ -60,6 +60,7 @@ class Finished:
     chosen: Path | None
 
 
+SAVES = 10  # checkpoints of a run that does not say how often
 FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={})
 
 
@@ -86,6 +87,7 @@ class Trainer:
         self.optim, self.loop, self.root = optim, loop, root
         self.metrics, self.tell = metrics, reporters
         self.world = learner.world
+        self.every = loop.save_every or max(1, -(-source.steps // SAVES))
         self.state = FRESH
         self._saved: TrainState | None = None
 
@@ -118,7 +120,7 @@ class Trainer:
                 if self.world.sum([float(stopper.requested)])[0]:  # signals reach ranks at different moments
                     self._save()
                     return Finished(self.state, stopper.reason or "stop signal", None)
-                if self.loop.save_every and step % self.loop.save_every == 0:
+                if step % self.every == 0:
                     self._save()
             self._evaluate()
             self._save()

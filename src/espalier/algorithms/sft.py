@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
 from espalier.fields import section
 from espalier.types import Batch, Outputs, Term
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from espalier.types import Example, Sample
 
 
 @section
@@ -35,13 +30,6 @@ class SFT:
     """Strength of uniform noise on input embeddings (NEFTune); 0 is none. Prefixes are not shared while it is on."""
 
     linear: ClassVar[bool] = True  # in the log-probabilities: the head may form gradients in its forward pass
-    consumes: ClassVar[tuple[str, ...]] = ("Chat", "Completion", "Text")
-    models: ClassVar[tuple[str, ...]] = ("policy",)
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def samples(self, example: Example, render: Callable[[Example], list[Sample]]) -> list[Sample]:
-        """An example's own rendering: one sample, or one a trained turn where later turns re-render earlier ones."""
-        return render(example)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """One term for each part of the step, over tokens; in a batch without that part it is 0."""

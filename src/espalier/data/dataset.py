@@ -22,6 +22,7 @@ EVAL_GROUPS = 64  # groups handed to an evaluation at a time
 class Opened:
     """The stores of a data config: `main` and `replay` are drawn from, `held_out` is evaluated on.
 
+    `sources` are those of main and replay, `held_sources` the files named as held out (none where a share of main is).
     `chosen[i]` are the groups of main store i that are trained on, None for all; `kept_back` likewise for held_out.
     """
 
@@ -29,8 +30,14 @@ class Opened:
     replay: list[Store]
     held_out: list[Store]
     sources: list[Source]
+    held_sources: list[Source]
     chosen: list[Any]
     kept_back: list[Any]
+
+    @property
+    def sizes_held(self) -> list[int]:
+        """How many groups of each held-out store are evaluated on."""
+        return [len(s) if kept is None else len(kept) for s, kept in zip(self.held_out, self.kept_back, strict=True)]
 
     @property
     def all(self) -> list[Store]:
@@ -44,16 +51,15 @@ def open_data(
     *,
     cache: Path,
     seed: int,
-    replay_renderer: Renderer | None = None,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Opened:
     """Tokenise every source of a config, once. Raises ConfigError, DataError or RowError, as `open_store` does."""
 
-    def store(source: Source, part: str, default_format: str, render: Renderer) -> Store:
+    def store(source: Source, part: str, default_format: str) -> Store:
         return open_store(
             source,
             lambda: read(source, default_format=default_format, alpaca_prompt=config.alpaca_prompt),
-            render,
+            renderer,
             cache=cache,
             content_key=content_key(source.path, cache),
             options=f"{default_format} {config.alpaca_prompt}",
@@ -63,16 +69,17 @@ def open_data(
         )
 
     sources = list(parse_sources(config.data))
-    main = [store(s, "main", config.format, renderer) for s in sources]
+    main = [store(s, "main", config.format) for s in sources]
     texts = list(parse_sources(config.replay))
-    replay = [store(s, REPLAY, "text", replay_renderer or renderer) for s in texts]
-    held = [store(s, "main", config.format, renderer) for s in parse_sources(config.eval_data)]
+    replay = [store(s, REPLAY, "text") for s in texts]
+    held_sources = list(parse_sources(config.eval_data))
+    held = [store(s, "main", config.format) for s in held_sources]
     chosen: list[Any] = [None] * len(main)
     kept_back: list[Any] = [None] * len(held)
     if config.eval_fraction:
         sides = [split(s, config.eval_fraction, seed) for s in main]
         chosen, kept_back, held = [train for train, _ in sides], [back for _, back in sides], main
-    return Opened(main, replay, held, [*sources, *texts], chosen, kept_back)
+    return Opened(main, replay, held, [*sources, *texts], held_sources, chosen, kept_back)
 
 
 class Dataset:

@@ -129,6 +129,11 @@ class Renderer:
         text = row.write(len(messages), generate=True)
         return self._head(text) + self._codec.encode(text, row.seal).ids
 
+    def text(self, prompt: str) -> list[int]:
+        """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""
+        seal = self._codec.seal([(prompt, False)])
+        return self._head("") + self._codec.encode(seal.close(prompt) if seal else prompt, seal).ids
+
     # -------------------------------------------------------------------------------------------------- text, no chat
 
     def _plain(self, *parts: tuple[str, str, float]) -> _Draft:

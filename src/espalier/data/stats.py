@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from espalier.types import Sample
 
+ANSWERS = ("assistant", "text", "completion")  # roles whose turns end in a stop token
+
 
 class Span(Protocol):
     """Tokens `start` up to, not including, `end` of a sample belong to a turn of `role`."""
@@ -37,7 +39,7 @@ class StoreStats:
     `by_role` and `trained_by_role` count tokens by the role of their turn, "other" outside every turn; they add up to
     `tokens` and `trained`. Tokens of a prefix that several samples of a group share count once for each.
     `truncated` counts rows with a sample that lost its tail; `untrained` counts samples without a trained token.
-    Of the `whole` samples (not truncated, something trained), `stopped` end their trained part in a stop token.
+    Of the `whole` samples (not truncated, an answer trained), `stopped` train the stop token of their last answer.
     `bos_0`, `bos_1` and `bos_more` count samples by their number of BOS tokens, where the tokenizer has one; where it
     is also a stop token, only those at the start of the sample count.
     `histogram[2 ** k]` counts samples of more than 2 ** (k - 1) and at most 2 ** k tokens; `longest` is in tokens.
@@ -81,10 +83,11 @@ class StoreStats:
         self.kept += 1
         self.truncated += any(r.sample.stop == "length" and _lost(r) for r in row)
         for rendered in row:
-            self._sample(rendered.sample, stop_ids, bos_id)
+            self._sample(rendered, stop_ids, bos_id)
             self._roles(rendered)
 
-    def _sample(self, sample: Sample, stop_ids: Collection[int], bos_id: int | None) -> None:
+    def _sample(self, rendered: Rendered, stop_ids: Collection[int], bos_id: int | None) -> None:
+        sample = rendered.sample
         length, trained = len(sample.tokens), sum(sample.mask)
         self.samples += 1
         self.tokens += length
@@ -95,9 +98,11 @@ class StoreStats:
         if not trained:
             self.untrained += 1
         elif sample.stop != "length":
-            self.whole += 1
-            last = length - 1 - sample.mask[::-1].index(True)
-            self.stopped += sample.tokens[last] in stop_ids
+            answers = [s for s in rendered.spans if s.role in ANSWERS and any(sample.mask[s.start : s.end])]
+            if answers or not rendered.spans:
+                self.whole += 1
+                last = answers[-1].end - 1 if answers else length - 1 - sample.mask[::-1].index(True)
+                self.stopped += sample.mask[last] and sample.tokens[last] in stop_ids
         if bos_id is not None:
             if bos_id in stop_ids:
                 count = next((i for i, t in enumerate(sample.tokens) if t != bos_id), length)

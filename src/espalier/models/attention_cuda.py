@@ -70,7 +70,13 @@ class CudaForest:
         key = window or 0
         if key not in self._blocks:
             self._blocks[key] = create_block_mask(
-                self.sees(window), None, None, self.size, self.size, device=str(self.enter.device)
+                self.sees(window),
+                None,
+                None,
+                self.size,
+                self.size,
+                device=str(self.enter.device),
+                _compile=self.enter.is_cuda,  # otherwise it holds whole [N, N] index tensors
             )
         return self._blocks[key]
 
@@ -83,7 +89,9 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """As `attention.forest_attention`: [1, heads, N, d] and [1, kv heads, N, d] to [1, N, heads, d]."""
-    flash = query.dtype in FLASH_DTYPES and softcap is None and query.shape[-1] <= FLASH_HEAD_DIM
+    width = query.shape[-1]
+    flash = query.dtype in FLASH_DTYPES and softcap is None
+    flash = flash and width <= FLASH_HEAD_DIM and width % 8 == 0 and value.shape[-1] == width
     indices: CudaForest = forest.on_cuda()
     if flash:
         return by_varlen(query, key, value, indices, scaling, window)

@@ -319,6 +319,15 @@ def _refuse_large_vocabulary(path: str, model: Any, tokenizer: PreTrainedTokeniz
         )
 
 
+def read_limit(path: str, *, trust_remote_code: bool = False) -> int | None:
+    """The longest sequence that a model takes, from its configuration and tokenizer alone."""
+    folder = locate(path, weights=False)
+    if not (folder / "config.json").is_file():
+        return None
+    config = _read_config(path, folder, trust_remote_code)
+    return _limits(config, load_tokenizer(path, trust_remote_code=trust_remote_code))[0]
+
+
 def _limits(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
