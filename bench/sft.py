@@ -4,7 +4,7 @@ usage: python bench/sft.py --model DIR --data FILE [--rows 128] [--runs 5] [--tr
        python bench/sft.py child KIND ...          (one measurement in this process, one JSON line; the parent calls it)
 
 KIND is `bare` (HF sdpa forward and backward on dense 16 x 256 random tokens, full logits, no optimizer), `espalier`
-(`espalier-compile` with compiled layers), or `trl-MODE-BATCH` with MODE plain, packed or sorted. TRL runs under
+(`espalier-compile` with compiled layers, `espalier-bf16` in bfloat16 over float32 masters), or `trl-MODE-BATCH` with MODE plain, packed or sorted. TRL runs under
 --trl-python, a virtual environment of its own: pip install torch==2.13.0 trl==1.16.0.
 --sweep measures all nine TRL settings once first and takes the fastest two on; without it, trl-plain-16 and
 trl-packed-4. Rows are JSON lines with question and answer. Tokens are those of the rows, padding not counted, prompts
@@ -55,7 +55,7 @@ def bare(model_dir: str, rows: list[dict[str, str]]) -> tuple[int, float]:
     return count * ids.numel(), time.perf_counter() - start
 
 
-def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, budget: int) -> tuple[int, float]:
+def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: str, budget: int) -> tuple[int, float]:
     import torch
 
     from espalier import build
@@ -67,7 +67,7 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, budget:
         data = Path(folder) / "rows.jsonl"
         data.write_text("\n".join(json.dumps({"messages": chat(r)}) for r in rows), encoding="utf8")
         config = RunConfig(
-            model=ModelConfig(model=model_dir),
+            model=ModelConfig(model=model_dir, dtype=dtype),
             data=DataConfig(data=(str(data),), cache=folder),
             loop=LoopConfig(out=folder, samples_per_step=16, epochs=1, compile=compiled, tokens_per_microbatch=budget),
             optim=OptimConfig(lr=1e-3),
@@ -125,9 +125,10 @@ def trl(model_dir: str, rows: list[dict[str, str]], mode: str, batch: int) -> tu
         model=model, args=args, train_dataset=Dataset.from_list([{"messages": m} for m in messages]),
         processing_class=tokenizer, callbacks=[Clock()],
     )  # fmt: skip
+    began = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - Clock.start
-    return round(sum(lengths) * (1 - 1 / max(2, Clock.steps))), seconds
+    seconds = time.perf_counter() - (Clock.start if Clock.steps > 1 else began)
+    return round(sum(lengths) * (1 - 1 / Clock.steps if Clock.steps > 1 else 1)), seconds
 
 
 def child(arguments: list[str]) -> None:
@@ -136,7 +137,9 @@ def child(arguments: list[str]) -> None:
     if kind == "bare":
         tokens, seconds = bare(model_dir, rows)
     elif kind.startswith("espalier"):
-        tokens, seconds = espalier(model_dir, rows, kind.endswith("compile"), int(budget))
+        tokens, seconds = espalier(
+            model_dir, rows, "compile" in kind, "bfloat16" if "bf16" in kind else "float32", int(budget)
+        )
     else:
         _, mode, batch = kind.split("-")
         tokens, seconds = trl(model_dir, rows, mode, int(batch))
@@ -174,7 +177,7 @@ def main() -> None:
         found = {kind: measure(kind, options)["tokens_per_second"] for kind in settings}
         kinds += sorted(found, key=found.__getitem__)[-2:]
     elif options.trl_python:
-        kinds += ["trl-plain-16", "trl-packed-4"]
+        kinds += ["trl-sorted-4", "trl-plain-16"]
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for i in range(options.runs):
         print(f"round {i + 1} of {options.runs}:")
