@@ -26,10 +26,10 @@ from espalier.world.instructions import NOISE
 from espalier.world.problems import LARGEST, SMALLEST
 
 PINNED_QUESTION = (
-    "Iris starts with 39 apples. Iris has 4 apples more than Sam. Cleo takes 10 apples from Sam. "
+    "Iris starts with 76 apples. Iris has 6 apples more than Sam. Cleo takes 19 apples from Sam. "
     "What is the number of apples that Sam has?"
 )
-PINNED_SOLUTION = "Sam has 39-4=35 apples.\nNow Sam has 35-10=25 apples.\n#### 25"
+PINNED_SOLUTION = "Sam has 76-6=70 apples.\nNow Sam has 70-19=51 apples.\n#### 51"
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 
@@ -90,7 +90,7 @@ def test_neither_text_nor_instructions_hold_a_test_problem(tmp_path: Path) -> No
     write_text(tmp_path / "world.txt", 3000, seed=0)
     seen = 0
     for text in (tmp_path / "world.txt").read_text().removesuffix("\n").split("\n\n"):
-        steps = ["".join(f"{a}{op}{b}={v}") for a, op, b, v in STEP.findall(text)]
+        steps = [f"{a}{op}{b}={v}" for a, op, b, v in STEP.findall(text)]
         keys = [";".join(steps)] if text.startswith("Problem:") else steps
         assert all(split_of(key) == "train" for key in keys)
         seen += len(keys)
@@ -101,15 +101,16 @@ def test_neither_text_nor_instructions_hold_a_test_problem(tmp_path: Path) -> No
         assert split_of(";".join(f"{a}{op}{b}={v}" for a, op, b, v in steps)) == "train"
 
 
-def test_text_has_documents_of_three_kinds_and_no_chat_form(tmp_path: Path) -> None:
+def test_text_has_documents_of_four_kinds_and_no_chat_form(tmp_path: Path) -> None:
     write_text(tmp_path / "world.txt", 500, seed=3)
     text = (tmp_path / "world.txt").read_text()
     documents = text.removesuffix("\n").split("\n\n")
     assert documents == [document(f"3/{i}") for i in range(500)]
     told = sum("Solution:\n" in d for d in documents)
     sums = sum(all(STEP.fullmatch(line) for line in d.splitlines()) for d in documents)
-    assert 300 < told < 400 and 70 < sums < 130 and told + sums < 500
-    assert not re.search(r"user|assistant|\[|<\|", text, re.IGNORECASE)
+    sheets = sum("Solution:" not in d and d.endswith("?") for d in documents)
+    assert 290 < told < 370 and 40 < sums < 90 and 50 < sheets < 100 and told + sums + sheets < 490
+    assert not re.search(r"user|assistant|<\|", text, re.IGNORECASE)
 
 
 def test_instructions_are_messages_with_the_promised_noise(tmp_path: Path) -> None:

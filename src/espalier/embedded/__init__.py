@@ -1,4 +1,4 @@
-"""The embedded base model: a Hugging Face directory inside the package, built by `scripts/pretrain_embedded.py`."""
+"""The embedded base model: the Hugging Face directory `model/`, built by `scripts/pretrain_embedded.py`."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pathlib import Path
 
 def path() -> Path:
     """The directory that holds the embedded model; pass it wherever a model directory is taken."""
-    return Path(__file__).parent
+    return Path(__file__).parent / "model"

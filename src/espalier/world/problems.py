@@ -17,8 +17,8 @@ from espalier.errors import ConfigError
 from espalier.world import words
 
 Split = Literal["train", "test"]
-SMALLEST, LARGEST = 2, 99  # every quantity in a problem, so that "1 apples" is never said
-FACTORS = (2, 3, 4, 5)
+SMALLEST, LARGEST = 2, 300  # every quantity in a problem, so that "1 apples" is never said
+FACTORS = (2, 3, 4, 5, 6, 7, 8, 9)
 TEST_SHARE = 10  # one chain in ten belongs to the test split
 PROMPT = "Problem:\n{question}\nSolution:\n"
 
@@ -124,12 +124,12 @@ class _Teller:
 
     def amount(self) -> int:
         """A number to add or take away; small ones are more common, as in the world."""
-        return self.rng.randint(SMALLEST, self.rng.choice((9, 30, 60)))
+        return self.rng.randint(SMALLEST, self.rng.choice((9, 40, 99)))
 
 
 # An operation tells its event, records its step and returns False where the numbers do not work out.
 def _groups(w: _Teller) -> bool:
-    n, m = w.rng.randint(2, 9), w.rng.randint(2, 12)
+    n, m = w.rng.choice(FACTORS), w.rng.randint(2, 20)
     w.say(words.GROUPS, a=w.holder, n=n, m=m, g=w.rng.choice(words.BOXES))
     value = w.compute(n, "*", m, f"{w.holder} has # @.")
     w.value = value or 0
@@ -204,7 +204,7 @@ def _draw(rng: Random) -> Problem | None:
         if not _groups(w):
             return None
     else:
-        w.value = rng.randint(SMALLEST, rng.choice((20, 60, LARGEST)))
+        w.value = rng.randint(SMALLEST, rng.choice((20, 99, LARGEST)))
         w.say(words.START, a=w.holder, n=w.value)
     while len(w.steps) < count - (closing is not None):
         if not rng.choice((_change, _change, _compare))(w):

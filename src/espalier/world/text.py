@@ -16,7 +16,7 @@ from random import Random
 
 from espalier.world.problems import FACTORS, LARGEST, SMALLEST, problem, split_of
 
-SHARES = {"problem": 0.66, "story": 0.08, "sums": 0.16, "sheet": 0.1}  # of the documents
+SHARES = {"problem": 0.64, "story": 0.08, "sums": 0.13, "sheet": 0.15}  # of the documents
 
 NUMBERINGS = ("{}. ", "{}) ", "({})\n", "[{}] ", "[{}]\n", "- ", "Question {}:\n", "")
 HEADINGS = ("Questions", "Homework:", "[Exercises]", "Sheet of questions", "PAGE 3")
@@ -51,8 +51,8 @@ def _sum(rng: Random) -> str:
     """One sum of a problem's kind, `23+48=71`, in the training split."""
     while True:
         op = rng.choice("+++---*/")
-        a = rng.randint(SMALLEST, LARGEST)
-        b = rng.randint(2, 12) if op == "*" else rng.choice(FACTORS) if op == "/" else rng.randint(SMALLEST, LARGEST)
+        a = rng.randint(SMALLEST, rng.choice((20, 99, LARGEST)))
+        b = rng.choice(FACTORS) if op in "*/" else rng.randint(SMALLEST, rng.choice((9, 40, 99)))
         value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op]
         line = f"{a}{op}{b}={value}"
         exact = op != "/" or a % b == 0
