@@ -4,11 +4,11 @@ usage: python bench/sft.py --model DIR --data FILE [--rows 128] [--runs 5] [--tr
        python bench/sft.py child KIND ...          (one measurement in this process, one JSON line; the parent calls it)
 
 KIND is `bare` (HF sdpa forward and backward on dense 16 x 256 random tokens, full logits, no optimizer), `espalier`
-(`espalier-compile` with compiled layers, `espalier-bf16` in bfloat16 over float32 masters), or `trl-MODE-BATCH` with MODE plain, packed or sorted. TRL runs under
---trl-python, a virtual environment of its own: pip install torch==2.13.0 trl==1.16.0.
---sweep measures all nine TRL settings once first and takes the fastest two on; without it, trl-plain-16 and
-trl-packed-4. Rows are JSON lines with question and answer. Tokens are those of the rows, padding not counted, prompts
-included. A run is one fresh process; its time starts after loading and tokenising, with one untimed step first.
+(`espalier-compile` with compiled layers, `espalier-bf16` in bfloat16 over float32 masters), or `trl-MODE-BATCH` with
+MODE plain, packed or sorted. TRL runs under --trl-python, a virtual environment of its own: pip install torch==2.13.0
+trl==1.16.0. --sweep measures all nine TRL settings once first and takes the fastest two on; without it, trl-plain-16
+and trl-packed-4. Rows are JSON lines with question and answer. Tokens are those of the rows, padding not counted,
+prompts included. A run is one fresh process; its time starts after loading and tokenising, with one untimed step first.
 """
 
 from __future__ import annotations
