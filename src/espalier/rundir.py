@@ -131,7 +131,8 @@ class RunDir:
         """A folder without a run may hold only what an interrupted `open` leaves there."""
         if not self.path.is_dir() or self.config.exists() or (self.path / TRASH).exists():
             return
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, ".run.yaml.partial", "preflight.json"))
+        ours = (LOCK, ".run.yaml.partial", "preflight.json")  # the last is left by `check`
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
         if foreign:
             shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise ConfigError(
