@@ -38,7 +38,7 @@ def sft(config: RunConfig) -> Path:
             def enter() -> None:
                 if main:
                     held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
-                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "held_out": held})
+                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "validation": held})
                     run.pin("model", _weights(config, p))
                     run.pin("machine", _machine(p, build.budget(config, p.device)))
                     _write_rejected(p.opened, run.rejected)
