@@ -262,7 +262,7 @@ def test_resume_is_refused_by_name(place: Place, tmp_path: Path) -> None:
         assert "--accept-changes" in refused.err
     for file, change, name in (
         (place.data, changed.read_bytes(), "data changed: plan "),
-        (place.model / "model.safetensors", None, "model changed: model.safetensors "),
+        (place.model / "model.safetensors", None, f"model changed: {place.model.name}/model.safetensors "),
     ):
         original = file.read_bytes()
         try:
