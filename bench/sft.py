@@ -59,14 +59,15 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
     import torch
 
     from espalier import build
-    from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, RunConfig
+    from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
     from espalier.engines.world import OneProcess
+    from espalier.runs import SFTRun
     from espalier.schedule import learning_rate
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
         data.write_text("\n".join(json.dumps({"messages": chat(r)}) for r in rows), encoding="utf8")
-        config = RunConfig(
+        config = SFTRun(
             model=ModelConfig(model=model_dir, dtype=dtype),
             data=DataConfig(data=(str(data),), cache=folder),
             loop=LoopConfig(out=folder, samples_per_step=16, epochs=1, compile=compiled, tokens_per_microbatch=budget),
@@ -80,7 +81,7 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
 
         def step(i: int) -> int:
             groups = dataset.groups(i)
-            result = learner.forward_backward(groups, lambda o, b: config.sft.loss(o, b)["policy"], {}, i)
+            result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], {}, i)
             learner.optim_step(learning_rate(i, dataset.steps, config.optim))
             return result.tokens
 

@@ -13,8 +13,9 @@ import pytest
 
 import espalier
 from espalier import cli, doctor
-from espalier.config import ExportConfig, QuickstartConfig, RunConfig, SampleConfig
+from espalier.config import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import EspalierError, RowError
+from espalier.runs import SFTRun
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "tensorboard")
 NEEDED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
@@ -31,7 +32,7 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return body
 
-    names = ("sft", "check", "inspect", "export", "sample", "quickstart")
+    names = ("train", "check", "inspect", "export", "sample", "quickstart")
     fake = SimpleNamespace(**{name: record(name) for name in names})
     monkeypatch.setitem(sys.modules, "espalier.run", fake)
     monkeypatch.setattr(espalier, "run", fake, raising=False)
@@ -39,10 +40,10 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def body(config: RunConfig) -> None:
+    def body(config: SFTRun) -> None:
         raise error
 
-    fake = SimpleNamespace(sft=body)
+    fake = SimpleNamespace(train=body)
     monkeypatch.setitem(sys.modules, "espalier.run", fake)
     monkeypatch.setattr(espalier, "run", fake, raising=False)
 
@@ -76,7 +77,7 @@ def test_help_and_config_errors_import_nothing_heavy(argv: list[str], code: int)
 
 def test_commands_hand_their_config_over(bodies: dict[str, Any]) -> None:
     assert cli.main(["sft", *NEEDED, "--lr", "1e-4"]) == 0
-    config: RunConfig = bodies["sft"][0]
+    config: SFTRun = bodies["train"][0]
     assert (config.model.model, config.data.data, config.loop.out, config.optim.lr) == ("m", ("d.jsonl",), "o", 1e-4)
 
     assert cli.main(["check", "--model", "m", "--data", "d"]) == 0
@@ -100,7 +101,7 @@ def test_the_real_bodies_take_what_commands_hand_over() -> None:
 
     from espalier import run
 
-    for name, count in (("sft", 1), ("check", 1), ("export", 1), ("sample", 1), ("quickstart", 1)):
+    for name, count in (("train", 1), ("check", 1), ("export", 1), ("sample", 1), ("quickstart", 1)):
         inspect.signature(getattr(run, name)).bind(*range(count))
     inspect.signature(run.inspect).bind(object(), rows=1, html="")
 

@@ -30,7 +30,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "credit": ("types", "ops"),
     "metrics": ("errors", "files"),
     "algorithms": ("types", "ops", "losses", "credit", "metrics", *GROUND),
-    "config": ("algorithms", "errors", "fields"),
+    "config": ("errors", "fields"),
+    "runs": ("config", "algorithms", "errors", "fields"),
     "world": ("errors",),
     "embedded": (*GROUND, "world"),
     "data": ("types", "config", *GROUND),
@@ -82,8 +83,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
     # inside functions and for type checking.
-    *("errors", "files", "fields", "types", "algorithms", "config", "options", "cli", "run", "doctor", "progress"),
-    *("track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world"),
+    *("errors", "files", "fields", "types", "algorithms", "config", "runs", "options", "cli", "run", "doctor"),
+    *("progress", "track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world"),
 )
 TORCH = ("torch", "transformers", "accelerate", *HEAVY)
 

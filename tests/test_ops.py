@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espalier.losses import nll
+from espalier.losses.tokens import nll
 from espalier.ops import normalise
 from espalier.types import Term
 

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, RunConfig
+from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 from espalier.fields import infos
 from espalier.options import PER_CALL, Parser, build, dump, flat, load, options
+from espalier.runs import SFTRun
 
 NEEDED = {"model": "m", "data": ["d.jsonl"], "out": "runs/x"}
 NEEDED_FLAGS = ["--model", "m", "--data", "d.jsonl", "--out", "runs/x"]
 
 
-def parse(*argv: str) -> RunConfig:
-    config: RunConfig = Parser("espalier sft", "", "", RunConfig).read(list(argv))[0]
+def parse(*argv: str) -> SFTRun:
+    config: SFTRun = Parser("espalier sft", "", "", SFTRun).read(list(argv))[0]
     return config
 
 
@@ -30,7 +31,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_flags_yaml_and_python_build_the_same_config(tmp_path: Path) -> None:
-    python = RunConfig(
+    python = SFTRun(
         model=ModelConfig(model="m", lora_rank=8),
         data=DataConfig(data=("a.jsonl", "b.jsonl=2")),
         loop=LoopConfig(out="o", samples_per_step=16, deterministic=True),
@@ -145,7 +146,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_combinations_that_cannot_be_meant(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        build(RunConfig, {**NEEDED, **values})
+        build(SFTRun, {**NEEDED, **values})
     assert said in str(error.value)
 
 
@@ -158,7 +159,7 @@ def test_combinations_at_the_edge_are_fine() -> None:
         {"replay_fraction": 0.5},
         {"eval_fraction": 0.1, "eval_every": 5, "patience": 2},
     ):
-        build(RunConfig, {**NEEDED, **values})
+        build(SFTRun, {**NEEDED, **values})
 
 
 def test_python_gets_the_same_errors() -> None:
@@ -171,14 +172,14 @@ def test_python_gets_the_same_errors() -> None:
 
 
 def test_every_field_has_a_unique_name_and_a_help_text() -> None:
-    found = options(RunConfig)
-    assert len(found) == sum(len(infos(info.annotation)) for info in infos(RunConfig).values() if info.annotation)
+    found = options(SFTRun)
+    assert len(found) == sum(len(infos(info.annotation)) for info in infos(SFTRun).values() if info.annotation)
     assert [name for name, option in found.items() if not option.info.description] == []
 
 
 def test_a_dumped_config_replays(tmp_path: Path) -> None:
     config = build(
-        RunConfig,
+        SFTRun,
         {
             **NEEDED,
             "lr": 1e-7,
@@ -189,7 +190,7 @@ def test_a_dumped_config_replays(tmp_path: Path) -> None:
         },
     )
     path = written(tmp_path, dump(config))
-    assert load(RunConfig, path) == replace(config, loop=replace(config.loop, resume=False))
+    assert load(SFTRun, path) == replace(config, loop=replace(config.loop, resume=False))
     assert parse("--config", path, "--resume") == config
     assert not any(f"\n{key}:" in dump(config) for key in PER_CALL)
 
@@ -209,9 +210,9 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"), min_s
 def test_any_config_survives_its_dictionary_and_its_file(
     tmp_path_factory: pytest.TempPathFactory, **values: object
 ) -> None:
-    config = build(RunConfig, {"out": "o", **values})
-    assert build(RunConfig, flat(config)) == config
-    assert load(RunConfig, written(tmp_path_factory.mktemp("yaml"), dump(config))) == config
+    config = build(SFTRun, {"out": "o", **values})
+    assert build(SFTRun, flat(config)) == config
+    assert load(SFTRun, written(tmp_path_factory.mktemp("yaml"), dump(config))) == config
 
 
 def test_help_lists_every_flag_under_its_section(
@@ -222,7 +223,7 @@ def test_help_lists_every_flag_under_its_section(
         parse("--help")
     text = capsys.readouterr().out
     assert done.value.code == 0
-    for option in options(RunConfig).values():
+    for option in options(SFTRun).values():
         assert (f"--[no-]{option.flag[2:]} " if option.info.annotation is bool else f"{option.flag} ") in text
     lines = text.splitlines()
     assert next(line for line in lines if "--lr " in line).rstrip().endswith("Peak learning rate.  [2e-05]")

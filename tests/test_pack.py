@@ -1,5 +1,7 @@
 """Samples in, forest out: the worked example by hand, then what must hold for any groups."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,7 @@ def test_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sequences", "main"): 2.0,
         ("groups", "main"): 1.0,
         ("reads", "main"): 0.0,
+        ("pairs", "main"): 0.0,
     }
 
 
@@ -94,11 +97,54 @@ def test_totals_by_hand() -> None:
         ("sequences", "main"): 2.0,
         ("groups", "main"): 2.0,
         ("reads", "main"): 1.0,
+        ("pairs", "main"): 0.0,
         ("tokens", "replay"): 3.0,
         ("sequences", "replay"): 2.0,
         ("groups", "replay"): 2.0,
         ("reads", "replay"): 0.0,
+        ("pairs", "replay"): 0.0,
     }
+
+
+def test_pairs_reads_and_the_part_chosen() -> None:
+    """A > B > C, B = D: four strict pairs (A beats all, B and D beat C... D's are left out), one tie, A is chosen."""
+    a, b, c, d = (sample([P] * 20, [x] * n) for x, n in ((A, 2), (B, 3), (A, 1), (B, 1)))
+    a.beats, b.beats, b.ties, a.label = [1, 2, 3], [2], [3], 2.5
+    alone = sample([P], [A])
+    for s in (a, b, c, d, alone):
+        s.reads, s.grades = [len(s) - 1], [(1.0, math.nan)]
+    alone.grades = [(math.nan, math.nan)]
+    groups = [[alone], [a, b, c, d]]
+    sums = totals(groups)
+    assert (sums["pairs", "main"], sums["groups", "main"], sums["reads", "main"]) == (4, 2, 4)
+    assert (sums["tokens", "chosen"], sums["sequences", "chosen"], sums["groups", "chosen"]) == (2, 1, 1)
+    batch = pack(groups, sums)
+    assert batch.wins_P2.tolist() == [[1, 2], [1, 3], [1, 4], [2, 3]] and batch.ties_Q2.tolist() == [[2, 4]]
+    assert batch.group_S.tolist() == [0, 1, 1, 1, 1] and batch.lengths_S.tolist() == [1, 2, 3, 1, 1]
+    assert batch.chosen_S.tolist() == [False, True, False, False, False]
+    assert batch.part("chosen").tolist() == [False, True, True, *[False] * 5]
+    assert batch.labels_S[1].item() == 2.5 and batch.labels_S[[0, 2, 3, 4]].isnan().all()
+    ends = [path_tokens(batch, position) for position in batch.reads_R.tolist()]
+    assert ends == [s.tokens for s in (alone, a, b, c, d)] and batch.read_rows_R.tolist() == [0, 1, 2, 3, 4]
+    assert batch.grades_RK.shape == (5, 2) and batch.grades_RK[1:, 0].tolist() == [1.0] * 4
+    scalar = pack(groups, sums, targets=False)
+    assert scalar.score.numel() == scalar.rows.numel() == scalar.sources_U.numel() == 0
+    assert scalar.reads_R.tolist() == batch.reads_R.tolist() and torch.equal(scalar.lengths_S, batch.lengths_S)
+
+
+def test_comparisons_and_grades_that_do_not_fit_are_refused() -> None:
+    a, b = sample([1], [2]), sample([1], [3])
+    a.beats = [1]
+    with pytest.raises(ValueError, match="compared with 1; expected another of the 1"):
+        pack([[a]], {})
+    a.beats, a.reads, a.grades = [], [1], [(1.0,)]
+    b.reads, b.grades = [1], [(1.0, 2.0)]
+    with pytest.raises(ValueError, match="dimensions"):
+        pack([[a, b]], {})
+    b.grades = []
+    for pair in ([a, b], [b, a]):
+        with pytest.raises(ValueError, match="grades"):
+            pack([pair], {})
 
 
 def test_a_stream_is_everywhere_in_a_part_or_nowhere() -> None:

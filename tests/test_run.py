@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espalier import cli, run
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, RunConfig
+from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import CheckError
 from espalier.metrics import read_lines
+from espalier.runs import SFTRun
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS = [("2+2", "4"), ("3+3", "6"), ("capital of France", "Paris"), ("say hi", "hi there"), ("7-5", "2"), ("9-5", "4")]
@@ -37,8 +38,8 @@ def data(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def config(model: str, data: str, tmp_path: Path) -> Callable[..., RunConfig]:
-    def build(**more: Any) -> RunConfig:
+def config(model: str, data: str, tmp_path: Path) -> Callable[..., SFTRun]:
+    def build(**more: Any) -> SFTRun:
         parts: dict[str, dict[str, Any]] = {
             "model": {"model": model},
             "data": {"data": (data,), "cache": str(tmp_path / "cache")},
@@ -52,7 +53,7 @@ def config(model: str, data: str, tmp_path: Path) -> Callable[..., RunConfig]:
         built = {name: kind(**parts[name]) for name, kind in kinds.items()}
         from espalier.algorithms.sft import SFT
 
-        return RunConfig(**built, sft=SFT(**parts["sft"]))
+        return SFTRun(**built, algorithm=SFT(**parts["sft"]))
 
     return build
 
@@ -62,7 +63,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_learns_its_rows_and_leaves_a_model(config: Any, tmp_path: Path, capsys: Any) -> None:
-    out = run.sft(config(loop={"epochs": 30}))
+    out = run.train(config(loop={"epochs": 30}))
     said = capsys.readouterr().out
     made = steps(tmp_path / "run")
     assert len(made) == 60 and made[0]["loss"] > 2 and made[-1]["loss"] < 0.3
@@ -82,15 +83,15 @@ def test_a_run_learns_its_rows_and_leaves_a_model(config: Any, tmp_path: Path, c
 
 
 def test_the_same_run_twice_is_the_same_bits(config: Any, tmp_path: Path) -> None:
-    first = run.sft(config(loop={"out": str(tmp_path / "a")}))
-    second = run.sft(config(loop={"out": str(tmp_path / "b")}))
+    first = run.train(config(loop={"out": str(tmp_path / "a")}))
+    second = run.train(config(loop={"out": str(tmp_path / "b")}))
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
 def test_lora_trains_little_and_exports_merged_or_alone(config: Any, tmp_path: Path, model: str) -> None:
     lora = {"lora_rank": 4, "rslora": True}
-    merged = run.sft(config(model=lora, loop={"out": str(tmp_path / "a")}))
-    alone = run.sft(config(model={**lora, "export": "adapter"}, loop={"out": str(tmp_path / "b")}))
+    merged = run.train(config(model=lora, loop={"out": str(tmp_path / "a")}))
+    alone = run.train(config(model={**lora, "export": "adapter"}, loop={"out": str(tmp_path / "b")}))
     from peft import PeftModel
 
     ids = torch.tensor([[5, 9, 40, 41, 42]])
@@ -102,7 +103,7 @@ def test_lora_trains_little_and_exports_merged_or_alone(config: Any, tmp_path: P
 
 
 def test_frozen_layers_do_not_move(config: Any, model: str) -> None:
-    out = run.sft(config(model={"freeze_layers": 0.5, "freeze": ("model.norm.weight",)}))
+    out = run.train(config(model={"freeze_layers": 0.5, "freeze": ("model.norm.weight",)}))
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
@@ -113,7 +114,7 @@ def test_frozen_layers_do_not_move(config: Any, model: str) -> None:
 def test_replay_has_a_loss_of_its_own(config: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("once upon a time there was a fox\n\n" * 20)
-    run.sft(config(data={"replay": (str(text),), "replay_fraction": 0.4}, sft={"replay_coef": 0.5}))
+    run.train(config(data={"replay": (str(text),), "replay_fraction": 0.4}, sft={"replay_coef": 0.5}))
     for r in steps(tmp_path / "run"):
         assert r["loss"] == pytest.approx(r.get("nll", 0.0) + 0.5 * r.get("nll_replay", 0.0), rel=1e-6)
     assert any(r.get("nll_replay", 0) > 0 for r in steps(tmp_path / "run"))
@@ -123,7 +124,7 @@ def test_proportions_draw_each_file_as_often_as_asked(config: Any, tmp_path: Pat
     a = write(tmp_path / "a.jsonl", [{"prompt": "a", "response": "b"}] * 2)
     b = write(tmp_path / "b.jsonl", [{"prompt": "x" * 30, "response": "y"}] * 50)
     cfg = config(data={"data": (f"{a}=0.75", f"{b}=0.25")}, loop={"steps": 10, "samples_per_step": 4})
-    run.sft(cfg)
+    run.train(cfg)
     lengths = {r["tokens"] for r in steps(tmp_path / "run")}
     assert len(lengths) == 1  # three short rows and one long one in every step
 
@@ -132,14 +133,14 @@ def test_neftune_is_part_of_the_loss_and_the_same_in_every_packing(config: Any, 
     runs = {}
     for name, more in {"off": {}, "on": {"neftune_alpha": 5.0}, "again": {"neftune_alpha": 5.0}}.items():
         budget = 4096 if name != "again" else 24
-        run.sft(config(sft=more, loop={"out": str(tmp_path / name), "epochs": 1, "tokens_per_microbatch": budget}))
+        run.train(config(sft=more, loop={"out": str(tmp_path / name), "epochs": 1, "tokens_per_microbatch": budget}))
         runs[name] = [r["loss"] for r in steps(tmp_path / name)]
     assert runs["on"] == pytest.approx(runs["again"], rel=1e-5)
     assert abs(runs["on"][0] - runs["off"][0]) > 1e-3
 
 
 def test_everything_can_be_trained(config: Any, tmp_path: Path) -> None:
-    run.sft(config(sft={"train_on": "all"}))
+    run.train(config(sft={"train_on": "all"}))
     first = steps(tmp_path / "run")[0]
     assert first["scored"] == first["tokens"] - first["samples"]  # all but each sample's first token
 
@@ -148,10 +149,10 @@ def test_dropout_is_keyed_by_the_sample(config: Any, tmp_path: Path) -> None:
     lora = {"lora_rank": 4, "lora_dropout": 0.5, "dropout": True}
     losses = []
     for name, budget in (("whole", 4096), ("split", 24)):
-        run.sft(config(model=lora, loop={"out": str(tmp_path / name), "tokens_per_microbatch": budget}))
+        run.train(config(model=lora, loop={"out": str(tmp_path / name), "tokens_per_microbatch": budget}))
         losses.append([r["loss"] for r in steps(tmp_path / name)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    run.sft(config(model={"lora_rank": 4}, loop={"out": str(tmp_path / "off")}))
+    run.train(config(model={"lora_rank": 4}, loop={"out": str(tmp_path / "off")}))
     assert abs(steps(tmp_path / "off")[-1]["loss"] - losses[0][-1]) > 1e-4
 
 
@@ -159,7 +160,7 @@ def test_dropout_is_keyed_by_the_sample(config: Any, tmp_path: Path) -> None:
 def test_compiled_layers_train_the_same(config: Any, tmp_path: Path) -> None:
     losses = []
     for name, compiled in (("eager", False), ("compiled", True)):
-        run.sft(config(loop={"out": str(tmp_path / name), "compile": compiled}))
+        run.train(config(loop={"out": str(tmp_path / name), "compile": compiled}))
         losses.append([r["loss"] for r in steps(tmp_path / name)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -169,7 +170,7 @@ def test_held_out_rows_are_scored_and_the_best_kept(config: Any, tmp_path: Path,
     cfg = config(
         data={"eval_data": (held,)}, loop={"eval_every": 1, "patience": 2, "epochs": 50, "save_every": 1, "keep": 1}
     )
-    out = run.sft(cfg)
+    out = run.train(cfg)
     evaluations = [r for r in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in r]
     losses = [r["eval_loss"] for r in evaluations]
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -182,7 +183,7 @@ def test_held_out_rows_are_scored_and_the_best_kept(config: Any, tmp_path: Path,
 
 def test_rows_read_are_rows_kept_and_rejected(config: Any, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "a", "response": "b"}, "{broken", {"prompt": "c"}])
-    run.sft(config(data={"data": (bad,), "on_bad_row": "skip"}, loop={"epochs": 1}))
+    run.train(config(data={"data": (bad,), "on_bad_row": "skip"}, loop={"epochs": 1}))
     checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
     assert checks[0]["value"].startswith("3 read, 1 kept, 2 rejected")
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
@@ -221,7 +222,7 @@ def test_truncated_rows_keep_their_head_and_are_counted(config: Any, tmp_path: P
     long = write(
         tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * 80}, *[{"prompt": "c", "response": "d"}] * 9]
     )
-    run.sft(config(data={"data": (long,), "max_length": 64}, loop={"epochs": 1, "samples_per_step": 10}))
+    run.train(config(data={"data": (long,), "max_length": 64}, loop={"epochs": 1, "samples_per_step": 10}))
     checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
     assert checks[0]["value"] == "10 read, 10 kept, 0 rejected, 1 truncated"
     (step,) = steps(tmp_path / "run")
@@ -234,7 +235,7 @@ def test_check_stops_before_training(config: Any, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["preflight.json"]
     with pytest.raises(CheckError, match=r"update: .*raise lr"):
         run.check(config(optim={"lr": 1e-30}))
-    run.sft(config(loop={"steps": 1}))  # in the folder that a check used
+    run.train(config(loop={"steps": 1}))  # in the folder that a check used
 
 
 def test_inspect_sample_and_export(model: str, data: str, tmp_path: Path, capsys: Any) -> None:

@@ -89,7 +89,7 @@ def test_sft_is_the_same_as_in_the_library(
     settings = flat.Settings(steps=STEPS, lr=1e-3, warmup=0.3, weight_decay=0.1, clip_norm=0.5, eps=eps)
     algorithm = SFT(replay_coef=0.1)
     policy = Policy(model, "padded" if family == "lfm2" else "forest")
-    learner = TorchLearner(policy, optim, LearnerOptions(budget=70, linear=algorithm.linear))
+    learner = TorchLearner(policy, optim, LearnerOptions(budget=70, linear=algorithm.traits.linear))
 
     def sequences(step: int) -> list[Any]:
         return [flat.Sequence(s.tokens, s.weights, s.part) for g in step_data(step) for s in g]

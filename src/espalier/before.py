@@ -17,7 +17,6 @@ import torch
 
 from espalier import build, preflight
 from espalier.build import Model
-from espalier.config import RunConfig
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
@@ -28,6 +27,7 @@ from espalier.errors import RowError
 from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
+from espalier.runs import RunConfig
 from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32
@@ -58,7 +58,8 @@ def parts(config: RunConfig) -> Iterator[Parts]:
     world = worlds.start(device)
     say = Progress(0, rank=world.rank)
     try:
-        model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=config.sft.neftune_alpha)
+        noise = getattr(config.algorithm, "neftune_alpha", 0.0)
+        model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise)
         renderer = build.build_renderer(config, model.loaded)
         opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"))
         yield Parts(model, renderer, opened, dataset, world, device, say)
@@ -128,7 +129,7 @@ def checks_before(config: RunConfig, p: Parts) -> list[Check]:
         (
             "mask",
             lambda: preflight.mask(
-                examples, p.renderer.render, lambda ids: str(tokenizer.decode(ids)), config.sft.train_on
+                examples, p.renderer.render, lambda ids: str(tokenizer.decode(ids)), p.renderer.train_on
             ),
         ),
         ("template", lambda: preflight.template(examples, p.renderer.render, stored)),
@@ -163,7 +164,7 @@ def checks_after(config: RunConfig, p: Parts, learner: TorchLearner) -> list[Che
     @cache
     def probe() -> tuple[float, dict[str, float]]:
         groups = p.dataset.groups(0)[: max(4, p.world.size)]
-        result = learner.forward_backward(groups, lambda o, b: config.sft.loss(o, b)["policy"], {}, 0)
+        result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], {}, 0)
         shares = learner.probe_update(config.optim.lr, p.model.loaded.source_dtype)
         return result.terms.get("nll", result.loss), shares
 

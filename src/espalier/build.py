@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from espalier.config import ModelConfig, RunConfig
+from espalier.config import ModelConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
-from espalier.data.render import Renderer
+from espalier.data.form import Form
+from espalier.data.render import Renderer, TrainOn
 from espalier.data.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.world import Distributed, OneProcess
@@ -23,6 +24,7 @@ from espalier.models import layout
 from espalier.models.freeze import FreezeSummary
 from espalier.models.load import Loaded, load_model, prepare
 from espalier.models.policy import Policy
+from espalier.runs import RunConfig, preference_of
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -79,7 +81,21 @@ def build_model(config: ModelConfig, device: torch.device, *, seed: int = 0, nef
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return Renderer(loaded.tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, loaded.limit))
+    return Renderer(
+        loaded.tokenizer, train_on=train_on(config), max_length=longest(config.data, loaded.limit), form=form_of(config)
+    )
+
+
+def train_on(config: RunConfig) -> TrainOn:
+    """Which turns of a conversation are trained; of an algorithm that does not ask, the assistant's."""
+    asked: TrainOn = getattr(config.algorithm, "train_on", "assistant")
+    return asked
+
+
+def form_of(config: RunConfig) -> Form:
+    """In which form the run reads its examples."""
+    traits = config.algorithm.traits
+    return Form(traits.consumes, traits.wants, traits.reads, preference_of(config), config.loop.seed)
 
 
 def build_data(
@@ -117,7 +133,7 @@ def build_learner(
     options = LearnerOptions(
         budget=budget(config, device),
         compute=model.compute,
-        linear=config.sft.linear,
+        linear=config.algorithm.traits.linear,
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,

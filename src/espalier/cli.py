@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from espalier import __version__
@@ -26,15 +27,15 @@ class Command:
     body: Callable[[Arguments], int]
 
 
-def _sft(argv: Arguments) -> int:
-    from espalier.config import RunConfig
+def _train(name: str, argv: Arguments) -> int:
     from espalier.options import Parser
+    from espalier.runs import RUNS, RunConfig
 
-    config: RunConfig = Parser(*_heading("sft"), RunConfig).read(argv)[0]
+    config: RunConfig = Parser(*_heading(name), RUNS[name]).read(argv)[0]
     from espalier import run
 
     try:
-        run.sft(config)
+        run.train(config)
     except KeyboardInterrupt:
         from espalier.rundir import resumption
 
@@ -42,11 +43,19 @@ def _sft(argv: Arguments) -> int:
     return 0
 
 
-def _check(argv: Arguments) -> int:
-    from espalier.config import RunConfig
-    from espalier.options import Parser
+def _training(argv: Arguments) -> tuple[str, Arguments]:
+    """The training command whose flags follow: named first (`espalier check dpo --model M ...`), else sft."""
+    from espalier.runs import RUNS
 
-    config: RunConfig = Parser(*_heading("check"), RunConfig).read(argv, {"out": "runs/check"})[0]
+    return (argv[0], argv[1:]) if argv and argv[0] in RUNS else ("sft", argv)
+
+
+def _check(argv: Arguments) -> int:
+    from espalier.options import Parser
+    from espalier.runs import RUNS, RunConfig
+
+    name, rest = _training(argv)
+    config: RunConfig = Parser(*_heading("check"), RUNS[name]).read(rest, {"out": "runs/check"})[0]
     from espalier import run
 
     run.check(config)
@@ -54,11 +63,13 @@ def _check(argv: Arguments) -> int:
 
 
 def _inspect(argv: Arguments) -> int:
-    from espalier.config import InspectConfig, RunConfig
+    from espalier.config import InspectConfig
     from espalier.options import Parser
+    from espalier.runs import RUNS
 
-    parser = Parser(*_heading("inspect"), RunConfig, InspectConfig, hidden=("loop", "optim"))
-    config, shown = parser.read(argv, {"out": "runs/inspect"})
+    name, rest = _training(argv)
+    parser = Parser(*_heading("inspect"), RUNS[name], InspectConfig, hidden=("loop", "optim"))
+    config, shown = parser.read(rest, {"out": "runs/inspect"})
     from espalier import run
 
     run.inspect(config, rows=shown.rows, html=shown.html)
@@ -107,11 +118,13 @@ def _doctor(argv: Arguments) -> int:
     return doctor.main()
 
 
+_TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]"
+_TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]"
 _RUN = "--model M --data D ... [--config F.yaml] [--field value ...]"
 COMMANDS = {
-    "sft": Command("Fine-tune a model on instruction data.", _RUN.replace("... ", "... --out RUN "), _sft),
-    "check": Command("Check model and data as `sft` would before its first step, and stop there.", _RUN, _check),
-    "inspect": Command("Show rows as the model will see them, trained tokens marked.", _RUN, _inspect),
+    "sft": Command("Fine-tune a model on instruction data.", _TRAIN, partial(_train, "sft")),
+    "check": Command("Check model and data as a training command would, and stop there.", f"[COMMAND] {_RUN}", _check),
+    "inspect": Command("Show rows as the model will see them, trained tokens marked.", f"[COMMAND] {_RUN}", _inspect),
     "export": Command("Write a run's weights as a plain Hugging Face directory.", "--run RUN [--out DIR]", _export),
     "sample": Command("Answer prompts with a model.", "--model M --prompt TEXT ... [--field value ...]", _sample),
     "quickstart": Command("Fine-tune the embedded model on this machine, in minutes.", "[--out RUN]", _quickstart),

@@ -7,12 +7,11 @@ meet; each raises ConfigError. `options.py` says how files and flags meet.
 
 from __future__ import annotations
 
-from dataclasses import field
+import math
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from espalier.algorithms.sft import SFT
 from espalier.errors import ConfigError
 from espalier.fields import (
     Count,
@@ -221,21 +220,42 @@ class LoopConfig:
 
 
 @section
-class RunConfig:
-    """A whole run of supervised fine-tuning."""
+class PreferenceConfig:
+    """What becomes of judgements: which comparisons of a ranking are trained on."""
 
-    model: ModelConfig
-    data: DataConfig
-    loop: LoopConfig
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    sft: SFT = field(default_factory=SFT)
+    min_gap: NotNegative = 0.0
+    """Leave out comparisons whose score (or rank) gap is below this; ties, whose gap is 0, are kept as ties."""
+    max_pairs: CountOrZero = 0
+    """Most comparisons of one prompt, drawn by seed; 0 keeps all."""
+    flip: Share = 0.0
+    """Share of comparisons and labels turned around, drawn by seed: for studies of robustness."""
+    score_weights: Names = ()
+    """Weights of score dimensions in their total, as NAME=WEIGHT; empty weighs all alike."""
 
     def __post_init__(self) -> None:
-        held_out = self.data.eval_data or self.data.eval_fraction
-        if self.loop.eval_every and not held_out:
-            raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
-        if self.data.alpaca_prompt and self.data.format not in ("auto", "alpaca"):
-            raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
+        for given in self.score_weights:
+            name, equals, weight = given.rpartition("=")
+            if not name or not equals or not _is_number(weight):
+                raise ConfigError(f"score_weights: got {given!r}, expected NAME=WEIGHT, such as helpful=1")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+@section
+class ReferenceConfig:
+    """What the policy is held against."""
+
+    reference: Literal["memory", "precomputed"] = "memory"
+    """Where its log-probabilities come from: computed each step from weights kept in memory, or once, before the first
+    step, into the cache."""
+    reference_model: str = ""
+    """Hugging Face directory or hub name of the reference; empty is the policy as it starts (under LoRA the base, or
+    the adapter that is continued)."""
 
 
 @section

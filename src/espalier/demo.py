@@ -12,8 +12,9 @@ from rich.text import Text
 
 from espalier import run
 from espalier.answer import Chatter
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig, RunConfig
+from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
+from espalier.runs import SFTRun
 from espalier.world import Problem, Score, problems, score, write_instructions
 
 ROWS = 1500
@@ -42,8 +43,8 @@ def quickstart(config: QuickstartConfig) -> dict[str, float]:
     as_text = _score(before, unseen, chat=False)
     as_chat = _score(before, unseen, chat=True)
     began = time.monotonic()
-    model = run.sft(
-        RunConfig(
+    model = run.train(
+        SFTRun(
             model=ModelConfig(model=base, template="plain"),
             data=DataConfig(data=(str(data),), eval_fraction=0.05),
             loop=LoopConfig(out=config.out, epochs=2, samples_per_step=16, seed=config.seed, overwrite=True),

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,11 @@ def totals(groups: Sequence[Group]) -> Totals:
     """What the terms of one optimizer step are divided by, for every part: sums over ALL its groups.
 
     tokens: the weights of scored tokens (a sample's first token is never scored, nothing precedes it); sequences:
-    samples; groups: groups with a sample of that part; reads: positions where a scalar head is read.
+    samples; pairs: strict preferences, in the part of the preferred sample; groups: groups with a sample of that part;
+    reads: positions where a scalar head is read, without those whose grades are all nan.
+
+    Where a group has pairs, its samples that beat one and that none beats count once more, as the part `chosen`
+    (tokens, sequences, groups), which is what a likelihood term on preferred answers is divided by.
 
     Raises ValueError where samples of one part disagree on their streams, naming the group.
     """
@@ -40,11 +45,23 @@ def totals(groups: Sequence[Group]) -> Totals:
     for group in groups:
         for part in sorted({s.part for s in group}):
             add("groups", part, 1.0)
-        for s in group:
-            add("tokens", s.part, sum(w for w, m in zip(s.weights[1:], s.mask[1:], strict=True) if m))
-            add("sequences", s.part, 1.0)
-            add("reads", s.part, float(len(s.reads)))
+        beaten = {place for s in group for place in s.beats}
+        for place, s in enumerate(group):
+            tokens = sum(w for w, m in zip(s.weights[1:], s.mask[1:], strict=True) if m)
+            chosen = bool(s.beats) and place not in beaten
+            for part in (s.part, "chosen")[: 1 + chosen]:
+                add("tokens", part, tokens)
+                add("sequences", part, 1.0)
+            add("pairs", s.part, float(len(s.beats)))
+            add("reads", s.part, float(_graded(s)))
+        if beaten:
+            add("groups", "chosen", 1.0)
     return out
+
+
+def _graded(s: Sample) -> int:
+    """How many of a sample's reads count: all that have no grades, or one that is not nan."""
+    return len(s.reads) - sum(1 for grade in s.grades if all(math.isnan(x) for x in grade))
 
 
 def pack(
@@ -54,6 +71,7 @@ def pack(
     state: dict[str, float] | None = None,
     share: bool = True,
     count_uses: bool = False,
+    targets: bool = True,
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Lay groups down as one forest.
@@ -64,9 +82,11 @@ def pack(
         state: the algorithm's moving numbers, passed through.
         share: lay shared prefixes down once; False gives every sample a segment of its own.
         count_uses: fill `uses_N`, which the router loss of mixtures of experts needs.
+        targets: score tokens; False leaves T and U at 0, for a model that is read by a scalar head.
         device: where the tensors go.
 
-    Raises ValueError where samples of one part disagree on their streams, naming the group.
+    Raises ValueError where samples of one part disagree on their streams, naming the group, and for pairs, reads or
+    grades that do not fit their group.
     """
     samples = [s for group in groups for s in group]
     names = _stream_names(samples)
@@ -75,27 +95,31 @@ def pack(
     segments: list[Segment] = []
     uses: list[int] = []
     sources: list[int] = []
-    targets: list[int] = []
+    target_ids: list[int] = []
     temperatures: list[float] = []
     score: list[int] = []
     rows: list[int] = []
     weights: list[float] = []
     streams: dict[str, list[float]] = {name: [] for name in names}
+    judged = _Judged()
     row = 0
-    for group in groups:
+    for number, group in enumerate(groups):
         trie = build(group, share=share)
         _lay(trie, inputs, positions, segments)
         first, base = len(sources), len(inputs) - trie.size
         seen: dict[tuple[int, int, float], int] = {}
         for i, s in enumerate(group):
             scored = [t for t in range(1, len(s.tokens)) if s.mask[t]]
-            where = trie.where(i, scored[-1] if scored else 0)
+            judged.add(s, number, row - i, len(group), len(scored))
+            where = trie.where(i, max([scored[-1] if scored else 0, *(read + 1 for read in s.reads)]))
+            judged.reads.extend(where[read] + base for read in s.reads)
+            scored = scored if targets else []
             for t in scored:
                 key = (where[t - 1] + base, s.tokens[t], s.temperature)
                 u = seen.setdefault(key, first + len(seen))
                 if u == len(sources):
                     sources.append(key[0])
-                    targets.append(key[1])
+                    target_ids.append(key[1])
                     temperatures.append(key[2])
                 score.append(u)
             rows.extend([row] * len(scored))
@@ -119,7 +143,7 @@ def pack(
         positions_N=tensor(positions),
         segments=segments,
         sources_U=tensor(sources),
-        targets_U=tensor(targets),
+        targets_U=tensor(target_ids),
         temperatures_U=tensor(temperatures, torch.float32),
         score=tensor(score),
         rows=tensor(rows),
@@ -127,10 +151,62 @@ def pack(
         streams={name: tensor(values, torch.float32) for name, values in streams.items()},
         parts=[s.part for s in samples],
         samples=samples,
+        group_S=tensor(judged.groups),
+        labels_S=tensor(judged.labels, torch.float32),
+        lengths_S=tensor(judged.lengths, torch.float32),
+        wins_P2=tensor(judged.wins).view(-1, 2),
+        ties_Q2=tensor(judged.ties).view(-1, 2),
+        reads_R=tensor(judged.reads),
+        read_rows_R=tensor(judged.read_rows),
+        grades_RK=tensor(judged.grades, torch.float32).view(len(judged.reads), -1)
+        if judged.grades
+        else torch.full((len(judged.reads), 1), math.nan, device=device),
         totals=totals,
         state=dict(state or {}),
         uses_N=tensor(uses) if count_uses else None,
     )
+
+
+class _Judged:
+    """What a batch says about its samples, pairs and reads, as it grows."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.labels: list[float] = []
+        self.lengths: list[int] = []
+        self.wins: list[int] = []  # preferred and other row by turns
+        self.ties: list[int] = []
+        self.reads: list[int] = []
+        self.read_rows: list[int] = []
+        self.grades: list[float] = []
+        self._dimensions: int | None = None
+
+    def add(self, s: Sample, group: int, first: int, size: int, length: int) -> None:
+        """Add a sample; its group has `size` samples, and `first` is the row of the first of them."""
+        row = len(self.groups)
+        self.groups.append(group)
+        self.labels.append(math.nan if s.label is None else s.label)
+        self.lengths.append(length)
+        for others, into in ((s.beats, self.wins), (s.ties, self.ties)):
+            for place in others:
+                if not 0 <= place < size or place == row - first:
+                    raise ValueError(
+                        f"group {s.group}: sample {row - first} is compared with {place}; expected another of the "
+                        f"{size} samples of its group. A group with pairs is never cut"
+                    )
+                into += (row, first + place)
+        self.read_rows.extend([row] * len(s.reads))
+        if s.grades or (self._dimensions and s.reads):
+            width = {len(grade) for grade in s.grades}
+            if len(s.grades) != len(s.reads) or len(width) > 1 or self._dimensions not in (None, *width):
+                raise ValueError(
+                    f"group {s.group}: got {len(s.grades)} grades of {sorted(width)} dimensions for {len(s.reads)} "
+                    f"reads; expected one a read, all of {self._dimensions or 'one'} dimensions"
+                )
+            if self._dimensions is None and len(self.read_rows) > len(s.reads):
+                raise ValueError(f"group {s.group}: has grades, but earlier reads have none; expected all or none")
+            self._dimensions = width.pop()
+            self.grades.extend(x for grade in s.grades for x in grade)
 
 
 def _lay(trie: Trie, inputs: list[int], positions: list[int], segments: list[Segment]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from espalier.errors import CheckError, ConfigError
 from espalier.files import json_text, write_atomic
 from espalier.pack import pack, totals
-from espalier.types import Chat, Completion, Example, Sample
+from espalier.types import Chat, Completion, Example, Sample, Text
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
 NAMES = ("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update")
@@ -172,8 +172,10 @@ def _squash(text: str) -> str:
 def _wanted(example: Example, train_on: str) -> list[str]:
     if isinstance(example, Completion):
         return [example.completion]
-    if not isinstance(example, Chat):
+    if isinstance(example, Text):
         return [example.text]
+    if not isinstance(example, Chat):
+        return []
     turns = [m for m in example.messages if m.role == "assistant" and m.content.strip()]
     chosen = turns[-1:] if train_on == "last" else turns
     return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]

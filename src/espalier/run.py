@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier import checkpoint, files
-from espalier.config import ExportConfig, QuickstartConfig, RunConfig, SampleConfig
+from espalier.config import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import CheckpointError, ConfigError
 from espalier.metrics import MetricsFile
 from espalier.options import dump, flat
 from espalier.progress import Progress, peak_memory
-from espalier.rundir import RunDir, resumption
+from espalier.rundir import HEADING, RunDir, resumption
+from espalier.runs import RunConfig
 
 if TYPE_CHECKING:
     from espalier.before import Parts
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from espalier.train import Finished
 
 
-def sft(config: RunConfig) -> Path:
-    """Fine-tune; returns the exported model's folder (the newest checkpoint's where a signal ended the run)."""
+def train(config: RunConfig) -> Path:
+    """Train; returns the exported model's folder (the newest checkpoint's where a signal ended the run)."""
     loop = config.loop
     run = RunDir(Path(loop.out))
     if main := int(os.environ.get("RANK", "0")) == 0:  # before anything slow: the folder may be refused
+        text = f"{HEADING}{config.command}\n{dump(config)}"
         run = RunDir.open(
-            run.path, dump(config), resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
+            run.path, text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
         )
     from espalier import build
     from espalier.before import checks_after, checks_before, describe, parts, settle
@@ -73,7 +75,7 @@ def sft(config: RunConfig) -> Path:
 
 
 def check(config: RunConfig) -> None:
-    """Run every check of `sft` and stop there. Raises CheckError where one fails."""
+    """Run every check of `train` and stop there. Raises CheckError where one fails."""
     from espalier import build
     from espalier.before import checks_after, checks_before, describe, parts, settle
 
@@ -144,8 +146,8 @@ def _train(config: RunConfig, p: Parts, learner: Any, run: RunDir) -> Finished:
     try:
         with progress:
             trainer = Trainer(
-                learner, config.sft, p.dataset, optim=config.optim, loop=loop, root=run.checkpoints, metrics=metrics,
-                reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
+                learner, config.algorithm, p.dataset, optim=config.optim, loop=loop, root=run.checkpoints,
+                metrics=metrics, reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
             )  # fmt: skip
             if found is not None:
                 trainer.resume(found)
@@ -164,6 +166,7 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     """Show the first rows of each source as the model will see them."""
     from rich.console import Console
 
+    from espalier import build
     from espalier import inspect as view
     from espalier.data.dataset import longest
     from espalier.data.read import parse_sources, read
@@ -176,9 +179,8 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
-    renderer = Renderer(
-        tokenizer, train_on=config.sft.train_on, max_length=longest(config.data, read_limit(config.model.model))
-    )
+    limit = longest(config.data, read_limit(config.model.model))
+    renderer = Renderer(tokenizer, train_on=build.train_on(config), max_length=limit, form=build.form_of(config))
     console = Console(highlight=False)
     shown: list[tuple[str, list[Any]]] = []
     main = [(source, config.data.format) for source in parse_sources(config.data.data)]

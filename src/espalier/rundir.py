@@ -28,6 +28,7 @@ from espalier.errors import ConfigError
 from espalier.files import TRASH, fsync_dir, json_text, make_dir, write_atomic
 
 LOCK = ".lock"
+HEADING = "# espalier "  # begins run.yaml, followed by the command that it is a config of
 CONTENTS = (
     *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl", "report.html"),
     *("checkpoints", "model", "tensorboard", "trackers"),
@@ -231,7 +232,9 @@ def resumption(out: Path) -> str:
     """How to go on with the run in `out` after an interrupt."""
     if not (out / "run.yaml").exists():
         return f"{out} holds no run yet; the same command starts it"
-    return f"continue with: espalier sft --config {shlex.quote(str(out / 'run.yaml'))} --resume"
+    first = (out / "run.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+    command = first.removeprefix(HEADING).split()[0] if first.startswith(HEADING) else "sft"
+    return f"continue with: espalier {command} --config {shlex.quote(str(out / 'run.yaml'))} --resume"
 
 
 def _delete(trash: Path) -> None:

@@ -1,7 +1,8 @@
 """The nouns. An example is text, a sample is tokens, a batch is tensors; nothing else crosses a module boundary.
 
 Shapes: N packed tokens, T scored tokens (one entry for each use of a score by a sample), U distinct scores, S samples,
-G groups, V vocabulary, D width. A tensor's name ends in its shape letter unless it is [T].
+G groups, P pairs, Q ties, R reads, K dimensions of a scalar head, V vocabulary, D width. A tensor's name ends in its
+shape letters unless it is [T].
 """
 
 from __future__ import annotations
@@ -76,7 +77,74 @@ class Completion:
     origin: Origin = Origin()
 
 
-Example = Chat | Text | Completion
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to a prompt and how it was judged, in whichever way it was.
+
+    `rank`: 0 is the best, equal ranks are ties. `scores`: one for each of the ranking's dimensions, higher is better.
+    `good`: a label of its own (KTO), or whether the answer is correct. None is "not judged so". `author` wrote it.
+    """
+
+    message: Message
+    rank: int | None = None
+    scores: tuple[float | None, ...] = ()
+    good: bool | None = None
+    author: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A prompt and K >= 1 responses with ranks, scores or labels. Pairs, K-way lists, pointwise scores and unpaired
+    labels are all this.
+
+    `prompt` ends where an assistant turn may begin. `dimensions` name the scores ("helpful", "harmless"); a single one
+    may be nameless.
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...]
+    dimensions: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A prompt and a solution cut into steps (process supervision).
+
+    `labels`: 1 good, 0 bad, 0.5 neutral, None not labelled; one a step. `solved`: whether the solution as a whole is
+    right, None where nobody says. The solution is the steps joined with `separator`; several solutions of one problem
+    are several examples with the same prompt.
+    """
+
+    prompt: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+    solved: bool | None = None
+    separator: str = "\n"
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """A message of a conversation tree. `parent` is the index of the message it answers, -1 for a root; `rank` among
+    its siblings, 0 the best."""
+
+    message: Message
+    parent: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A conversation that branches: nodes in preorder. Trained as chat, every message is computed once and trained
+    once; as rankings, every group of ranked siblings is one `Ranking`."""
+
+    nodes: tuple[TreeNode, ...]
+    origin: Origin = Origin()
+
+
+Example = Chat | Text | Completion | Ranking | Steps | Tree
 
 
 # --------------------------------------------------------------------------------------------------- samples (tokens)
@@ -90,6 +158,11 @@ class Sample:
     tokens before it. Siblings (the two sides of a pair, the rollouts of one prompt, the threads of one conversation)
     share `group`; `pack` lays what they have in common down once. `key` identifies the sample inside its data set and,
     with the seed and the step, keys its noise.
+
+    Judgements: `label` says how good the sample is among its siblings (higher is better; 1 good and 0 bad for unpaired
+    labels). `beats` and `ties` are the places in its group (counted from 0) of the siblings that it is strictly
+    preferred to, and of those after it that it equals. `reads` are the tokens after which a scalar head is read, in
+    order; `grades` has, for each of them, what the head should say in every dimension (nan where nobody knows).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -103,7 +176,10 @@ class Sample:
     stop: StopReason = "stop"
     temperature: float = 1.0
     version: int | None = None
+    beats: list[int] = field(default_factory=list)
+    ties: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
+    grades: list[tuple[float, ...]] = field(default_factory=list)
     streams: dict[str, list[float]] = field(default_factory=dict)
 
     def append(
@@ -166,7 +242,10 @@ class Batch:
     Rows:     `score` [T] says which of the U scores a use reads, `rows` [T] which of the S samples uses it; `weights`
               and all `streams` are [T] and about the targets.
     Uses:     `uses_N`, how many samples pass through each packed token; None unless asked for.
-    Samples:  `samples` in the order of `rows`; `parts` names each sample's part.
+    Samples:  `samples` in the order of `rows`; `parts` names each sample's part, `group_S` numbers its group (from 0),
+              `labels_S` are the samples' labels (nan where there is none), `lengths_S` their scored tokens.
+    Pairs:    `wins_P2` [P, 2] are the rows of preferred and other sample of every pair, `ties_Q2` of every tie.
+    Reads:    `reads_R` (packed tokens after which a scalar head is read), `read_rows_R` (of which sample), `grades_RK`.
     Totals:   `totals[over, part]` of the WHOLE optimizer step over all ranks: what terms are divided by.
     """
 
@@ -182,24 +261,48 @@ class Batch:
     streams: dict[str, Tensor]
     parts: list[str]
     samples: list[Sample]
+    group_S: Tensor
+    labels_S: Tensor
+    lengths_S: Tensor
+    wins_P2: Tensor
+    ties_Q2: Tensor
+    reads_R: Tensor
+    read_rows_R: Tensor
+    grades_RK: Tensor
     totals: dict[tuple[str, str], float]
     state: dict[str, float] = field(default_factory=dict)
     uses_N: Tensor | None = None
 
     def part(self, name: str) -> Tensor:
-        """A bool mask [T] of the uses that belong to part `name`."""
+        """A bool mask [T] of the uses that belong to part `name`; for "chosen", of the samples in `chosen_S`."""
         import torch
 
+        if name == "chosen":
+            return self.chosen_S[self.rows]
         chosen = torch.tensor([p == name for p in self.parts], dtype=torch.bool, device=self.rows.device)
         return chosen[self.rows]
+
+    @property
+    def chosen_S(self) -> Tensor:
+        """A bool mask [S] of the samples that beat a sibling and that none beats: the part `chosen`, which overlaps the
+        samples' own parts."""
+        import torch
+
+        wins, losses = (
+            torch.zeros_like(self.group_S).index_add_(0, side_P, torch.ones_like(side_P))
+            for side_P in self.wins_P2.unbind(1)
+        )
+        return (wins > 0) & (losses == 0)
 
 
 @dataclass(slots=True)
 class Outputs:
-    """What one forward says about a batch: `logprobs` [T] of the targets, and `entropy` [T] where asked for (nats)."""
+    """What one forward says about a batch: `logprobs` [T] of the targets, `entropy` [T] where asked for (nats), and
+    `scores_RK`, what a scalar head says after the tokens in `reads_R` (of a model that has one; it has no logprobs)."""
 
     logprobs: Tensor
     entropy: Tensor | None = None
+    scores_RK: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from espalier.algorithms.traits import Traits
 from espalier.fields import section
 from espalier.types import Batch, Outputs, Term
 
@@ -29,11 +30,11 @@ class SFT:
     neftune_alpha: Annotated[float, Ge(0)] = 0.0
     """Strength of uniform noise on input embeddings (NEFTune); 0 is none. Prefixes are not shared while it is on."""
 
-    linear: ClassVar[bool] = True  # in the log-probabilities: the head may form gradients in its forward pass
+    traits: ClassVar[Traits] = Traits(linear=True, likelihood=True)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """One term for each part of the step, over tokens; in a batch without that part it is 0."""
-        from espalier.losses import nll
+        from espalier.losses.tokens import nll
 
         x = nll(outputs.logprobs, batch.weights)
         terms = {}

@@ -6,13 +6,15 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from espalier.data import templates
 from espalier.data.control import Codec, Follows, Piece
+from espalier.data.form import CHATS, Form
 from espalier.data.turns import Probe, Row, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
-from espalier.types import Chat, Example, Message, Sample, Text
+from espalier.types import Chat, Completion, Example, Message, Sample, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +76,12 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, train_on: TrainOn = "assistant", max_length: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        train_on: TrainOn = "assistant",
+        max_length: int = 0,
+        form: Form = CHATS,
     ) -> None:
         if train_on not in get_args(TrainOn):
             raise ConfigError(f"train_on got {train_on!r}; expected {', '.join(get_args(TrainOn))}")
@@ -82,7 +89,7 @@ class Renderer:
             raise ConfigError(f"max_length got {max_length}; expected a number of tokens, or 0 for no limit")
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer names no end-of-text token. Set eos_token in its tokenizer_config.json")
-        self.train_on, self.max_length = train_on, max_length
+        self.train_on, self.max_length, self.form = train_on, max_length, form
         self._eos = int(tokenizer.eos_token_id)
         self._bos = int(tokenizer.bos_token_id) if templates.adds_bos(tokenizer) else None
         self._bos_text = str(tokenizer.bos_token)
@@ -105,6 +112,7 @@ class Renderer:
             self.bos_id = int(tokenizer.bos_token_id)
         decides = [RENDER_VERSION, self._codec.backend_json, tokenizer.all_special_ids, self._bos, self._eos]
         decides += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
+        decides += [asdict(form)]
         self.fingerprint: str = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------ the verbs
@@ -119,8 +127,10 @@ class Renderer:
             drafts = self._chat(example)
         elif isinstance(example, Text):
             drafts = self._windows(self._plain(("text", example.text, 1.0)))
-        else:
+        elif isinstance(example, Completion):
             drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
+        else:
+            raise RowError("wrong form", got=f"a {type(example).__name__}", expected=f"a {self.form.consumes}")
         return [draft.finish(self.max_length, key) for draft in drafts]
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:

@@ -41,6 +41,15 @@ class StepResult:
     scored: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A term summed over groups, what it is divided by (0 where its part has no weight), and its coefficient."""
+
+    sum: float
+    total: float
+    coef: float
+
+
 class Learner(Protocol):
     """Holds the weights that are trained. Takes the whole optimizer step: global in, global out."""
 
@@ -51,6 +60,15 @@ class Learner(Protocol):
     ) -> list[dict[str, list[float]]]:
         """For every sample, in order, one entry a token and 0 where not scored: `logprobs` of the tokens and, where
         asked for, `entropy` of the distributions and `correct` (1 where the token is the most probable one)."""
+        ...
+
+    def score(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """For every sample, in order, what the scalar head says after each of its `reads`: one number a dimension, the
+        stored bias and scale applied. Of a model that has such a head."""
+        ...
+
+    def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
+        """The terms of `loss` over all groups, without gradients."""
         ...
 
     def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:
@@ -74,6 +92,24 @@ class Learner(Protocol):
     def export(self, folder: Path) -> None:
         """Write a plain Hugging Face directory."""
         ...
+
+
+class Reference(Protocol):
+    """Who the policy is held against."""
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
+        """For every sample, in order, the reference's log-probabilities: one entry a token, 0 where not scored."""
+        ...
+
+    def move(self, alpha: float) -> None:
+        """Make the reference alpha * policy + (1 - alpha) * reference, weight by weight."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs to go on bit for bit; nothing for a reference that never moves."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

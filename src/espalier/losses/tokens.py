@@ -1,4 +1,4 @@
-"""Losses as functions of tensors: each returns what is to be summed, and nothing here takes a mean over a batch."""
+"""Losses of single tokens."""
 
 from __future__ import annotations
 

@@ -1,0 +1,27 @@
+"""In which form a run reads its examples, and which judgements it takes from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from espalier.config import PreferenceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Everything beside tokenizer and length that decides what samples an example becomes.
+
+    consumes: chats, rankings or steps. wants: what a ranking must offer, or its row is refused (see
+    `algorithms.traits.Traits`). reads: samples are read by a scalar head, at the last token of a response or at the end
+    of each step. preference: which comparisons are kept. seed: of what is drawn (capped pairs, flips).
+    """
+
+    consumes: Literal["chat", "ranking", "steps"] = "chat"
+    wants: Literal["pairs", "comparisons", "labels", "grades"] = "pairs"
+    reads: bool = False
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    seed: int = 0
+
+
+CHATS = Form()
