@@ -1,0 +1,296 @@
+"""Every preference algorithm on the toy world: exact match over SFT on unseen problems, several seeds, one table.
+
+usage: python bench/variants.py --out DIR [--seeds 3] [--jobs 2] [--only NAME ...] [--problems 2000] [--tested 500]
+       python bench/variants.py cell --out DIR NAME SEED ...        (one training run; the parent calls it)
+
+The embedded base model is fine-tuned on instructions, 30 % of which are noisy; that model answers `--problems` training
+problems eight times each at temperature 1; exact match says which answers are right. From these come K-way lists (for
+the reward model), pairs of a right and a wrong answer, and unpaired labels. Every algorithm starts from the same SFT
+model and sees the same problems; a seed decides which pairs are drawn, the order, and nothing else. What is compared is
+greedy exact match on `--tested` problems of the test split, whose chains of operations occur in no training problem.
+What is done already is not done again: delete a file in DIR/cells to repeat it. `DIR/table.md` holds the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+SAMPLES, MAX_TOKENS, PAIRS_A_PROMPT = 8, 160, 2
+COMMON = ["--samples-per-step", "32", "--warmup", "0.1", "--save-every", "100000", "--keep", "1"]
+
+# name: command, data file, flags. The learning rate is each algorithm's best of a few on seed 100 (docs/log.md).
+CELLS: dict[str, tuple[str, str, list[str]]] = {
+    "dpo": ("dpo", "pairs", []),
+    "dpo, length-normalised": ("dpo", "pairs", ["--variant", "sigmoid_norm"]),
+    "cDPO (smoothing 0.1)": ("dpo", "pairs", ["--label-smoothing", "0.1"]),
+    "robust (smoothing 0.1)": ("dpo", "pairs", ["--variant", "robust", "--label-smoothing", "0.1"]),
+    "ipo": ("dpo", "pairs", ["--variant", "ipo"]),
+    "hinge": ("dpo", "pairs", ["--variant", "hinge"]),
+    "apo_zero": ("dpo", "pairs", ["--variant", "apo_zero"]),
+    "apo_down": ("dpo", "pairs", ["--variant", "apo_down"]),
+    "RPO (dpo + sft 1.0)": ("dpo", "pairs", ["--sft-coef", "1.0"]),
+    "LD-DPO (alpha 0.5)": ("dpo", "pairs", ["--ld-alpha", "0.5"]),
+    "TR-DPO (0.6 every 16)": ("dpo", "pairs", ["--sync-every", "16", "--sync-alpha", "0.6"]),
+    "f-DPO, JS": ("dpo", "pairs", ["--f-divergence", "js"]),
+    "f-DPO, alpha 0.5": ("dpo", "pairs", ["--f-divergence", "alpha", "--f-alpha", "0.5"]),
+    "Plackett-Luce, K-way": ("dpo", "lists", ["--variant", "plackett_luce"]),
+    "dpo + hinge": ("dpo", "pairs", ["--variant", "sigmoid=0.5", "hinge=0.5"]),
+    "simpo": ("simpo", "pairs", []),
+    "orpo": ("orpo", "pairs", []),
+    "cpo": ("cpo", "pairs", []),
+    "kto": ("kto", "labels", []),
+    "bco": ("bco", "labels", []),
+}
+SWEEPS = {f"dpo, beta {beta:g}": ("dpo", "pairs", ["--beta", f"{beta:g}"]) for beta in (0.01, 0.03, 0.3, 1.0)} | {
+    f"simpo, gamma {gamma:g}": ("simpo", "pairs", ["--gamma", f"{gamma:g}"]) for gamma in (0.0, 0.4, 1.6, 3.2)
+}
+RATES = {"dpo": "1e-4", "simpo": "1e-4", "orpo": "1e-4", "cpo": "1e-4", "kto": "1e-4", "bco": "1e-4"}
+
+
+# ------------------------------------------------------------------------------------------------------- preparation
+
+
+def fine_tune(out: Path) -> Path:
+    """The SFT model, as the quickstart makes it."""
+    if not (out / "sft" / "model").is_dir():
+        from espalier import demo
+        from espalier.config import QuickstartConfig
+
+        demo.quickstart(QuickstartConfig(out=str(out / "sft")))
+    return out / "sft" / "model"
+
+
+def answered(model: Path, questions: list[Any], n: int, temperature: float, seed: int = 0) -> list[list[str]]:
+    """`n` answers to each problem, as text."""
+    from espalier.answer import Chatter
+    from espalier.config import ModelConfig
+    from espalier.engines.protocols import SamplingParams
+    from espalier.types import Message
+
+    chatter = Chatter.load(ModelConfig(model=str(model)))
+    prompts = [chatter.renderer.prompt([Message("user", p.question)]) for p in questions]
+    stop = tuple(chatter.renderer.stop_ids)
+    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=temperature, stop=stop, seed=seed)
+    return [
+        [str(chatter.tokenizer.decode(s.tokens[len(ids) :], skip_special_tokens=True)) for s in group]
+        for ids, group in zip(prompts, chatter.sampler.generate(prompts, n, params), strict=True)
+    ]
+
+
+def sample(model: Path, out: Path, n: int) -> Path:
+    """Graded answers of the SFT model: one line a problem."""
+    path = out / "answers.jsonl"
+    if not path.exists():
+        from espalier.world import exact_match, problems
+
+        found = problems(n, seed=77)
+        began = time.monotonic()
+        said = answered(model, found, SAMPLES, 1.0)
+        lines = [
+            json.dumps({"question": p.question, "answers": texts, "right": [exact_match(t, p) for t in texts]})
+            for p, texts in zip(found, said, strict=True)
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf8")
+        print(f"{n * SAMPLES:,} answers in {time.monotonic() - began:.0f} s", flush=True)
+    return path
+
+
+def rows(answers: Path, kind: str, seed: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """Data rows of one kind; every eighth problem is held out."""
+    for number, line in enumerate(answers.read_text(encoding="utf8").splitlines()):
+        if (number % 8 == 7) != held_out:
+            continue
+        item = json.loads(line)
+        graded = dict(zip(item["answers"], item["right"], strict=True))  # equal texts once
+        good = [t for t, right in graded.items() if right and t.strip()]
+        bad = [t for t, right in graded.items() if not right and t.strip()]
+        if not good or not bad:
+            continue
+        rng = Random(f"{seed}/{number}")
+        if kind == "lists":
+            both = [*good, *bad]
+            yield {"prompt": item["question"], "responses": both, "scores": [float(graded[t]) for t in both]}
+            continue
+        rng.shuffle(good)
+        rng.shuffle(bad)
+        for one, other in list(zip(good, bad, strict=False))[:PAIRS_A_PROMPT]:
+            if kind == "pairs":
+                yield {"prompt": item["question"], "chosen": one, "rejected": other}
+            else:
+                yield {"prompt": item["question"], "completion": one, "label": True}
+                yield {"prompt": item["question"], "completion": other, "label": False}
+
+
+def write(answers: Path, kind: str, seed: int, held_out: bool = False) -> Path:
+    path = answers.parent / f"{kind}-{seed}{'-held-out' if held_out else ''}.jsonl"
+    if not path.exists():
+        lines = [json.dumps(row) for row in rows(answers, kind, seed, held_out)]
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text("\n".join(lines) + "\n", encoding="utf8")
+        beside.rename(path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- cells
+
+
+def train(out: Path, name: str, seed: int, command: str, data: Path, flags: list[str]) -> Path:
+    from espalier import cli
+
+    run = out / "runs" / f"{name}-{seed}".replace(" ", "_").replace(",", "")
+    argv = [command, "--model", str(out / "sft" / "model"), "--data", str(data), "--out", str(run), "--seed", str(seed)]
+    code = cli.main([*argv, "--cache", str(out / "cache"), "--overwrite", *COMMON, *flags])
+    if code:
+        raise SystemExit(f"{name}: exit code {code}")
+    return run
+
+
+def cell(out: Path, name: str, seed: int, tested: int, more: list[str]) -> dict[str, float]:
+    """Train and test one algorithm; the result is kept in a file."""
+    command, kind, flags = ({**CELLS, **SWEEPS})[name]
+    began = time.monotonic()
+    data = write(out / "answers.jsonl", kind, seed)
+    run = train(out, name, seed, command, data, ["--lr", RATES[command], *flags, *more])
+    seconds = time.monotonic() - began
+    return {"accuracy": accuracy(run / "model", tested), "seconds": seconds, **last(run)}
+
+
+def accuracy(model: Path, tested: int) -> float:
+    from espalier.world import exact_match, problems
+
+    unseen = problems(tested, seed=0, split="test")
+    said = answered(model, unseen, 1, 0.0)
+    return sum(exact_match(texts[0], p) for p, texts in zip(unseen, said, strict=True)) / tested
+
+
+def last(run: Path) -> dict[str, float]:
+    """Margin and reward accuracy at the end: means over the last tenth of the steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    tail = steps[-max(1, len(steps) // 10) :]
+    names = ("margin", "logprobs_chosen", "logprobs_rejected")
+    return {n: statistics.fmean(float(line[n]) for line in tail) for n in names if all(n in line for line in tail)}
+
+
+def reward(out: Path, seed: int, more: list[str]) -> dict[str, float]:
+    """A reward model on K-way lists, judged on held-out problems."""
+    data, held = (write(out / "answers.jsonl", "lists", seed, held_out) for held_out in (False, True))
+    run = train(out, "reward", seed, "reward", data, ["--eval-data", str(held), "--lr", "3e-4", "--epochs", "2", *more])
+    found = json.loads((run / "workbench.json").read_text())
+    return {"accuracy": found["accuracy"]["value"], "ece": found["calibration"]["ece"]}
+
+
+def do(out: Path, name: str, seed: int, tested: int, more: list[str]) -> None:
+    path = out / "cells" / f"{name.replace(' ', '_')}-{seed}.json"
+    if path.exists():
+        return
+    if name == "sft":
+        found = {"accuracy": accuracy(out / "sft" / "model", tested)}
+    else:
+        found = reward(out, seed, more) if name == "reward" else cell(out, name, seed, tested, more)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf8")
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def result(out: Path, name: str, seed: int) -> dict[str, float] | None:
+    path = out / "cells" / f"{name.replace(' ', '_')}-{seed}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval of the mean, by Student's t over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{100 * mean:.1f}"
+    t = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 1.96)
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def table(out: Path, names: list[str], seeds: int, tested: int) -> str:
+    base = result(out, "sft", 0)
+    start = base["accuracy"] if base else math.nan
+    lines = [
+        f"Greedy exact match (%) on {tested} unseen problems, {seeds} seeds, mean and 95 % interval over seeds (t). "
+        f"SFT starts at {100 * start:.1f}.", "",
+        "| algorithm | exact match | over SFT | margin | log p chosen | log p rejected | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name in names:
+        found = [r for s in range(seeds) if (r := result(out, name, s))]
+        if not found or name == "reward":
+            continue
+        values = [r["accuracy"] for r in found]
+
+        def mean(key: str, found: list[dict[str, float]] = found) -> str:
+            return f"{statistics.fmean(r[key] for r in found):.2f}" if all(key in r for r in found) else ""
+
+        lines.append(
+            f"| {name} | {interval(values)} | {100 * (statistics.fmean(values) - start):+.1f} | {mean('margin')} | "
+            f"{mean('logprobs_chosen')} | {mean('logprobs_rejected')} | {mean('seconds')} |"
+        )
+    judged = [r for s in range(seeds) if (r := result(out, "reward", s))]
+    if judged:
+        accuracies, errors = [r["accuracy"] for r in judged], ", ".join(f"{r['ece']:.3f}" for r in judged)
+        lines += ["", f"Reward model on held-out lists: pair accuracy {interval(accuracies)} %, ECE {errors}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="all", choices=("all", "cell"))
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--problems", type=int, default=2000)
+    parser.add_argument("--tested", type=int, default=500)
+    parser.add_argument("--name")
+    parser.add_argument("--seed", type=int, default=0)
+    options, more = parser.parse_known_args()  # what is left goes to every training command
+    out: Path = options.out
+    if options.what == "cell":
+        do(out, options.name, options.seed, options.tested, more)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    sample(fine_tune(out), out, options.problems)
+    names = [n for n in ("reward", *CELLS, *SWEEPS) if not options.only or n in options.only]
+    wanted = [("sft", 0), *((name, seed) for seed in range(options.seeds) for name in names)]
+
+    def one(job: tuple[str, int]) -> None:
+        name, seed = job
+        if result(out, name, seed):
+            return
+        command = [sys.executable, __file__, "cell", "--out", str(out), "--name", name, "--seed", str(seed)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(
+            [*command, "--tested", str(options.tested), *more], capture_output=True, text=True, env=env, timeout=3600
+        )
+        found = result(out, name, seed)
+        failed = f"FAILED {done.stdout[-300:]}{done.stderr[-1500:]}"
+        print(f"{name}, seed {seed}: {found if found else failed}", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, wanted))
+    text = table(out, names, options.seeds, options.tested)
+    (out / "table.md").write_text(text, encoding="utf8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
