@@ -279,4 +279,4 @@ def test_nothing_is_filled_in() -> None:
 
 
 def test_formats_by_name() -> None:
-    assert set(FORMATS) == {"alpaca", "sharegpt", "messages", "prompt", "completion", "text"}
+    assert set(FORMATS) == {"alpaca", "sharegpt", "messages", "prompt", "completion", "steps", "text"}

@@ -24,7 +24,7 @@ from espalier.models import layout
 from espalier.models.freeze import FreezeSummary
 from espalier.models.load import Loaded, load_model, prepare
 from espalier.models.policy import Policy
-from espalier.runs import RunConfig, preference_of
+from espalier.runs import RunConfig, labels_of, preference_of
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -95,7 +95,8 @@ def train_on(config: RunConfig) -> TrainOn:
 def form_of(config: RunConfig) -> Form:
     """In which form the run reads its examples."""
     traits = config.algorithm.traits
-    return Form(traits.consumes, traits.wants, traits.reads, preference_of(config), config.loop.seed)
+    judged = preference_of(config), config.loop.seed, labels_of(config)
+    return Form(traits.consumes, traits.wants, traits.reads, *judged)
 
 
 def build_data(

@@ -96,7 +96,7 @@ class DataConfig:
     data: Annotated[Names, MinLen(1)]
     """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
     format: str = "auto"
-    """Format of all data files that name none: auto, alpaca, sharegpt, messages, prompt, completion, text."""
+    """Format of all data files that name none: auto, alpaca, sharegpt, messages, prompt, completion, steps, text."""
     replay: Names = ()
     """Plain-text files mixed in as the part `replay`, every token trained."""
     replay_fraction: Share = 0.1
@@ -244,6 +244,24 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+@section
+class StepLabelsConfig:
+    """What step labels count as."""
+
+    supervision: Literal["process", "outcome"] = "process"
+    """process trains on step labels (on the outcome where a solution has none), outcome on the outcome alone."""
+    neutral: Literal["good", "bad", "half", "ignore"] = "good"
+    """What a neutral step counts as; half is a target of 0.5, ignore leaves the step out."""
+    after_mistake: Literal["ignore", "bad", "keep"] = "ignore"
+    """What steps behind a first bad one count as: left out, bad whatever they say, or what their own labels say."""
+    outcome: Literal["spread", "last", "ignore"] = "spread"
+    """What an outcome stands for: the label of every step, of the last one, or nothing."""
+
+    def __post_init__(self) -> None:
+        if self.supervision == "outcome" and self.outcome == "ignore":
+            raise ConfigError("supervision is outcome, but outcome is ignore, which trains nothing; change one of them")
 
 
 @section

@@ -6,7 +6,15 @@ from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
 from espalier.algorithms.sft import SFT
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, PreferenceConfig, ReferenceConfig
+from espalier.config import (
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    PreferenceConfig,
+    ReferenceConfig,
+    StepLabelsConfig,
+)
 from espalier.errors import ConfigError
 from espalier.fields import section
 
@@ -61,4 +69,10 @@ def preference_of(config: RunConfig) -> PreferenceConfig:
 def reference_of(config: RunConfig) -> ReferenceConfig | None:
     """The reference of a run whose command has one."""
     found: ReferenceConfig | None = getattr(config, "reference", None)
+    return found
+
+
+def labels_of(config: RunConfig) -> StepLabelsConfig:
+    """What step labels count as in a run; the defaults where its command has no such section."""
+    found: StepLabelsConfig = getattr(config, "labels", None) or StepLabelsConfig()
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from espalier.config import PreferenceConfig
+from espalier.config import PreferenceConfig, StepLabelsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class Form:
 
     consumes: chats, rankings or steps. wants: what a ranking must offer, or its row is refused (see
     `algorithms.traits.Traits`). reads: samples are read by a scalar head, at the last token of a response or at the end
-    of each step. preference: which comparisons are kept. seed: of what is drawn (capped pairs, flips).
+    of each step. preference: which comparisons are kept. seed: of what is drawn (capped pairs, flips). labels: what
+    step labels count as.
     """
 
     consumes: Literal["chat", "ranking", "steps"] = "chat"
@@ -22,6 +23,7 @@ class Form:
     reads: bool = False
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     seed: int = 0
+    labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
 
 
 CHATS = Form()

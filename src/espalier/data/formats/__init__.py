@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from espalier.data.formats import alpaca, messages, prompt, sharegpt, text
+from espalier.data.formats import alpaca, messages, prompt, sharegpt, steps, text
 from espalier.data.formats.common import Fields, first_key, missing, wrong_type
 from espalier.errors import RowError
 from espalier.types import Example, Origin
@@ -17,6 +17,7 @@ FORMATS: dict[str, Callable[[Fields, Origin], Example | Sequence[Example]]] = {
     "messages": messages.read_messages,
     "prompt": prompt.read_prompt,
     "completion": prompt.read_completion,
+    "steps": steps.read_steps,
     "text": text.read_text,
 }
 """All formats by name. `completion` is never guessed: its rows look like those of `prompt`."""
@@ -36,6 +37,8 @@ def sniff(row: Any) -> str | None:
         if "from" in turn or "role" in turn:
             return "messages" if "role" in turn else "sharegpt"
         return "sharegpt" if key == "conversations" else "messages"
+    if isinstance(row.get("steps"), list) or all(isinstance(row.get(key), list) for key in ("completions", "labels")):
+        return "steps"
     if "instruction" in row and first_key(row, (*alpaca.OUTPUTS, "instances")):
         return "alpaca"
     if first_key(row, prompt.PROMPTS) and first_key(row, prompt.ANSWERS):
