@@ -1,0 +1,170 @@
+"""What a Ranking says about its responses: one level for each, and who beats whom."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from espalier.types import Ranking, Response
+
+if TYPE_CHECKING:
+    from espalier.config import PreferenceConfig
+
+_GOLDEN, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
+_KEEP, _FLIP, _LABEL = 1, 2, 3  # what a number is drawn for
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """`beats[i]`: the places of the responses that response i is strictly preferred to; `ties[i]`: of those after it
+    that it equals. Both ascend. `dropped`: what is left out, counted by reason."""
+
+    beats: list[list[int]]
+    ties: list[list[int]]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def strict(self) -> int:
+        """How many strict preferences are kept."""
+        return sum(map(len, self.beats))
+
+
+def levels(ranking: Ranking, weights: Mapping[str, float]) -> list[float | None]:
+    """How good each response is among its siblings, higher being better; None where nobody says.
+
+    One kind of judgement decides for the whole ranking: ranks where any response has one (level -rank), else scores,
+    else good or bad (1 or 0). Scores of several dimensions become sum_d w_d s_d / sum_d |w_d|, with all w_d = 1 where
+    `weights` is empty and 0 for a dimension that it does not name; a response that lacks the score of a dimension with
+    w_d != 0 has no level, because its mean would be one of other things. A single nameless dimension is the total.
+
+    >>> from espalier.types import Message
+    >>> def scored(*scores): return Response(Message("assistant", "a"), scores=scores)
+    >>> both = Ranking((), (scored(4.0, 2.0), scored(3.0, 1.0), scored(None, 5.0)), ("helpful", "brief"))
+    >>> levels(both, {}), levels(both, {"helpful": 3.0, "brief": -1.0})
+    ([3.0, 2.0, None], [2.5, 2.0, None])
+    >>> levels(both, {"brief": 1.0})
+    [2.0, 1.0, 5.0]
+    """
+    responses = ranking.responses
+    if any(response.rank is not None for response in responses):
+        return [None if response.rank is None else float(-response.rank) for response in responses]
+    if any(score is not None for response in responses for score in response.scores):
+        return [_total(response, ranking.dimensions, weights) for response in responses]
+    return [None if response.good is None else float(response.good) for response in responses]
+
+
+def _total(response: Response, dimensions: tuple[str, ...], weights: Mapping[str, float]) -> float | None:
+    if not response.scores:
+        return None
+    if not dimensions:
+        (total,) = response.scores
+        return total
+    total, whole = 0.0, 0.0
+    for name, score in zip(dimensions, response.scores, strict=True):
+        weight = weights.get(name, 0.0) if weights else 1.0
+        if weight and score is None:
+            return None
+        total += weight * (score or 0.0)
+        whole += abs(weight)
+    return total / whole if whole else None
+
+
+def score_weights(preference: PreferenceConfig) -> dict[str, float]:
+    """`preference.score_weights` as a mapping: `("helpful=2", "brief=-1")` is `{"helpful": 2.0, "brief": -1.0}`."""
+    pairs = (given.rpartition("=") for given in preference.score_weights)
+    return {name: float(weight) for name, _, weight in pairs}
+
+
+def comparisons(
+    levels: Sequence[float | None],
+    preference: PreferenceConfig,
+    key: int,
+    seed: int,
+    contents: Sequence[Hashable] | None = None,
+) -> Comparisons:
+    """Every two responses with levels: a strict preference where these differ, a tie where they are equal.
+
+    Left out and counted in `dropped`: responses without a level ("not judged", one for each response), two of equal
+    `contents` ("identical responses"; nothing tells them apart, whatever their levels), strict preferences whose gap is
+    below `preference.min_gap` ("gap below min_gap"), and what exceeds `preference.max_pairs` comparisons, ties included
+    ("over max_pairs"). A share `preference.flip` of the strict preferences kept is turned around, counted in `dropped`
+    under no reason. What is drawn follows from (`seed`, `key`, places) alone; `key` tells prompts apart.
+
+    >>> from espalier.config import PreferenceConfig
+    >>> found = comparisons([2.0, 1.0, 2.0, None], PreferenceConfig(), key=0, seed=0)
+    >>> found.beats, found.ties, found.dropped
+    ([[1], [], [1], []], [[2], [], [], []], {'not judged': 1})
+    >>> comparisons([9.0, 8.5, 7.0], PreferenceConfig(min_gap=1.0), key=0, seed=0)
+    Comparisons(beats=[[2], [2], []], ties=[[], [], []], dropped={'gap below min_gap': 1})
+    >>> comparisons([1.0, 0.0], PreferenceConfig(), key=0, seed=0, contents=["yes", "yes"]).dropped
+    {'identical responses': 1}
+    >>> comparisons([1.0, 0.0], PreferenceConfig(flip=0.999999), key=0, seed=0).beats
+    [[], [0]]
+    """
+    dropped: dict[str, int] = {}
+
+    def drop(reason: str, count: int = 1) -> None:
+        if count:
+            dropped[reason] = dropped.get(reason, 0) + count
+
+    drop("not judged", sum(level is None for level in levels))
+    found: list[tuple[int, int, float]] = []  # places i < j and how much better i is
+    for i, j, gap in _gaps(levels):
+        if contents is not None and contents[i] == contents[j]:
+            drop("identical responses")
+        elif gap and abs(gap) < preference.min_gap:
+            drop("gap below min_gap")
+        else:
+            found.append((i, j, gap))
+    limit = preference.max_pairs or len(found)
+    if limit < len(found):
+        drop("over max_pairs", len(found) - limit)
+        found = sorted(sorted(found, key=lambda pair: _uniform(seed, key, _KEEP, *pair[:2]))[:limit])
+    beats: list[list[int]] = [[] for _ in levels]
+    ties: list[list[int]] = [[] for _ in levels]
+    for i, j, gap in found:
+        if not gap:
+            ties[i].append(j)
+        elif (gap > 0) != (_uniform(seed, key, _FLIP, i, j) < preference.flip):
+            beats[i].append(j)
+        else:
+            beats[j].append(i)
+    return Comparisons([sorted(beaten) for beaten in beats], ties, dropped)
+
+
+def _gaps(levels: Sequence[float | None]) -> Iterator[tuple[int, int, float]]:
+    for i, level in enumerate(levels):
+        for j in range(i + 1, len(levels)):
+            other = levels[j]
+            if level is not None and other is not None:
+                yield i, j, level - other
+
+
+def labels(ranking: Ranking, preference: PreferenceConfig, key: int, seed: int) -> list[bool | None]:
+    """Good or bad for each response, None where nobody says, with a share `preference.flip` turned around.
+
+    >>> from espalier.config import PreferenceConfig
+    >>> from espalier.types import Message
+    >>> said = Ranking((), tuple(Response(Message("assistant", "a"), good=g) for g in (True, False, None)))
+    >>> labels(said, PreferenceConfig(), key=0, seed=0), labels(said, PreferenceConfig(flip=0.999999), key=0, seed=0)
+    ([True, False, None], [False, True, None])
+    """
+    return [
+        None if response.good is None else response.good != (_uniform(seed, key, _LABEL, i) < preference.flip)
+        for i, response in enumerate(ranking.responses)
+    ]
+
+
+def _uniform(*numbers: int) -> float:
+    """A number in [0, 1) with 53 random bits that follow from `numbers` alone.
+
+    Each in turn is joined to the state, which SplitMix64's finaliser then mixes (Steele et al. 2014).
+    """
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + _GOLDEN & _WORD
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
+        state ^= state >> 31
+    return (state >> 11) * 2.0**-53
