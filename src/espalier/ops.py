@@ -32,3 +32,27 @@ def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]
     if loss is None:  # nothing but metrics in this step
         loss = sum((term.x.sum() * 0.0 for term in terms.values()), start=torch.zeros(()))
     return loss, shares
+
+
+def by_sample(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sums of what belongs to each sample, [S]: y_s = sum of x_t over rows_t = s. `count` is S; dtype of `x`.
+
+    >>> by_sample(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0]), 3).tolist()
+    [5.0, 0.0, 2.0]
+    """
+    return x.new_zeros(count).index_add_(0, rows, x)
+
+
+def by_prefix(x: Tensor, lengths_S: Tensor, rows_P: Tensor, prefix_P: Tensor) -> Tensor:
+    """Sums over the first `prefix_P` entries of the samples `rows_P`, [P], in the dtype of `x`.
+
+    `x` [T] holds the samples one after the other, `lengths_S` entries each, as batches do.
+
+    >>> by_prefix(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1, 3]), torch.tensor([1, 0]), torch.tensor([2, 1]))
+    tensor([6., 1.])
+    """
+    lengths, prefix = lengths_S.long(), prefix_P.long()
+    start_P = (lengths.cumsum(0) - lengths)[rows_P]
+    pair = torch.repeat_interleave(torch.arange(len(prefix), device=x.device), prefix)
+    within = torch.arange(len(pair), device=x.device) - (prefix.cumsum(0) - prefix)[pair]
+    return by_sample(x[start_P[pair] + within], pair, len(prefix))
