@@ -54,11 +54,11 @@ def rankings(tree: Tree) -> list[Ranking | RowError]:
     message has two answers. What a user says is never ranked.
 
     >>> from espalier.types import TreeNode
-    >>> asked, told = Message("user", "?"), Message("assistant", "!")
-    >>> nodes = [(asked, -1, None), (told, 0, 1), (asked, 1, None), (told, 2, None), (told, 0, 0), (told, 0, None)]
+    >>> asked, a, b, c = (Message(role, text) for role, text in zip(["user"] + 3 * ["assistant"], "?abc", strict=True))
+    >>> nodes = [(asked, -1, None), (a, 0, 1), (asked, 1, None), (b, 2, None), (b, 0, 0), (c, 0, None)]
     >>> (found,) = rankings(Tree(tuple(TreeNode(*node) for node in nodes)))
-    >>> found.prompt, [response.rank for response in found.responses]
-    ((Message(role='user', content='?', reasoning=None, tool_calls=(), name=None, weight=None),), [1, 0, None])
+    >>> [m.content for m in found.prompt], [(r.message.content, r.rank) for r in found.responses]
+    (['?'], [('a', 1), ('b', 0), ('c', None)])
     """
     groups: dict[int, list[int]] = {}
     for i, node in enumerate(tree.nodes):
