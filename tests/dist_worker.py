@@ -36,6 +36,7 @@ from espalier.engines import learner as learners
 from espalier.engines import world as worlds
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
+from espalier.microbatches import Layout, microbatches
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
 from espalier.train import FRESH, Trainer
@@ -163,7 +164,7 @@ def replay_on_one_rank() -> Figures:
     replay = Sample(part="replay", key=1)
     replay.append(list(range(30, 85)), trained=True)
     groups = [[sample(range(5, 40), range(40, 60))], [replay]]
-    plan = learners.microbatches(groups, 64, learners.Layout(), ranks=2)
+    plan = microbatches(groups, 64, Layout(), ranks=2)
     assert [[g[0].part for g in forward] for forward in plan] in ([["main"], ["replay"]], [["replay"], ["main"]])
     return compare(groups=groups)
 

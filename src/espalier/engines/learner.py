@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,18 @@ from torch import Tensor
 
 from espalier.config import OptimConfig
 from espalier.engines import fsdp
+from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer
-from espalier.engines.protocols import Group, LossFn, StepResult
+from espalier.engines.protocols import Group, LossFn, Measured, StepResult
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError
-from espalier.microbatches import Layout, microbatches
 from espalier.models import adapters, attention
 from espalier.models.export import export
+from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.ops import normalise
-from espalier.pack import Totals, pack, totals
+from espalier.pack import totals
 from espalier.trainstate import file_to_tensors, tensors_to_file
 from espalier.trie import laid_length
 from espalier.types import Batch, Outputs, Sample
@@ -37,13 +37,15 @@ class LearnerOptions:
 
     budget: packed tokens in a forward. compute: dtype of forward and backward; masters are float32. linear: the loss is
     linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups
-    in one piece. router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
+    in one piece. reads: the loss takes `scores_RK` and no log-probabilities, so the policy must have a scalar head.
+    router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
     """
 
     budget: int = 2048
     compute: torch.dtype = torch.float32
     linear: bool = False
     whole: bool = False
+    reads: bool = False
     router_coef: float = 0.0
     grad_checkpointing: bool = False
     compile: bool = False
@@ -62,7 +64,10 @@ class ExportOptions:
 
 
 class TorchLearner:
-    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place."""
+    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place.
+
+    Raises ValueError where `options.reads` and the policy disagree on what is read.
+    """
 
     def __init__(
         self,
@@ -73,6 +78,10 @@ class TorchLearner:
         world: OneProcess | Distributed | None = None,
         export_options: ExportOptions | None = None,
     ):
+        if options.reads != policy.reads:
+            raise ValueError(
+                f"the loss has reads {options.reads}, the policy {policy.reads}; expected the same of both"
+            )
         self.policy, self.options = policy, options
         self.world = world or OneProcess()
         self.export_options = export_options or ExportOptions()
@@ -90,10 +99,15 @@ class TorchLearner:
         trained = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
         embeddings = [m for m in policy.model.modules() if isinstance(m, torch.nn.Embedding)]  # of positions, too
         embeddings += [policy.model.get_input_embeddings(), policy.model.get_output_embeddings()]
+        embeddings.append(getattr(policy.model, adapters.SCORE, None))
         inside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
         plain = {n for n, p in trained if id(p) in inside}
         self.optimizer = self._build_optimizer(trained, optim, plain)
-        self.layout = Layout(policy.shares, policy.layout == "padded", options.whole, options.long_from)
+        self.forwards = Forwards(
+            policy, self.world, budget=options.budget, compute=options.compute, whole=options.whole,
+            long_from=options.long_from, count_uses=bool(options.router_coef),
+        )  # fmt: skip
+        self._zero = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _build_optimizer(self, trained: list[tuple[str, Any]], optim: OptimConfig, plain: set[str]) -> Optimizer:
         low = self.options.compute != torch.float32 and not isinstance(self.world, Distributed)
@@ -110,47 +124,43 @@ class TorchLearner:
             optimizer.take(name, value)
         return optimizer
 
-    # ------------------------------------------------------------------------------------------------------- forward
+    # --------------------------------------------------------------------------------------------- without gradients
 
     def forward(
         self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
     ) -> list[dict[str, list[float]]]:
         """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's
         targets."""
-        samples = [s for g in groups for s in g]
-        starts = [0]
-        for s in samples:
-            starts.append(starts[-1] + len(s.tokens))
-        place = {id(s): start for s, start in zip(samples, starts, strict=False)}
-        names = ["logprobs", *(["entropy"] if entropy else []), *(["correct"] if correct else [])]
-        flat = {name: torch.zeros(starts[-1], dtype=torch.float64) for name in names}
-        with torch.no_grad():
-            for batch, real in self._batches(self._plan(groups), groups, totals(groups), {}):
-                scores = self.policy(batch, entropy=entropy, correct=correct)
-                if real:
-                    scored = [place[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
-                    at = torch.tensor(scored, dtype=torch.int64)
-                    for name in names:
-                        flat[name][at] = scores[name][batch.score].double().cpu()
+        return self.forwards.tokens(groups, entropy=entropy, correct=correct)
+
+    def score(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """What the scalar head says after each of a sample's reads, the stored bias and scale applied."""
+        calibration = calibration_of(self.policy.model)
+        return [[tuple(row) for row in calibration.apply(said).tolist()] for said in self.forwards.scores(groups)]
+
+    @torch.no_grad()
+    def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
+        """The terms of `loss`, summed over all groups and ranks, each with what it is divided by."""
+        sums = totals(groups)
+        found: dict[str, tuple[float, float]] = {}  # total and coefficient, the same in every batch
+        added: dict[str, Tensor] = {}
+        plan = self.forwards.plan(groups)
+        for batch, real in self.forwards.batches(plan, groups, sums, state):
+            scores = self.policy(batch)
+            if real:
+                for name, term in loss(self._outputs(scores, batch), batch).items():
+                    found[name] = (sums[term.over, term.part], term.coef)
+                    added[name] = added.get(name, torch.zeros_like(self._zero)) + term.x.sum()
         fsdp.reshard(self.policy)
-        for name in names:
-            flat[name] = self.world.sum_tensor(flat[name].to(self.device)).cpu()
-        return [{name: flat[name][low:high].tolist() for name in names} for low, high in pairwise(starts)]
+        if self._some_idle(plan):
+            found = self._of_first(found)
+        values = self.world.sum([added[n].item() if n in added else 0.0 for n in sorted(found)])
+        return {n: Measured(x, *found[n]) for n, x in zip(sorted(found), values, strict=True)}
 
-    def _plan(self, groups: Sequence[Group]) -> list[list[Sequence[Sample]]]:
-        """The forwards of all ranks; rank r runs those numbered r, r + ranks, ...; empty ones come last."""
-        return microbatches(groups, self.options.budget, self.layout, ranks=self.world.size)
-
-    def _batches(
-        self, plan: list[list[Sequence[Sample]]], groups: Sequence[Group], sums: Totals, state: dict[str, float]
-    ) -> Iterator[tuple[Batch, bool]]:
-        """This rank's micro-batches, as many as every rank's; False stands with a dummy in place of an empty one."""
-        for mine in plan[self.world.rank :: self.world.size]:
-            batch = pack(
-                mine or [[_dummy(groups)]], sums, state=state, share=self.policy.shares,
-                count_uses=bool(self.options.router_coef), device=self.device,
-            )  # fmt: skip
-            yield batch, bool(mine)
+    def _outputs(self, scores: dict[str, Tensor], batch: Batch) -> Outputs:
+        if self.policy.reads:
+            return Outputs(scores["scores_RK"].new_zeros(0), scores_RK=scores["scores_RK"])
+        return Outputs(scores["logprobs"][batch.score])
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -158,20 +168,20 @@ class TorchLearner:
         """Accumulate the gradient of `loss`: sums over all micro-batches and ranks, divided by the step's totals."""
         sums = totals(groups)
         shares: dict[str, Tensor] = {}
-        whole = torch.zeros((), dtype=torch.float64, device=self.device)
+        whole = torch.zeros_like(self._zero)
         packed = scored = 0
-        plan = self._plan(groups)
+        plan = self.forwards.plan(groups)
         forwards = sum(1 for forward in plan if forward)
-        for batch, real in self._batches(plan, groups, sums, state):
+        for batch, real in self.forwards.batches(plan, groups, sums, state):
             noise = self._noise(batch, step)
             if not real:  # no loss sees a dummy: it joins the collectives and adds nothing
                 scores = self.policy(batch, noise=noise)
-                torch.autograd.backward(scores["logprobs"], torch.zeros_like(scores["logprobs"]))
+                said = scores["scores_RK" if self.policy.reads else "logprobs"]
+                torch.autograd.backward(said, torch.zeros_like(said))
                 continue
             cotangent = self._cotangent(batch, loss) if self.options.linear else None
             scores = self.policy(batch, cotangent_U=cotangent, noise=noise)
-            outputs = Outputs(scores["logprobs"][batch.score])
-            value, terms = normalise(loss(outputs, batch), sums)
+            value, terms = normalise(loss(self._outputs(scores, batch), batch), sums)
             if self.options.router_coef:
                 balance = scores["router"] / forwards
                 terms["router"] = balance.detach()
@@ -182,9 +192,9 @@ class TorchLearner:
                 shares[name] = shares.get(name, torch.zeros_like(whole)) + share
             packed += batch.inputs_N.numel()
             scored += batch.score.numel()
-        names = sorted(shares)
-        if any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size)):
-            names = self._names_of_first(names)
+        names: list[str] = sorted(shares)
+        if self._some_idle(plan):
+            names = self._of_first(names)
         numbers = self.world.sum(
             [whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored]
         )
@@ -196,13 +206,16 @@ class TorchLearner:
             scored=int(numbers[-1]),
         )
 
-    def _names_of_first(self, names: list[str]) -> list[str]:
-        """Rank 0's names, for ranks that saw no loss: it always has a batch where there is one."""
-        text = json.dumps(names).encode() if self.world.rank == 0 else b""
+    def _some_idle(self, plan: list[list[Sequence[Sample]]]) -> bool:
+        """Whether a rank sees no loss: all that it runs are dummies."""
+        return any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size))
+
+    def _of_first(self, value: Any) -> Any:
+        """Rank 0's value, for ranks that saw no loss: it always has a batch where there is one."""
+        text = json.dumps(value).encode() if self.world.rank == 0 else b""
         length = int(self.world.sum([float(len(text))])[0])
         sent = self.world.sum([float(byte) for byte in text.ljust(length, b"\0")])
-        found: list[str] = json.loads(bytes(int(byte) for byte in sent))
-        return found
+        return json.loads(bytes(int(byte) for byte in sent))
 
     def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
         """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
@@ -306,11 +319,3 @@ class TorchLearner:
                 )  # fmt: skip
         finally:  # a rank 0 that cannot write must not leave the others waiting
             self.world.barrier()
-
-
-def _dummy(groups: Sequence[Group]) -> Sample:
-    """A sample that costs one token and weighs nothing, so that a rank without data joins every collective."""
-    like = groups[0][0]
-    sample = Sample(part=like.part, streams={name: [0.0, 0.0] for name in like.streams})
-    sample.tokens, sample.mask, sample.weights = [like.tokens[0]] * 2, [False, True], [0.0, 0.0]
-    return sample
