@@ -52,12 +52,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "preflight": ("types", "trie", "pack", *GROUND),
     "watch": ("types", "metrics", *GROUND),
+    "gates": ("types", "preflight", *GROUND),
+    "workbench": ("types", "errors", "files"),
     "report": ("errors", "files"),
     # What the user sees.
     "options": ("errors", "fields"),
     "progress": (),
     "track": ("errors", "files"),
-    "inspect": ("errors", "files", "data.render"),
+    "inspect": ("errors", "files", "types", "data.rendered"),
     "doctor": (),
     # The only places where an engine meets an algorithm.
     "answer": ANY,
@@ -84,7 +86,8 @@ WITHOUT_TORCH = (
     # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
     # inside functions and for type checking.
     *("errors", "files", "fields", "types", "algorithms", "config", "runs", "options", "cli", "run", "doctor"),
-    *("progress", "track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world"),
+    *("progress", "track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world", "workbench"),
+    "watch",
 )
 TORCH = ("torch", "transformers", "accelerate", *HEAVY)
 
