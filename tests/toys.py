@@ -12,7 +12,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from espalier.data.render import Rendered
+from espalier.data.rendered import Rendered
 from espalier.data.templates import apply_template
 from espalier.types import Chat, Message
 from tiny import tiny_tokenizer

@@ -20,7 +20,7 @@ from espalier.files import write_atomic
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from espalier.data.render import Rendered
+    from espalier.data.rendered import Rendered
 
     Row = tuple[str, Sequence[Rendered]]
     """Where a row was read, and the samples it became."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from espalier.data import templates
-from espalier.data.control import Codec, Follows, Piece
+from espalier.data import render_judged, templates
+from espalier.data.control import Codec, Follows
 from espalier.data.form import CHATS, Form
+from espalier.data.rendered import Draft, Mark, Rendered
 from espalier.data.turns import Probe, Row, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
-from espalier.types import Chat, Completion, Example, Message, Sample, Text
+from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,37 +23,12 @@ RENDER_VERSION = 2
 """Part of the fingerprint: raised whenever the same example would give other tokens."""
 
 TrainOn = Literal["assistant", "last", "all"]
+_FORMS = {
+    "chat": "a conversation, a tree of them, a text or a completion",
+    "ranking": "a ranking: a prompt with judged responses",
+    "steps": "a solution in steps",
+}
 _CHOICES = "Choose one with --template chatml, llama3, alpaca, plain or a Jinja file"
-
-
-class Span(NamedTuple):
-    """Tokens `start` up to, not including, `end` come from `role`.
-
-    A message's role covers its content; of a trained turn, everything from the end of its prompt through its stop
-    token. `text`, `prompt` and `completion` are the parts of examples without chat markup. What a template writes
-    around content is in no span.
-    """
-
-    start: int
-    end: int
-    role: str
-    trained: bool
-
-
-class Rendered(NamedTuple):
-    """One sample and where its tokens come from."""
-
-    sample: Sample
-    spans: list[Span]
-
-
-class _Mark(NamedTuple):
-    """Characters `start` up to `end` of a conversation come from `role` and are trained with `weight`."""
-
-    start: int
-    end: int
-    role: str
-    weight: float
 
 
 class Renderer:
@@ -85,6 +60,8 @@ class Renderer:
     ) -> None:
         if train_on not in get_args(TrainOn):
             raise ConfigError(f"train_on got {train_on!r}; expected {', '.join(get_args(TrainOn))}")
+        if form.consumes != "chat" and train_on != "assistant":
+            raise ConfigError(f"train_on got {train_on!r}, but rankings and steps train the response; leave it out")
         if max_length < 0:
             raise ConfigError(f"max_length got {max_length}; expected a number of tokens, or 0 for no limit")
         if tokenizer.eos_token_id is None:
@@ -123,14 +100,26 @@ class Renderer:
         Raises RowError, with a reason that can be counted, where it cannot be used, and ModelError where the tokenizer
         has no template that chats could use.
         """
-        if isinstance(example, Chat):
-            drafts = self._chat(example)
-        elif isinstance(example, Text):
-            drafts = self._windows(self._plain(("text", example.text, 1.0)))
-        elif isinstance(example, Completion):
-            drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
-        else:
-            raise RowError("wrong form", got=f"a {type(example).__name__}", expected=f"a {self.form.consumes}")
+        match self.form.consumes, example:
+            case "chat", Chat():
+                drafts = self.drafts(example)
+            case "chat", Text():
+                drafts = self._windows(self._plain(("text", example.text, 1.0)))
+            case "chat", Completion():
+                drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
+            case "chat", Tree():
+                return render_judged.tree(self, example, key)
+            case "ranking", Ranking():
+                return render_judged.ranking(self, example, key)
+            case "steps", Steps():
+                return render_judged.steps(self, example, key)
+            case _:
+                raise RowError(
+                    "wrong form",
+                    got=f"a {type(example).__name__}",
+                    expected=_FORMS[self.form.consumes],
+                    fix="Give such rows to a command that reads them, or name their format with PATH:FORMAT",
+                )
         return [draft.finish(self.max_length, key) for draft in drafts]
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
@@ -146,10 +135,10 @@ class Renderer:
 
     # -------------------------------------------------------------------------------------------------- text, no chat
 
-    def _plain(self, *parts: tuple[str, str, float]) -> _Draft:
+    def _plain(self, *parts: tuple[str, str, float]) -> Draft:
         if not parts[-1][1]:
             raise RowError("nothing to train", field=parts[-1][0], got="an empty string")
-        draft = _Draft()
+        draft = Draft()
         follows: Follows = "start"
         seal = self._codec.seal([(text, False) for _, text, _ in parts])
         draft.add(self._head(""), parts[0][2])
@@ -160,7 +149,7 @@ class Renderer:
                 follows = "text"
         return draft
 
-    def _windows(self, draft: _Draft) -> list[_Draft]:
+    def _windows(self, draft: Draft) -> list[Draft]:
         """A text in samples of at most max_length tokens, so that every token is scored once; the last one stops.
 
         A window begins with the begin-of-text token, or, where there is none, with the last token of the one before.
@@ -170,7 +159,7 @@ class Renderer:
             return [draft]
         windows, step = [], self.max_length - 1
         for low in range(1, len(ids), step):
-            window = _Draft()
+            window = Draft()
             window.add(head or ids[low - 1 : low], 1.0 if head or low == 1 else 0.0, "" if head else "text")
             window.add(ids[low : low + step], 1.0, "text")
             window.sample.stop = "stop" if low + step >= len(ids) else "length"
@@ -191,8 +180,13 @@ class Renderer:
         self._probe.check(chat)
         return Row(chat, self._form, self._codec, self.stop_ids)
 
-    def _chat(self, chat: Chat) -> list[_Draft]:
-        row, weights, every = self._row(chat), self._weights(chat.messages), self.train_on == "all"
+    def drafts(self, chat: Chat, *, apart: bool = False) -> list[Draft]:
+        """The samples of a conversation, not yet cut to length. Raises as `render` does.
+
+        apart: turns that are not trained are encoded on their own, too, so that conversations which share messages
+        share their tokens.
+        """
+        row, weights, every = self._row(chat), self.weights(chat.messages), self.train_on == "all"
         size = len(weights) if every else 1 + max((i for i, w in enumerate(weights) if w), default=-1)
         if not any(weights):
             raise RowError("nothing to train", got="no trained message", expected="one assistant turn at least")
@@ -200,7 +194,8 @@ class Renderer:
         own = [i for i, m in enumerate(chat.messages[:size]) if m.weight not in (None, 1.0 if every else 0.0)]
         others = [i for i in own if roles[i] != "assistant"]
         try:
-            turns = [row.turn(i) for i, role in enumerate(roles) if role == "assistant" and (every or weights[i])]
+            every_turn = every or apart
+            turns = [row.turn(i) for i, r in enumerate(roles) if r == "assistant" and (every_turn or weights[i])]
         except RowError:
             if not every or own:
                 raise
@@ -220,9 +215,11 @@ class Renderer:
         return [
             self._draft(row, t.text, [t], weights, roles[: t.message + 1])
             for t in turns  # each trains its own turn only
+            if weights[t.message]
         ]
 
-    def _weights(self, messages: Sequence[Message]) -> list[float]:
+    def weights(self, messages: Sequence[Message]) -> list[float]:
+        """The weight with which each message is trained, 0 where it is not. Raises RowError for a negative one."""
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
         found = []
         for i, m in enumerate(messages):
@@ -243,37 +240,37 @@ class Renderer:
         weights: Sequence[float],
         roles: Sequence[str],
         regions: Sequence[tuple[int, int, int]] = (),
-    ) -> _Draft:
+    ) -> Draft:
         """One sample of `full`, cut where its turns begin and end. `regions` are other messages with own weights."""
         base = 1.0 if self.train_on == "all" else 0.0
         cut = {turn.message for turn in turns} | {i for i, _, _ in regions}
-        marks = [_Mark(a, b, roles[i], weights[i]) for i, a, b in regions]
-        marks += [_Mark(a, b, roles[i], base) for i, a, b in row.contents(full, len(roles)) if i not in cut]
+        marks = [Mark(a, b, roles[i], weights[i]) for i, a, b in regions]
+        marks += [Mark(a, b, roles[i], base) for i, a, b in row.contents(full, len(roles)) if i not in cut]
         marks.sort()
         end = len(full) if base else max([turn.end for turn in turns] + [b for _, _, b in regions])
-        draft, at = _Draft(), 0
+        draft, at = Draft(), 0
         follows: Follows = "start"
         draft.add(self._head(full), base)
         for turn in turns:
             follows = self._gap(draft, row, full, at, turn.start, follows, marks, base)
             response = full[turn.start : turn.end]
-            ids = self._codec.encode(response, row.seal, follows).ids
+            piece = self._codec.encode(response, row.seal, follows)
             meant = row.seal.open(response) if row.seal else response
-            if not self._codec.reads(ids, meant):
+            if not self._codec.reads(piece.ids, meant):
                 raise RowError(
                     "trained tokens decode to other text",
                     field=f"messages[{turn.message}]",
-                    got=repr(self._codec.decode(ids)[:60]),
+                    got=repr(self._codec.decode(piece.ids)[:60]),
                     expected=repr(meant[:60]),
                 )
-            draft.turn_at = len(draft.sample)
-            draft.add(ids, weights[turn.message], "assistant")
+            stop = self._codec.added[piece.ids[-1]].text
+            draft.add_turn(piece, weights[turn.message], meant.removesuffix(stop))
             at, follows = turn.end, "token"
         self._gap(draft, row, full, at, end, follows, marks, base)
         return draft
 
     def _gap(
-        self, draft: _Draft, row: Row, full: str, a: int, b: int, follows: Follows, marks: Sequence[_Mark], base: float
+        self, draft: Draft, row: Row, full: str, a: int, b: int, follows: Follows, marks: Sequence[Mark], base: float
     ) -> Follows:
         """Append the characters a to b, which stand between turns. Returns what the next piece follows."""
         if follows == "token" and self._codec.added[draft.sample.tokens[-1]].rstrip:
@@ -284,51 +281,7 @@ class Renderer:
         draft.add_piece(piece, a, [m for m in marks if m.start < b and m.end > a], base)
         return self._codec.ending(full[a:b])
 
-    def _sampled(self, row: Row, full: str, last: Turn, draft: _Draft) -> bool:
+    def _sampled(self, row: Row, full: str, last: Turn, draft: Draft) -> bool:
         """Whether a sampler that is given all of `full` before the last turn as text sees the tokens of `draft`."""
         text = full[: last.start]
         return self._head(text) + self._codec.encode(text, row.seal).ids == draft.sample.tokens[: draft.turn_at]
-
-
-class _Draft:
-    """A sample that grows, with its spans; `turn_at` is where its last trained turn begins."""
-
-    def __init__(self) -> None:
-        self.sample = Sample()
-        self.spans: list[Span] = []
-        self.turn_at = 0
-
-    def add(self, ids: list[int], weight: float, role: str = "") -> None:
-        start = len(self.sample)
-        self.sample.append(ids, trained=weight > 0, weight=weight)
-        if role and ids:
-            self.spans.append(Span(start, len(self.sample), role, weight > 0))
-
-    def add_piece(self, piece: Piece, offset: int, marks: Sequence[_Mark], base: float) -> None:
-        """Append a piece from character `offset` on; a token belongs to the mark that its first character is in."""
-        starts, at = piece.starts(), 0
-        for mark in marks:
-            first = max(at, bisect_left(starts, mark.start - offset))
-            behind = max(first, bisect_left(starts, mark.end - offset))
-            self.add(piece.ids[at:first], base)
-            self.add(piece.ids[first:behind], mark.weight, mark.role)
-            at = behind
-        self.add(piece.ids[at:], base)
-
-    def finish(self, limit: int, key: int) -> Rendered:
-        sample = self.sample
-        sample.key = sample.group = key
-        if limit and len(sample) > limit:
-            length = len(sample)
-            for column in (sample.tokens, sample.mask, sample.weights):
-                del column[limit:]
-            sample.stop = "length"
-            self.spans = [Span(a, min(b, limit), role, t) for a, b, role, t in self.spans if a < limit]
-            if not any(sample.mask[1:]):
-                raise RowError(
-                    "emptied by truncation",
-                    got=f"{length} tokens, the first trained one behind the limit",
-                    expected=f"a trained token among the first {limit}",
-                    fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
-                )
-        return Rendered(sample, self.spans)

@@ -1,0 +1,120 @@
+"""What rendering makes of an example: samples, where their tokens come from, and what was left out."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from espalier.data.control import Piece
+from espalier.errors import RowError
+from espalier.types import Response, Sample
+
+
+class Span(NamedTuple):
+    """Tokens `start` up to, not including, `end` come from `role`.
+
+    A message's role covers its content; of a trained turn, everything from the end of its prompt through its stop
+    token. `text`, `prompt` and `completion` are the parts of examples without chat markup. What a template writes
+    around content is in no span.
+    """
+
+    start: int
+    end: int
+    role: str
+    trained: bool
+
+
+class Rendered(NamedTuple):
+    """One sample and where its tokens come from; `response` is the answer of a ranking that it ends in."""
+
+    sample: Sample
+    spans: list[Span]
+    response: Response | None = None
+
+
+class Judged(list[Rendered]):
+    """The group of a ranking, of a solution in steps or of a tree, prefixes shared.
+
+    dropped: how often what was left out, by reason. dimensions: the names of what `Sample.grades` are about, where a
+    run reads scores. labelled: `Sample.label` is 1 for good and 0 for bad.
+    """
+
+    def __init__(self, kind: Literal["ranking", "steps", "tree"]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.dropped: dict[str, int] = {}
+        self.dimensions: tuple[str, ...] = ()
+        self.labelled = False
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+class Mark(NamedTuple):
+    """Characters `start` up to `end` of a conversation come from `role` and are trained with `weight`."""
+
+    start: int
+    end: int
+    role: str
+    weight: float
+
+
+class Draft:
+    """A sample that grows, with its spans.
+
+    turn_at: where its last turn begins. turn: the tokens of that turn. said: what the model says there, up to its stop
+    token, of which `turn.starts()` are places.
+    """
+
+    def __init__(self) -> None:
+        self.sample = Sample()
+        self.spans: list[Span] = []
+        self.turn_at = 0
+        self.turn = Piece([], [])
+        self.said = ""
+
+    def add(self, ids: list[int], weight: float, role: str = "") -> None:
+        start = len(self.sample)
+        self.sample.append(ids, trained=weight > 0, weight=weight)
+        if role and ids:
+            self.spans.append(Span(start, len(self.sample), role, weight > 0))
+
+    def add_turn(self, piece: Piece, weight: float, said: str) -> None:
+        """Append what the model writes in an assistant turn."""
+        self.turn_at, self.turn, self.said = len(self.sample), piece, said
+        self.add(piece.ids, weight, "assistant")
+
+    def add_piece(self, piece: Piece, offset: int, marks: Sequence[Mark], base: float) -> None:
+        """Append a piece from character `offset` on; a token belongs to the mark that its first character is in."""
+        starts, at = piece.starts(), 0
+        for mark in marks:
+            first = max(at, bisect_left(starts, mark.start - offset))
+            behind = max(first, bisect_left(starts, mark.end - offset))
+            self.add(piece.ids[at:first], base)
+            self.add(piece.ids[first:behind], mark.weight, mark.role)
+            at = behind
+        self.add(piece.ids[at:], base)
+
+    def finish(self, limit: int, key: int, response: Response | None = None) -> Rendered:
+        """The sample, cut to `limit` tokens (0 for no limit). Raises RowError where nothing trained is left."""
+        sample = self.sample
+        sample.key = sample.group = key
+        if limit and len(sample) > limit:
+            length = len(sample)
+            for column in (sample.tokens, sample.mask, sample.weights):
+                del column[limit:]
+            sample.stop = "length"
+            self.spans = [Span(a, min(b, limit), role, t) for a, b, role, t in self.spans if a < limit]
+            if not any(sample.mask[1:]):
+                raise RowError(
+                    EMPTIED,
+                    got=f"{length} tokens, the first trained one behind the limit",
+                    expected=f"a trained token among the first {limit}",
+                    fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
+                )
+        return Rendered(sample, self.spans, response)
+
+
+EMPTIED = "emptied by truncation"

@@ -1,0 +1,312 @@
+"""Judged examples as samples: the prompt once, every response on its own, judgements at the right places."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier.config import PreferenceConfig, StepLabelsConfig
+from espalier.data.form import Form
+from espalier.data.render import Renderer
+from espalier.errors import ConfigError, RowError
+from espalier.types import Chat, Ranking, Response, Steps
+from toys import FORGETFUL, SWITCHED, assistant, letters, merging, show, system, user
+
+CHATML = letters(template="chatml")
+HEAD = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = (user("Q"),)
+
+
+def renderer(wants="pairs", *, reads=False, limit=0, tokenizer=CHATML, consumes="ranking", **preference):
+    form = Form(consumes, wants, reads, PreferenceConfig(**preference))
+    return Renderer(tokenizer, max_length=limit, form=form)
+
+
+def pair(chosen, rejected, prompt=QUESTION):
+    return Ranking(tuple(prompt), (Response(assistant(chosen), rank=0), Response(assistant(rejected), rank=1)))
+
+
+def listed(*levels, texts="ABCDEFGH", **more):
+    """A ranking whose responses "A", "B" ... have scores."""
+    made = [Response(assistant(t), scores=(s,)) for t, s in zip(texts, levels, strict=False)]
+    return Ranking((user("Q"),), tuple(made), **more)
+
+
+def reason(r, example):
+    with pytest.raises(RowError) as caught:
+        r.render(example)
+    return caught.value.reason
+
+
+def judgements(group):
+    return [(r.sample.label, r.sample.beats, r.sample.ties) for r in group]
+
+
+# ----------------------------------------------------------------------------------------------------------- rankings
+
+
+def test_a_pair_is_two_samples_of_one_prompt():
+    group = renderer().render(pair("Yes", "No"), key=7)
+    assert [show(r, CHATML) for r in group] == [f"{HEAD}⟦Yes<|im_end|>⟧", f"{HEAD}⟦No<|im_end|>⟧"]
+    assert judgements(group) == [(0.0, [1], []), (-1.0, [], [])]
+    assert [(r.sample.group, r.sample.key, r.sample.reads) for r in group] == [(7, 7, [])] * 2
+    assert [r.response.message.content for r in group] == ["Yes", "No"]
+
+
+def test_a_list_keeps_order_and_ties():
+    group = renderer().render(listed(2.0, 5.0, 2.0))
+    assert judgements(group) == [(2.0, [], [2]), (5.0, [0, 2], []), (2.0, [], [])]
+
+
+def test_only_the_response_is_trained_whatever_the_prompt_weighs():
+    prompt = (system("S", weight=2.0), user("Q"), assistant("A", weight=3.0), user("R", weight=1.0))
+    group = renderer().render(pair("Yes", "No", prompt))
+    for r, text in zip(group, ("Yes", "No"), strict=True):
+        trained = [t for t, m in zip(r.sample.tokens, r.sample.mask, strict=True) if m]
+        assert CHATML.decode(trained) == f"{text}<|im_end|>"
+        assert {w for w, m in zip(r.sample.weights, r.sample.mask, strict=True) if m} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "make", [merging, lambda: letters(template="llama3", bos=True), lambda: letters(template="plain")]
+)
+def test_the_prompt_is_what_a_sampler_is_given(make):
+    tokenizer = make()
+    r = renderer(tokenizer=tokenizer)
+    prompt = (user("Q"), assistant("\nA"), user("R"))
+    for one in r.render(pair("\nYes", "No <|im_end|>", prompt)):
+        assert one.sample.tokens[: one.sample.mask.index(True)] == r.prompt(prompt)
+
+
+def test_a_prompt_that_depends_on_the_response_is_refused():
+    thoughtful = Ranking((user("Q"),), (Response(assistant("A", reasoning="x"), 0), Response(assistant("B"), 1)))
+    switched = renderer(tokenizer=letters(template=SWITCHED))
+    assert reason(switched, thoughtful) == "responses have different prompts"
+    forgetful = renderer(tokenizer=letters(template=FORGETFUL))
+    assert len(forgetful.render(thoughtful)) == 2
+
+
+def test_the_last_token_of_a_response_is_read():
+    for r in renderer(reads=True).render(pair("Yes", "No")):
+        assert r.sample.reads == [len(r.sample) - 1] and r.sample.tokens[-1] == CHATML.convert_tokens_to_ids(
+            "<|im_end|>"
+        )
+    cut = renderer(reads=True, limit=len(HEAD) - 20).render(pair("Yes", "No"))  # a control token is one of its letters
+    assert all(r.sample.reads == [len(r.sample) - 1] for r in cut)
+
+
+def test_bad_responses_of_a_pair_refuse_it_and_say_why():
+    r = renderer()
+    assert reason(r, pair("Yes", " \n")) == "empty response"
+    assert reason(r, pair("Yes", "Yes")) == "identical responses"
+    assert reason(r, listed(1.0, 1.0)) == "no strict preference"
+    assert reason(r, listed(1.0, None)) == "no strict preference"
+    size = len(r.render(pair("Yes", "No"))[0].sample.tokens)
+    start = size - len("Yes") - 1
+    assert reason(renderer(limit=start + 2), pair("Yes", "Yet")) == "identical after the cut"
+    assert len(renderer(limit=start + 3).render(pair("Yes", "Yet"))) == 2
+    assert reason(renderer(limit=start), pair("Yes", "No")) == "emptied by truncation"
+    assert reason(renderer(min_gap=2.0), listed(2.0, 1.0)) == "no strict preference"
+
+
+def test_bad_responses_of_a_list_are_left_out_and_counted():
+    group = renderer().render(listed(3.0, 2.0, 1.0, 4.0, None, texts=["A", " ", "C", "D", "E"]))
+    assert judgements(group) == [(3.0, [1], []), (1.0, [], []), (4.0, [0, 1], [])]
+    assert group.dropped == {"empty response": 1, "not judged": 1}
+
+
+def test_equal_answers_count_once_and_contradictory_ones_not_at_all():
+    group = renderer().render(listed(3.0, 3.0, 1.0, texts=["A", "A", "C"]))
+    assert judgements(group) == [(3.0, [1], []), (1.0, [], [])] and group.dropped == {"identical responses": 1}
+    group = renderer().render(listed(3.0, 2.0, 1.0, 0.0, texts=["A", "A", "C", "D"]))
+    assert [r.response.message.content for r in group] == ["C", "D"] and group.dropped == {"identical responses": 2}
+
+
+def test_ties_suffice_where_comparisons_are_wanted():
+    group = renderer("comparisons").render(listed(1.0, 1.0))
+    assert judgements(group) == [(1.0, [], [1]), (1.0, [], [])]
+    assert reason(renderer("comparisons"), listed(1.0)) == "no comparison"
+
+
+def test_what_no_comparison_is_left_for_is_not_computed():
+    group = renderer(min_gap=2.0).render(listed(1.0, 5.0, 4.0, 4.5))
+    assert [r.response.message.content for r in group] == ["A", "B", "C", "D"]
+    group = renderer(min_gap=3.5).render(listed(1.0, 5.0, 4.0, 4.5))
+    assert [r.response.message.content for r in group] == ["A", "B", "D"]
+    assert judgements(group) == [(1.0, [], []), (5.0, [0], []), (4.5, [0], [])]
+    assert group.dropped == {"gap below min_gap": 4, "in no comparison": 1}
+    one = renderer(max_pairs=1).render(listed(1.0, 2.0, 3.0, 4.0))
+    assert len(one) == 2 and sum(len(r.sample.beats) for r in one) == 1
+
+
+def test_draws_do_not_depend_on_where_a_row_stands():
+    r = renderer(max_pairs=2, flip=0.5)
+    rows = [listed(1.0, 2.0, 3.0, 4.0, texts=[f"{n}{c}" for c in "abcd"]) for n in range(20)]
+    first = [judgements(r.render(row, key)) for key, row in enumerate(rows)]
+    assert first == [judgements(r.render(row, key + 1)) for key, row in enumerate(rows)]
+    assert len({str(j) for j in first}) > 5
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_labels_come_from_the_rows_own_or_from_two_levels():
+    r = renderer("labels")
+    single = Ranking((user("Q"),), (Response(assistant("A"), good=False),))
+    assert judgements(r.render(single)) == [(0.0, [], [])]
+    assert judgements(r.render(pair("Yes", "No"))) == [(1.0, [], []), (0.0, [], [])]
+    assert [j[0] for j in judgements(r.render(listed(7.0, 2.0, 7.0)))] == [1.0, 0.0, 1.0]
+    some = Ranking((user("Q"),), (Response(assistant("A"), good=True, rank=1), Response(assistant("B"), rank=0)))
+    group = r.render(some)
+    assert judgements(group) == [(1.0, [], [])] and group.dropped == {"not judged": 1} and group.labelled
+    for none in (listed(1.0), listed(1.0, 2.0, 3.0), listed(1.0, 1.0)):
+        assert reason(r, none) == "no good-or-bad label"
+    assert reason(renderer("labels", min_gap=3.0), listed(1.0, 2.0)) == "no good-or-bad label"
+    assert reason(r, pair("Yes", "Yes")) == "identical responses"
+
+
+def test_a_share_of_labels_is_turned_around():
+    r = renderer("labels", flip=0.25)
+    rows = [Ranking((user(f"{n}"),), (Response(assistant("A"), good=True),)) for n in range(400)]
+    good = sum(one.sample.label == 1.0 for row in rows for one in r.render(row))
+    assert 270 <= good <= 330  # 300 expected, a standard deviation is 8.7
+
+
+# -------------------------------------------------------------------------------------------------------------- grades
+
+
+def test_grades_stand_in_the_order_of_their_dimensions():
+    made = [((4.0, 1.0), "A"), ((None, 2.0), "B"), ((None, None), "C")]
+    example = Ranking((user("Q"),), tuple(Response(assistant(t), scores=s) for s, t in made), ("helpful", "brief"))
+    group = renderer("grades").render(example)
+    (first,), (second,) = (r.sample.grades for r in group)
+    assert first == (4.0, 1.0) and math.isnan(second[0]) and second[1] == 2.0
+    assert [r.sample.reads for r in group] == [[len(r.sample) - 1] for r in group]
+    assert group.dimensions == ("helpful", "brief") and group.dropped == {"not judged": 1}
+    assert [r.sample.beats for r in group] == [[], []]
+    assert renderer("grades").render(listed(3.0)).dimensions == ("score",)
+    assert reason(renderer("grades"), listed(None)) == "no score"
+    assert reason(renderer("grades"), pair("Yes", "No")) == "no score"
+    assert len(renderer("grades").render(listed(3.0, 4.0, texts=["A", "A"]))) == 2  # two opinions on one answer
+
+
+# -------------------------------------------------------------------------------------------------------------- steps
+
+KEEP = StepLabelsConfig(neutral="half", after_mistake="keep")
+
+
+def stepper(tokenizer=CHATML, limit=0, labels=KEEP):
+    return Renderer(tokenizer, max_length=limit, form=Form("steps", reads=True, labels=labels))
+
+
+def solution(*steps, separator="\n", labels=None, solved=None, prompt=QUESTION):
+    return Steps(tuple(prompt), steps, labels or (1.0,) * len(steps), solved, separator)
+
+
+def test_steps_are_read_where_each_of_them_ends():
+    group = stepper().render(solution("ab", "c", "def", labels=(1.0, 0.5, None), solved=False))
+    (r,) = group
+    s = r.sample
+    assert show(r, CHATML) == f"{HEAD}⟦ab\nc\ndef<|im_end|>⟧"
+    assert [CHATML.decode([s.tokens[i]]) for i in s.reads] == ["b", "c", "f"]
+    assert s.reads[-1] == len(s) - 2  # in front of the stop token
+    assert s.grades[:2] == [(1.0,), (0.5,)] and math.isnan(s.grades[2][0]) and s.label == 0.0
+    (ordinary,) = Renderer(CHATML).render(Chat((user("Q"), assistant("ab\nc\ndef"))))
+    assert (s.tokens, s.mask) == (ordinary.sample.tokens, ordinary.sample.mask)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.text("ab é\n<|im_end>", max_size=6).filter(str.strip), min_size=1, max_size=4),
+    st.sampled_from(["\n", "\n\n", " ", "<|im_end|>"]),
+)
+def test_what_is_read_so_far_is_what_was_said_so_far(steps, separator):
+    """Decoded up to a read, a solution ends in the last visible character of that step."""
+    (r,) = stepper().render(solution(*steps, separator=separator))
+    start = r.sample.mask.index(True)
+    told = separator.join(steps)
+    for number, read in enumerate(r.sample.reads):
+        said = CHATML.decode(r.sample.tokens[start : read + 1])
+        assert said.replace("<unk>", "é") == separator.join(steps[: number + 1]).rstrip()
+        assert told.startswith(separator.join(steps[: number + 1]).rstrip())
+
+
+@pytest.mark.parametrize(
+    "template", ["chatml", "llama3", "plain", FORGETFUL, SWITCHED, FORGETFUL.replace("m.content", "m.content | trim")]
+)
+def test_reads_are_found_under_every_template(template):
+    tokenizer = letters(template=template)
+    (r,) = stepper(tokenizer).render(solution(" one ", "think ", "one"))
+    assert [tokenizer.decode([r.sample.tokens[i - 1], r.sample.tokens[i]]) for i in r.sample.reads] == [
+        "ne",
+        "nk",
+        "ne",
+    ]
+
+
+def test_tokens_of_several_characters_hold_the_end_of_a_step():
+    tokenizer = merging()  # two line ends are one token
+    (r,) = stepper(tokenizer).render(solution("a\n", "b", separator="\n"))
+    s = r.sample
+    assert [tokenizer.decode([s.tokens[i]]) for i in s.reads] == ["a", "b"]
+    with pytest.raises(RowError, match="two steps end in one token; field steps\\[1\\]"):
+        renderer_of_words().render(solution("a", "b", separator=""))
+
+
+def renderer_of_words():
+    """A vocabulary in which "ab" is one token."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    from toys import with_chatml
+
+    pieces = ["</s>", "\n", "ab", *map(chr, range(32, 127))]
+    core = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("a", "b")]))
+    core.decoder = decoders.Fuse()
+    return stepper(with_chatml(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")))
+
+
+def test_steps_that_cannot_be_used_are_refused():
+    r = stepper()
+    assert reason(r, solution("a", " ")) == "empty step"
+    assert reason(r, solution("a", "b", labels=(1.0,))) == "steps without labels"
+    assert reason(r, solution("a", labels=(None,))) == "no label"
+    changing = letters(template=FORGETFUL.replace("m.content", "m.content | replace('x', 'y')"))
+    assert reason(stepper(changing), solution("x")) == "template changes the solution"
+
+
+def test_steps_behind_the_cut_are_left_out_and_counted():
+    (whole,) = stepper().render(solution("ab", "cd", "ef"))
+    reads = whole.sample.reads
+    for limit in range(reads[0], len(whole.sample) + 1):
+        r = stepper(limit=limit)
+        if limit <= reads[0]:
+            assert reason(r, solution("ab", "cd", "ef")) == "emptied by truncation"
+            continue
+        group = r.render(solution("ab", "cd", "ef"))
+        kept = [i for i in reads if i < limit]
+        assert group[0].sample.reads == kept and len(group[0].sample.grades) == len(kept)
+        assert group.dropped == ({"step behind the cut": 3 - len(kept)} if len(kept) < 3 else {})
+    late = solution("ab", "cd", labels=(None, 0.0))
+    assert reason(stepper(limit=reads[0] + 1), late) == "no label before the cut"
+
+
+# --------------------------------------------------------------------------------------------------------------- forms
+
+
+def test_an_example_of_another_form_is_refused():
+    chat, ranking, steps = Chat((user("Q"), assistant("A"))), pair("Yes", "No"), solution("a")
+    for r, own in ((Renderer(CHATML), chat), (renderer(), ranking), (stepper(), steps)):
+        assert len(r.render(own)) >= 1
+        for other in (chat, ranking, steps):
+            if other is not own:
+                assert reason(r, other) == "wrong form"
+    with pytest.raises(ConfigError, match="train_on got 'all', but rankings"):
+        Renderer(CHATML, train_on="all", form=Form("ranking"))
+    assert renderer().fingerprint != renderer("labels").fingerprint != replace_seed().fingerprint
+
+
+def replace_seed():
+    return Renderer(CHATML, form=replace(Form("ranking", "labels"), seed=1))
