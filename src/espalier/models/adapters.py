@@ -21,6 +21,7 @@ from espalier.config import ModelConfig
 from espalier.errors import ConfigError, ModelError
 
 ADAPTER = "default"
+SCORE = "score"  # the scalar head's name, see `models.heads`
 # Mixers of these model types read the weights of some layers past their forward, where LoRA on them would do nothing.
 _READ_PAST_FORWARD = {
     "mamba": ("x_proj", "dt_proj", "out_proj"),
@@ -114,12 +115,7 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
     tied = model.all_tied_weights_keys if model.config.get_text_config().tie_word_embeddings else {}
     modules = dict(model.named_modules())
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    held = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in held}
-    for name, tensor in {**parameters, **buffers}.items():
-        if any(part in name for part in _PARTS) or ".original_module." in name:
-            continue
+    for name, tensor in _stored(model):
         clean = _clean(name)
         if clean in tied:
             continue
@@ -131,6 +127,21 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             rows = torch.tensor(owner.token_indices[ADAPTER], device=whole.device)
             whole = whole.index_copy(0, rows, _full(owner.trainable_tokens_delta[ADAPTER].detach()).to(whole.dtype))
         yield clean, whole
+
+
+def plain_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight by its name without adapters, a tied one under each of its names."""
+    return {_clean(name): tuple(getattr(x, "quant_state", x).shape) for name, x in _stored(model)}
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and the buffers that are saved, without those of adapters."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in held}
+    for name, tensor in {**parameters, **buffers}.items():
+        if not any(part in name for part in _PARTS) and ".original_module." not in name:
+            yield name, tensor
 
 
 def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -146,7 +157,7 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
     """Module names for peft, and lines on what is left out."""
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    heads = [name for name, m in linear.items() if m is head]
+    heads = [name for name, m in linear.items() if m is head or _is_score(model, name)]
     leaves = {_leaf(name) for name in linear if name not in heads}
     kind = model.config.model_type
     stacked = [n for n, p in model.named_parameters() if p.dim() == 3 and "expert" in n]
@@ -169,6 +180,11 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
     if any(_leaf(name) in leaves for name in heads):  # a short name would take the head along
         return sorted(name for name in linear if name not in heads and _leaf(name) in leaves), notes
     return sorted(leaves), notes
+
+
+def _is_score(model: nn.Module, name: str) -> bool:
+    """Whether a module or parameter is the scalar head, which is trained whole beside an adapter."""
+    return name.partition(".")[0] == SCORE and hasattr(model, "espalier_head")
 
 
 def _leaf(name: str) -> str:
@@ -204,7 +220,7 @@ def _inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
         raise ConfigError(f"LoRA cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
         mine = any(part in name for part in _PARTS)
-        parameter.requires_grad_(mine)
+        parameter.requires_grad_(mine or _is_score(model, name))
         if mine:
             parameter.data = parameter.data.float()
 

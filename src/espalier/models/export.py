@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, ModelError
 from espalier.files import PARTIAL, beside, discard, fsync_tree, make_dir, replace_dir
+from espalier.models import heads
 from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged_state
 from espalier.models.load import quiet
+from espalier.models.padding import Padding, choose_padding
 
 _RESTORED = re.compile(r"dropout|pdrop|layerdrop|jitter|^use_cache$")
 
@@ -41,12 +43,20 @@ def export(
     the source's stay. With `adapter_only`, a peft adapter directory (float32) and the tokenizer instead; a base whose
     embedding grew must be resized to the tokenizer before the adapter is put on it.
 
+    A model with a scalar head becomes its architecture's sequence-classification model: its `logits` for right-padded
+    rows, plus `espalier_reward_bias` of config.json, are the calibrated scores. `score.weight` is stored in float32
+    whatever the dtype; the pad token of config and tokenizer is one that ends no response (`padding`).
+
     Everything is written beside `folder`, flushed to disk, and put in place by a rename; an earlier export there is
     replaced. On an OSError what stood there is untouched. The model is not changed. Under FSDP every rank calls this,
     with `write` on one of them.
 
-    Raises ConfigError where `folder` holds something else, or no adapter is there to be written alone.
+    Raises ConfigError where `folder` holds something else, no adapter is there to be written alone, or a scalar head
+    would be left out of it.
     """
+    reward = heads.scalar_head(model) is not None
+    if adapter_only and reward:
+        raise ConfigError("export adapter leaves out the scalar head and its calibration; use export merged")
     if adapter_only and not has_adapter(model):
         raise ConfigError("export adapter needs LoRA training (lora_rank above 0); use export merged")
     if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
@@ -58,6 +68,9 @@ def export(
         weights = {}
         for name, tensor in state if state is not None else merged_state(model):
             if write:  # the other ranks only take part in gathering
+                if reward and name == heads.WEIGHT:
+                    weights[name] = heads.folded(model, tensor.detach()).cpu().contiguous()
+                    continue
                 dtype = torch.float32 if any(p.search(name) for p in keep) else source_dtype
                 tensor = tensor.detach().to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
                 weights[name] = tensor.contiguous()
@@ -70,6 +83,10 @@ def export(
     try:
         if adapter_only:
             _write_adapter(model, weights, partial)
+        elif reward:
+            padding = choose_padding(tokenizer, _rows(model), _endings(model, stop_ids))
+            _write_reward(model, weights, partial, source_dtype, shard_size, padding)
+            tokenizer = padding.tokenizer
         else:
             _write_model(model, weights, partial, source_dtype, shard_size)
             _write_generation(model, partial, stop_ids)
@@ -82,13 +99,57 @@ def export(
 
 def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str) -> None:
     """transformers' own writer on an empty twin of the model, which knows nothing of how it was trained."""
+    with torch.device("meta"):
+        twin = _plain_class(model)(_plain_config(model))
+    _write(model, twin, weights, folder, dtype, shard_size)
+
+
+def _write_reward(
+    model: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str, padding: Padding
+) -> None:
+    """The same of the sequence-classification model, with one row of zeros more where the pad token has none."""
+    config = _plain_config(model)
+    for inner in (config, config.get_text_config()):
+        inner.pad_token_id = padding.id
+    if padding.id >= (rows := _rows(model)):
+        table = model.get_input_embeddings()
+        name = next(path for path, module in model.named_modules() if module is table) + ".weight"
+        weights[name] = torch.nn.functional.pad(weights[name], (0, 0, 0, padding.id + 1 - rows))
+        config.get_text_config().vocab_size = padding.id + 1
+    twin = heads.exported(model, config)
+    odd = sorted(n for n, w in weights.items() if n not in twin.state_dict() or twin.state_dict()[n].shape != w.shape)
+    if odd:
+        raise ModelError(
+            f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its pad token "
+            f"{padding.token} = {padding.id} may need a row that it has not. Give the tokenizer a pad token of its own"
+        )
+    _write(model, twin, weights, folder, dtype, shard_size)
+
+
+def _rows(model: Any) -> int:
+    rows: int = model.config.get_text_config().vocab_size
+    return rows
+
+
+def _endings(model: Any, stop_ids: Sequence[int]) -> set[int]:
+    """Every token that may end a response, by the run's stop tokens and by what the source says."""
+    said = [getattr(c, "eos_token_id", None) for c in (model.generation_config, model.config.get_text_config())]
+    return {*stop_ids, *(i for ids in said if ids is not None for i in (ids if isinstance(ids, list) else [ids]))}
+
+
+def _plain_config(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     _restore(config, getattr(model, "espalier_source", {}))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._attn_implementation = "eager"
-    with torch.device("meta"):
-        twin = _plain_class(model)(config).to(dtype)
+    return config
+
+
+def _write(
+    model: Any, twin: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str
+) -> None:
+    twin = twin.to(dtype)
     if (conversions := getattr(model, "_weight_conversions", None)) is not None:
         twin._weight_conversions = conversions  # how the source's files name the weights
     with quiet():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,14 +29,16 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as hf_logging
 
 from espalier.config import ModelConfig
-from espalier.errors import ModelError
+from espalier.errors import ConfigError, ModelError
+from espalier.models import heads
 from espalier.models.adapters import add_adapter, quantization
 from espalier.models.freeze import FreezeSummary, freeze
+from espalier.models.stored import stored_dtype, stored_tensor, weight_files
 from espalier.models.tokens import add_control_tokens
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+_CLASSIFIER = "ForSequenceClassification"
+_OTHER_HEADS = (_CLASSIFIER, "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 # What adds noise in train mode: dropouts under their usual names, skipped layers, and the jitter of some routers.
 _NOISE = re.compile(r"dropout|pdrop|layerdrop|jitter")
 _OTHER_TASKS = ("classifier_", "summary_")  # config fields of heads that a causal LM does not have
@@ -84,17 +86,21 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Loaded:
+def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head: bool = False) -> Loaded:
     """Read `config.model` with every weight in float32, in train mode, dropouts at 0 unless `config.dropout`.
 
     Nothing else of `config` is applied; see `prepare`. Only safetensors are read, so that no code runs on loading.
+    With `head`, a sequence-classification model is taken too, as the causal LM without a token head that has its
+    `score` and, where Espalier wrote it, its calibration; any other model is as it would be without, for
+    `heads.attach`, and refused already here where it could not become a reward model.
     Raises ModelError where the directory, its weights or its tokenizer are missing, incomplete, of another kind than a
     causal language model or do not fit each other: a weight that transformers would replace by random numbers is named.
     """
     path = config.model
     folder = locate(path)
-    hf_config = _read_config(path, folder, config.trust_remote_code)
-    files = _weight_files(path, folder)
+    hf_config = _read_config(path, folder, config.trust_remote_code, head=head)
+    classifier = head and any(name.endswith(_CLASSIFIER) for name in hf_config.architectures or ())
+    files = weight_files(path, folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
     quantized = quantization(config, torch.device(device))
     extra = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
@@ -114,7 +120,14 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Lo
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be read: {_line(error)}") from error
+    if head:
+        heads.check(model)
+    if classifier:
+        info["missing_keys"] = set(info["missing_keys"]) - heads.token_head_names(model)
+        info["unexpected_keys"] = set(info["unexpected_keys"]) - {heads.WEIGHT}
     _refuse_incomplete(path, info)
+    if classifier:
+        heads.restore(model, stored_tensor(path, files, heads.WEIGHT), hf_config)
     _refuse_large_vocabulary(path, model, tokenizer)
     if quantized is None:
         model = model.to(device)
@@ -131,7 +144,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Lo
     if note := _read_differently(folder, tokenizer):
         notes.append(note)
     limit, original = _limits(hf_config, tokenizer)
-    return Loaded(model.train(), tokenizer, _stored_dtype(files), limit, original, folder, notes)
+    return Loaded(model.train(), tokenizer, stored_dtype(files), limit, original, folder, notes)
 
 
 def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSummary:
@@ -142,6 +155,10 @@ def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSumm
 
     Raises ConfigError where a combination cannot be trained.
     """
+    if heads.scalar_head(loaded.model) is not None and config.export == "adapter":
+        raise ConfigError(
+            "export adapter leaves out the scalar head and its calibration; use export merged", key="export"
+        )
     ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens)
     if ids:
         loaded.notes.append(
@@ -239,7 +256,7 @@ def _read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _read_config(path: str, folder: Path, trust_remote_code: bool) -> Any:
+def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool = False) -> Any:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "BASE"
@@ -263,36 +280,16 @@ def _read_config(path: str, folder: Path, trust_remote_code: bool) -> Any:
         )
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or raw.get("auto_map", {}).get("AutoModelForCausalLM")
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    other = [name for name in declared if name.endswith(_OTHER_HEADS)]
+    other = [name for name in declared if name.endswith(_OTHER_HEADS) and not (head and name.endswith(_CLASSIFIER))]
     if causal is None or config.is_encoder_decoder or encoder or other:
         what = ", ".join(declared) or f"model_type {kind}"
-        raise ModelError(f"{path} is no causal language model: got {what}; expected a decoder such as LlamaForCausalLM")
-    return config
-
-
-def _weight_files(path: str, folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
-    if any(folder.glob("*.bin")):
+        way_out = ""
+        if any(name.endswith(_CLASSIFIER) for name in other):
+            way_out = ". A reward model is scored with, and measured by, `espalier reward --eval-only`"
         raise ModelError(
-            f"{path} holds pickled weights (.bin) only, which can run code when read; expected .safetensors. "
-            'Convert: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{path}').save_pretrained('OUT')\""
+            f"{path} is no causal language model: got {what}; expected a decoder such as LlamaForCausalLM{way_out}"
         )
-    raise ModelError(f"{path} has no weights: expected model.safetensors or model-*.safetensors beside config.json")
-
-
-def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """The floating dtype of most stored numbers, from the files' headers."""
-    sizes: Counter[torch.dtype] = Counter()
-    for file in files:
-        with safe_open(str(file), "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                part = tensors.get_slice(name)
-                if (dtype := _DTYPES.get(part.get_dtype())) is not None:
-                    sizes[dtype] += max(1, torch.Size(part.get_shape()).numel())
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
+    return config
 
 
 def _refuse_incomplete(path: str, info: dict[str, Any]) -> None:
@@ -324,7 +321,7 @@ def read_limit(path: str, *, trust_remote_code: bool = False) -> int | None:
     folder = locate(path, weights=False)
     if not (folder / "config.json").is_file():
         return None
-    config = _read_config(path, folder, trust_remote_code)
+    config = _read_config(path, folder, trust_remote_code, head=True)
     return _limits(config, load_tokenizer(path, trust_remote_code=trust_remote_code))[0]
 
 

@@ -1,4 +1,4 @@
-"""The trained model as one module: a packed batch in, log-probabilities out.
+"""The trained model as one module: a packed batch in, log-probabilities or the scores of a scalar head out.
 
 Backbone and head run inside this module's `forward`, which is what FSDP2 needs: parameters of the root (embeddings, a
 tied or untied head) are whole there and nowhere else.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espalier.errors import ModelError
-from espalier.models import attention
+from espalier.models import attention, heads
 from espalier.models.attention import Forest
 from espalier.models.layout import Layout
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
@@ -29,10 +29,11 @@ class Policy(nn.Module):
     """A causal LM over packed batches.
 
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
-    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss.
+    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. reads: the
+    model has a scalar head (`heads.attach`) in place of its token head, and is read at the batch's `reads_R`.
 
     Raises ModelError where `dropout` is on and the architecture draws some of its noise itself: attention dropout in
-    the layout padded, or dropouts that are no modules.
+    the layout padded, or dropouts that are no modules; and where the model has not the head that `reads` says.
     """
 
     def __init__(
@@ -43,8 +44,13 @@ class Policy(nn.Module):
         neftune_alpha: float = 0.0,
         dropout: bool = False,
         router_loss: bool = False,
+        reads: bool = False,
     ):
         super().__init__()
+        if reads != (heads.scalar_head(model) is not None):
+            has, wants = ("no scalar head", "one") if reads else ("a scalar head", "a token head")
+            raise ModelError(f"reads is {reads}, but {type(model).__name__} has {has}; expected {wants}")
+        self.reads = reads
         self.model = model
         self.layout = layout
         self.neftune_alpha = neftune_alpha
@@ -79,8 +85,17 @@ class Policy(nn.Module):
         noise: Noise | None = None,
     ) -> dict[str, Tensor]:
         """Scores of the batch: `logprobs` [U] and, where asked for, `entropy` [U], `correct` [U] (1 where the target is
-        the most probable token) and `router`, the load-balancing loss."""
+        the most probable token) and `router`, the load-balancing loss.
+
+        Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, and
+        `router`. Raises ValueError where it is asked for what only a token head says.
+        """
+        if self.reads and (entropy or correct or cotangent_U is not None):
+            raise ValueError("a model with a scalar head has no entropy, correct or cotangent; ask for none of them")
         hidden_ND, router = self._hidden(batch, noise)
+        if self.reads:
+            read = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
+            return read if router is None else {**read, "router": router}
         weight, bias = head_weights(self.model.get_output_embeddings())
         tempered = any(s.temperature != 1 for s in batch.samples)
         scores = score(
