@@ -46,9 +46,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "trainstate": ("errors", "files"),
     "checkpoint": ("engines.protocols", "trainstate", *GROUND),
     "rollout": ("types", "engines.protocols", "config", *GROUND),
+    "annotate": ("types", "config", "algorithms", "engines.protocols", *GROUND),
     "train": (
         *("types", "config", "algorithms", "engines.protocols", "metrics", "schedule", "signals", "trainstate"),
-        *("checkpoint", "rollout", *GROUND),
+        *("checkpoint", "rollout", "annotate", *GROUND),
     ),
     "preflight": ("types", "trie", "pack", *GROUND),
     "watch": ("types", "metrics", *GROUND),

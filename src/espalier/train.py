@@ -1,4 +1,4 @@
-"""The loop. It runs every algorithm: read, credit, forward and backward, update, log, evaluate, save.
+"""The loop. It runs every algorithm: read, annotate, forward and backward, update, log, evaluate, save.
 
 It speaks to engines through protocols only, and everything it carries from step to step is in `TrainState`.
 """
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from espalier import checkpoint
+from espalier.annotate import annotate
 from espalier.config import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group, Learner
+from espalier.engines.protocols import Group, Learner, LossFn, Reference
 from espalier.errors import EspalierError
 from espalier.metrics import MetricsFile
 from espalier.schedule import learning_rate
 from espalier.signals import Stopper
 from espalier.trainstate import TrainState, load_rng
+from espalier.types import Batch, Outputs, Term
 
 
 class Source(Protocol):
@@ -60,6 +62,7 @@ class Finished:
     chosen: Path | None
 
 
+Watch = Callable[[int, Mapping[str, float]], list[str]]
 SAVES = 10  # checkpoints of a run that does not say how often
 FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={})
 
@@ -67,8 +70,10 @@ FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None
 class Trainer:
     """One run of the loop.
 
-    root: where checkpoints go. metrics: the run's file, None on ranks that write none. Every rank runs the same loop;
-    rank 0 writes.
+    root: where checkpoints go. metrics: the run's file, None on ranks that write none. reference: whom the algorithm
+    holds the policy against, built from the weights that the run starts with (so before `resume`). watch: called with
+    each step's number and numbers; the lines that it returns are noted and stand in the step's metrics as `notes`.
+    Every rank runs the same loop; rank 0 writes.
     """
 
     def __init__(
@@ -82,23 +87,29 @@ class Trainer:
         root: Path,
         metrics: MetricsFile | None,
         reporters: Reporters,
+        reference: Reference | None = None,
+        watch: Watch | None = None,
     ):
         self.learner, self.algorithm, self.source = learner, algorithm, source
         self.optim, self.loop, self.root = optim, loop, root
         self.metrics, self.tell = metrics, reporters
+        self.reference, self.watch = reference, watch
         self.world = learner.world
         self.every = loop.save_every or max(1, -(-source.steps // SAVES))
         self.state = FRESH
         self._saved: TrainState | None = None
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
-        """Take up a checkpoint: weights, optimizer, generators, counters, and the metrics file as it was then.
+        """Take up a checkpoint: weights, reference, optimizer, generators, counters, and the metrics file as it was
+        then.
 
         Raises CheckpointError where it lacks something or does not fit. That data and config are those it was trained
         on is for the caller to see to (`RunDir.pin`).
         """
         state = found.state()
         self.learner.load(found.path)
+        if self.reference is not None:
+            self.reference.load(found.path)
         load_rng(found.path, self.world.rank)
         if self.metrics is not None:
             self.metrics.truncate_to(state.lengths["metrics.jsonl"])
@@ -140,10 +151,8 @@ class Trainer:
         step, began = self.state.step, time.perf_counter()
         groups = self.source.groups(step)
         lr = learning_rate(step, self.source.steps, self.optim)
-        moving = self.state.state
-        result = self.learner.forward_backward(
-            groups, lambda outputs, batch: self.algorithm.loss(outputs, batch)["policy"], moving, step
-        )
+        moving = annotate(groups, self.algorithm, self.learner, self.reference, self.state.state)
+        result = self.learner.forward_backward(groups, loss_of(self.algorithm), moving, step)
         try:
             update = self.learner.optim_step(lr)
         except FloatingPointError as error:
@@ -153,6 +162,7 @@ class Trainer:
                 f"step {step + 1}: {error}, so no update was made; the weights before it are saved. The loss of this "
                 f"step is {result.loss:g}; its first samples have keys {rows}. Lower lr, or look at these rows"
             ) from error
+        self._sync(step + 1)
         counters = dict(self.state.counters)
         added = {"samples": sum(len(g) for g in groups), "groups": len(groups), "tokens": result.tokens}
         added |= {"packed": result.packed, "scored": result.scored}
@@ -160,16 +170,28 @@ class Trainer:
             counters[name] = counters.get(name, 0) + amount
         epoch = self.source.epoch_of(step + 1)
         self.state = replace(
-            self.state, step=step + 1, epoch=int(epoch), position=counters["groups"], counters=counters
+            self.state, step=step + 1, epoch=int(epoch), position=counters["groups"], counters=counters, state=moving
         )
         seconds = time.perf_counter() - began
         numbers = {
             "loss": result.loss, **result.terms, "lr": lr, **update, "epoch": epoch, **added, "seconds": seconds,
             "tokens_per_second": result.tokens / seconds, "memory_bytes": self.tell.memory(),
         }  # fmt: skip
-        self._log({"step": step + 1, **numbers, "rows": self.source.consumed(step + 1)[:16]})
+        lines = self.watch(step + 1, numbers) if self.watch else []
+        notes = {"notes": lines} if lines else {}
+        self._log({"step": step + 1, **numbers, "rows": self.source.consumed(step + 1)[:16], **notes})
         self.tell.show(step + 1, numbers)
         self.tell.track(step + 1, numbers)
+        for line in lines:
+            self.tell.note(f"step {step + 1}: {line}")
+
+    def _sync(self, done: int) -> None:
+        """Move the reference where the algorithm wants it after `done` steps."""
+        traits = self.algorithm.traits
+        if traits.sync_every and done % traits.sync_every == 0:
+            if self.reference is None:
+                raise ValueError("the algorithm moves its reference, and there is none; give the loop one")
+            self.reference.move(traits.sync_alpha)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:
@@ -182,7 +204,12 @@ class Trainer:
         if self.state.counters.get("evaluated_at") == self.state.step:
             return
         began = time.perf_counter()
-        numbers = evaluate(self.learner, self.source.held_out())
+        if self.algorithm.traits.likelihood:
+            numbers = evaluate(self.learner, self.source.held_out())
+        else:
+            numbers = evaluate_loss(
+                self.learner, self.algorithm, self.reference, self.state.state, self.source.held_out()
+            )
         if not numbers:
             return
         loss = numbers["eval_loss"]
@@ -194,10 +221,7 @@ class Trainer:
             self.state = replace(self.state, best=loss, best_step=step)
         self._log({"step": step, **numbers, "seconds": time.perf_counter() - began})
         self.tell.track(step, numbers)
-        self.tell.note(
-            f"step {step}: held-out loss {loss:.4f}, perplexity {numbers['eval_perplexity']:.3f}, "
-            f"token accuracy {numbers['eval_accuracy']:.1%}{', the best so far' if better else ''}"
-        )
+        self.tell.note(f"step {step}: {shown(numbers)}{', the best so far' if better else ''}")
         if better and not self._over():
             self._save()
 
@@ -214,8 +238,10 @@ class Trainer:
         self._prune()
 
     def _write(self, folder: Path) -> None:
-        # Both gather over all ranks, so none may enter the second while rank 0 failed to write the first.
+        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
         checkpoint.together(lambda: self.learner.save(folder), f"{folder} was not written", self.world)
+        if (reference := self.reference) is not None:
+            checkpoint.together(lambda: reference.save(folder), f"{folder} was not written", self.world)
         self.learner.export(folder / "model")
 
     def _prune(self) -> None:
@@ -243,3 +269,51 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
     mean = loss / weight
     perplexity = math.exp(mean) if mean < 700 else math.inf
     return {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": hits / count, "eval_tokens": count}
+
+
+def evaluate_loss(
+    learner: Learner,
+    algorithm: Any,
+    reference: Reference | None,
+    state: dict[str, float],
+    batches: Iterator[list[Group]],
+) -> dict[str, float]:
+    """Held-out numbers of an algorithm whose loss is no likelihood: `eval_TERM` for every term that has weight there,
+    summed over all held-out data and divided once, and `eval_loss`, their weighted sum. Empty without data, and where
+    no trained term has weight.
+
+    Streams are filled as in a step; `state` is what the last step left, for all of the data.
+    """
+    sums: dict[str, tuple[float, float, float]] = {}
+    for groups in batches:
+        annotate(groups, algorithm, learner, reference, state)
+        for name, found in learner.measure(groups, loss_of(algorithm), state).items():
+            x, total, _ = sums.get(name, (0.0, 0.0, 0.0))
+            sums[name] = (x + found.sum, total + found.total, found.coef)
+    means = {name: (x / total, coef) for name, (x, total, coef) in sums.items() if total}
+    if not any(coef for _, coef in means.values()):
+        return {}
+    loss = sum(coef * mean for mean, coef in means.values())
+    return {"eval_loss": loss, **{f"eval_{name}": mean for name, (mean, _) in means.items()}}
+
+
+def loss_of(algorithm: Any) -> LossFn:
+    """The algorithm's loss of the policy."""
+
+    def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        terms: dict[str, Term] = algorithm.loss(outputs, batch)["policy"]
+        return terms
+
+    return loss
+
+
+def shown(numbers: Mapping[str, float]) -> str:
+    """Held-out numbers in a line: the loss, and what people ask for next where it was measured."""
+    said = [f"held-out loss {numbers['eval_loss']:.4f}"]
+    if "eval_perplexity" in numbers:
+        said.append(f"perplexity {numbers['eval_perplexity']:.3f}, token accuracy {numbers['eval_accuracy']:.1%}")
+    elif "eval_accuracy" in numbers:
+        said.append(f"accuracy {numbers['eval_accuracy']:.1%}")
+    if "eval_margin" in numbers:
+        said.append(f"margin {numbers['eval_margin']:.4f}")
+    return ", ".join(said)

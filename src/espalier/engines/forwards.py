@@ -20,9 +20,9 @@ from espalier.types import Batch, Sample
 class Forwards:
     """A policy, trained or frozen, over the groups of a step.
 
-    budget: packed tokens in a forward. compute: the dtype it computes in. whole: groups stay in one piece. long_from: see `microbatches.Layout`.
-    count_uses: batches say how many samples pass through each token, for the router loss. Of a policy with a scalar
-    head, batches score no tokens.
+    budget: packed tokens in a forward. compute: the dtype it computes in. whole: groups stay in one piece. long_from:
+    see `microbatches.Layout`. count_uses: batches say how many samples pass through each token, for the router loss.
+    Of a policy with a scalar head, batches score no tokens.
     """
 
     def __init__(

@@ -97,10 +97,10 @@ class TorchLearner:
         if isinstance(self.world, Distributed):
             fsdp.shard(policy, self.world, options.compute)
         trained = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
-        embeddings = [m for m in policy.model.modules() if isinstance(m, torch.nn.Embedding)]  # of positions, too
-        embeddings += [policy.model.get_input_embeddings(), policy.model.get_output_embeddings()]
-        embeddings.append(getattr(policy.model, adapters.SCORE, None))
-        inside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
+        ends: list[Any] = [m for m in policy.model.modules() if isinstance(m, torch.nn.Embedding)]  # of positions, too
+        ends += [policy.model.get_input_embeddings(), policy.model.get_output_embeddings()]
+        ends.append(getattr(policy.model, adapters.SCORE, None))
+        inside = {id(p) for module in ends if module is not None for p in module.parameters()}
         plain = {n for n, p in trained if id(p) in inside}
         self.optimizer = self._build_optimizer(trained, optim, plain)
         self.forwards = Forwards(

@@ -4,9 +4,9 @@
                             index.bin    INDEX, one a sample
                             meta.json    sizes of the other files
 
-KEY says what they were computed from and how, so an entry serves every run that would compute the same. It is written in
-whole chunks under a name that starts with a dot, and gets its own when all are there; a build that was killed goes on
-after its last whole chunk. Memory is constant: samples are found by their keys, with two reads each.
+KEY says what they were computed from and how, so an entry serves every run that would compute the same. It is written
+in whole chunks under a name that starts with a dot, and gets its own when all are there; a build that was killed goes
+on after its last whole chunk. Memory is constant: samples are found by their keys, with two reads each.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
         _together(forwards, draft.finish if main else _nothing, folder)
     if world.sum([float(_whole(folder))])[0] < world.size:
         raise ConfigError(
-            f"not every process sees {folder}, which rank 0 wrote; name a folder that all share with --cache. {_WAY_OUT}"
+            f"not every process sees {folder}, which rank 0 wrote; name a folder that all share with --cache, or set "
+            "reference: memory"
         )
 
 
