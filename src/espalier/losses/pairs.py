@@ -79,7 +79,7 @@ def metrics(rewards_P2: Tensor, logprobs: Tensor, batch: Batch) -> dict[str, Ter
     margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
     found = {"accuracy": (margin_P > 0).to(margin_P.dtype), "margin": margin_P}
     logprobs_P2 = sums(logprobs, batch.rows, batch.lengths_S, batch.wins_P2)
-    lengths_P2 = batch.lengths_S[batch.wins_P2]
+    lengths_P2 = batch.lengths_S[batch.wins_P2].to(logprobs.dtype)
     for name, x_P2 in (("rewards", rewards_P2), ("logprobs", logprobs_P2), ("length", lengths_P2)):
         found[f"{name}_chosen"], found[f"{name}_rejected"] = x_P2.unbind(1)
     return {name: Term(x_P, "pairs", coef=0.0) for name, x_P in found.items()}
