@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
+from espalier.algorithms.prm import PRM
 from espalier.algorithms.sft import SFT
 from espalier.config import (
     DataConfig,
@@ -54,6 +55,16 @@ class SFTRun(RunConfig):
 
     command: ClassVar[str] = "sft"
     algorithm: SFT = field(default_factory=SFT)
+
+
+@section
+class PRMRun(RunConfig):
+    """Process reward model: which step of a solution is the bad one."""
+
+    command: ClassVar[str] = "prm"
+    algorithm: PRM = field(default_factory=PRM)
+    labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
 
 
 RUNS: dict[str, type[RunConfig]] = {run.command: run for run in (SFTRun,)}
