@@ -140,12 +140,12 @@ def test_mask_and_weights_come_back_exactly(tmp_path: Path) -> None:
 
 
 def test_a_sample_with_more_than_the_files_hold_is_refused(tmp_path: Path) -> None:
-    class Labelled(FakeRenderer):
+    class Rewarded(FakeRenderer):
         def render(self, example: Example, key: int) -> list[FakeRendered]:
-            return [FakeRendered(Sample([1], [True], [1.0], label=1.0), [])]
+            return [FakeRendered(Sample([1], [True], [1.0], reward=1.0), [])]
 
-    with pytest.raises(ValueError, match="label"):
-        build(tmp_path, ["x"], Labelled())
+    with pytest.raises(ValueError, match="reward"):
+        build(tmp_path, ["x"], Rewarded())
     assert entries(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from espalier.data.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import Source, parse_sources, read
 from espalier.data.store import Renderer, Store, open_store, split
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
 
 EVAL_GROUPS = 64  # groups handed to an evaluation at a time
@@ -43,6 +43,11 @@ class Opened:
     def all(self) -> list[Store]:
         """Every store once."""
         return [*self.main, *self.replay, *(s for s in self.held_out if s not in self.main)]
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """What the samples' grades are about, in their order; nothing where they have none."""
+        return next((s.stats.dimensions for s in self.all if s.stats.dimensions), ())
 
 
 def open_data(
@@ -79,7 +84,15 @@ def open_data(
     if config.eval_fraction:
         sides = [split(s, config.eval_fraction, seed) for s in main]
         chosen, kept_back, held = [train for train, _ in sides], [back for _, back in sides], main
-    return Opened(main, replay, held, [*sources, *texts], held_sources, chosen, kept_back)
+    opened = Opened(main, replay, held, [*sources, *texts], held_sources, chosen, kept_back)
+    for one in opened.all:
+        if one.stats.dimensions not in ((), opened.dimensions):
+            got, expected = (", ".join(names) for names in (one.stats.dimensions, opened.dimensions))
+            raise DataError(
+                f"{one.path}: its scores are about {got}; expected {expected}, as in the sources before it, because "
+                "one head learns them all. Train on one of them, or give all rows the same scores"
+            )
+    return opened
 
 
 class Dataset:

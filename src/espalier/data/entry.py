@@ -3,6 +3,7 @@
     tokens.bin          int32, one a token
     runs.bin            RUN, one for each run of tokens of equal mask and weight
     samples.bin         SAMPLE, one a sample
+    judged.bin          for each group with judgements: JUDGED, one a sample, then all its numbers (see `judgements`)
     group_*.bin         one number a group, for each of COLUMNS
     rejected.jsonl      one JSON object for each row that could not be used
     meta.json           version, sizes of the other files, names of parts, statistics
@@ -33,13 +34,16 @@ from espalier.errors import DataError, EspalierError
 from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason
 
-VERSION = 1
+VERSION = 2
 TOKEN = np.dtype("<i4")
 RUN = np.dtype([("length", "<i4"), ("trained", "?"), ("weight", "<f8")])
 SAMPLE = np.dtype(
     [("token", "<i8"), ("tokens", "<i4"), ("run", "<i8"), ("runs", "<i4"), ("part", "u1"), ("stop", "u1")]
 )
-COLUMNS = {"first": "<i8", "samples": "<i4", "tokens": "<i4", "line": "<i8", "hash": "<u8"}
+JUDGED = np.dtype(
+    [("label", "<f8"), ("beats", "<i4"), ("ties", "<i4"), ("reads", "<i4"), ("grades", "<i4"), ("width", "<i4")]
+)
+COLUMNS = {"first": "<i8", "samples": "<i4", "tokens": "<i4", "line": "<i8", "hash": "<u8", "judged": "<i8"}
 STOPS: tuple[StopReason, ...] = ("stop", "length", "error")
 _BUFFER = 1 << 18
 _FRESH = Sample()
@@ -61,11 +65,11 @@ class Writer:
     """Appends groups to the files of an entry; memory is bounded by the file buffers and one group."""
 
     def __init__(self, folder: Path) -> None:
-        names = ["tokens", "runs", "samples", *(f"group_{column}" for column in COLUMNS)]
+        names = ["tokens", "runs", "samples", "judged", *(f"group_{column}" for column in COLUMNS)]
         self.folder = folder
         self.parts: list[str] = []
         self._files: dict[str, IO[bytes]] = {}
-        self._tokens = self._runs = self._samples = 0
+        self._tokens = self._runs = self._samples = self._judged = 0
         with contextlib.ExitStack() as stack:
             for name in names:
                 self._files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=_BUFFER))
@@ -78,6 +82,9 @@ class Writer:
         group["tokens"] = sum(len(s.tokens) for s in samples)
         for s in samples:
             self._add(s)
+        judged = judgements(samples)
+        group["judged"] = self._judged
+        self._judged += self._files["judged"].write(judged)
         for column, kind in COLUMNS.items():
             self._files[f"group_{column}"].write(np.array(group[column], kind).tobytes())
 
@@ -85,7 +92,7 @@ class Writer:
         n = len(s.tokens)
         if len(s.mask) != n or len(s.weights) != n:
             raise ValueError(f"a sample has {n} tokens, {len(s.mask)} mask entries and {len(s.weights)} weights")
-        for name in ("label", "reward", "reads", "streams", "temperature", "version"):
+        for name in ("reward", "streams", "temperature", "version"):
             if getattr(s, name) != getattr(_FRESH, name):
                 raise ValueError(f"the token cache does not hold a sample's {name}, got {getattr(s, name)!r}")
         mask, weights = np.array(s.mask, bool), np.array(s.weights, np.float64)
@@ -129,6 +136,43 @@ class Writer:
         for stream in self._files.values():
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def judgements(samples: Sequence[Sample]) -> bytes:
+    """What a group's samples say about their judgements: nothing at all where none has any.
+
+    The numbers behind the JUDGED records are the samples' beats, ties and reads (int32), then their grades, as many
+    numbers each as the sample's width (float64). A label of None is nan. Raises ValueError for a sample whose grades
+    differ in width.
+    """
+    if all(s.label is None and not (s.beats or s.ties or s.reads or s.grades) for s in samples):
+        return b""
+    table, places, grades = np.empty(len(samples), JUDGED), list[int](), list[float]()
+    for i, s in enumerate(samples):
+        widths = {len(grade) for grade in s.grades}
+        if len(widths) > 1 or 0 in widths:
+            raise ValueError(f"a sample has grades of {sorted(widths)} dimensions; expected as many in each, 1 or more")
+        label = np.nan if s.label is None else s.label
+        table[i] = (label, len(s.beats), len(s.ties), len(s.reads), len(s.grades), max(widths, default=0))
+        places += (*s.beats, *s.ties, *s.reads)
+        grades.extend(x for grade in s.grades for x in grade)
+    return table.tobytes() + np.array(places, TOKEN).tobytes() + np.array(grades, "<f8").tobytes()
+
+
+def judge(samples: Sequence[Sample], data: bytes) -> None:
+    """Give samples the judgements that `judgements` wrote."""
+    table = np.frombuffer(data, JUDGED, len(samples)).tolist()
+    count = sum(beats + ties + reads for _, beats, ties, reads, _, _ in table)
+    places = np.frombuffer(data, TOKEN, count, len(table) * JUDGED.itemsize).tolist()
+    grades = np.frombuffer(data, "<f8", offset=len(table) * JUDGED.itemsize + count * TOKEN.itemsize).tolist()
+    at = first = 0
+    for s, (label, beats, ties, reads, graded, width) in zip(samples, table, strict=True):
+        s.label = None if label != label else label
+        s.beats = places[at : at + beats]
+        s.ties = places[at + beats : at + beats + ties]
+        s.reads = places[at + beats + ties : at + beats + ties + reads]
+        s.grades = [tuple(grades[i : i + width]) for i in range(first, first + graded * width, width or 1)]
+        at, first = at + beats + ties + reads, first + graded * width
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

@@ -208,9 +208,9 @@ _EXPECTED = {
 
 
 def steps(renderer: Renderer, example: Steps, key: int) -> Judged:
-    """One sample: the solution as an ordinary turn, labelled as the form says; `reads` are where each step's last visible
-    character is, `label` is whether the solution is right.
+    """One sample: the solution as an ordinary turn, labelled as the form says.
 
+    `reads` are where each step's last visible character is; `label` is whether the solution is right.
     The last step, too, is read at its own last token, not at the stop token behind it: all steps are then read alike,
     and a solution that is still being written can be scored before it has a stop token. Reads behind max_length are
     left out and counted. Raises RowError for an empty step, and for two steps that end in one token.

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from espalier.data.rendered import Judged
 from espalier.types import Sample
 
 ANSWERS = ("assistant", "text", "completion")  # roles whose turns end in a stop token
@@ -44,6 +45,11 @@ class StoreStats:
     is also a stop token, only those at the start of the sample count.
     `histogram[2 ** k]` counts samples of more than 2 ** (k - 1) and at most 2 ** k tokens; `longest` is in tokens.
     `duplicates` counts groups whose tokens are those of an earlier group.
+
+    Of rankings, steps and trees: `pairs` counts strict preferences and `ties` ties; `dropped` what was left out of rows
+    that are kept, by reason (responses, comparisons, steps, threads); `responses[k]` rankings of which k responses are
+    kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses where a run takes
+    those, of steps where it takes steps. `dimensions` names what grades are about; it is the same in all rows.
     """
 
     rows: int = 0
@@ -65,6 +71,14 @@ class StoreStats:
     longest: int = 0
     histogram: dict[int, int] = field(default_factory=dict)
     duplicates: int = 0
+    pairs: int = 0
+    ties: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    responses: dict[int, int] = field(default_factory=dict)
+    reads: int = 0
+    good: int = 0
+    bad: int = 0
+    dimensions: tuple[str, ...] = ()
 
     @property
     def stop_share(self) -> float:
@@ -85,6 +99,24 @@ class StoreStats:
         for rendered in row:
             self._sample(rendered, stop_ids, bos_id)
             self._roles(rendered)
+        if isinstance(row, Judged):
+            self._judgements(row)
+
+    def _judgements(self, row: Judged) -> None:
+        samples = [r.sample for r in row]
+        self.pairs += sum(len(s.beats) for s in samples)
+        self.ties += sum(len(s.ties) for s in samples)
+        self.reads += sum(len(s.reads) for s in samples)
+        self.dimensions = row.dimensions or self.dimensions
+        for reason, count in row.dropped.items():
+            _add(self.dropped, reason, count)
+        if row.kind == "ranking":
+            self.responses[len(row)] = self.responses.get(len(row), 0) + 1
+        labels: list[float | None] = [s.label for s in samples] if row.labelled else []
+        if row.kind == "steps":
+            labels = [grade for s in samples for (grade,) in s.grades]
+        self.good += labels.count(1.0)
+        self.bad += labels.count(0.0)
 
     def _sample(self, rendered: Rendered, stop_ids: Collection[int], bos_id: int | None) -> None:
         sample = rendered.sample
@@ -130,13 +162,19 @@ class StoreStats:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StoreStats:
         stats = cls(**data)
-        stats.histogram = {int(edge): count for edge, count in sorted(stats.histogram.items(), key=lambda e: int(e[0]))}
+        stats.histogram, stats.responses = _numbered(stats.histogram), _numbered(stats.responses)
+        stats.dimensions = tuple(stats.dimensions)
         return stats
 
 
 def _lost(rendered: Rendered) -> bool:
     """Whether a sample that does not stop lost its tail; a plain text goes on in its next sample."""
     return all(span.role != "text" for span in rendered.spans)
+
+
+def _numbered(counts: dict[Any, int]) -> dict[int, int]:
+    """Counts by number, ascending, of what JSON made texts."""
+    return {int(number): count for number, count in sorted(counts.items(), key=lambda item: int(item[0]))}
 
 
 def _add(counts: dict[str, int], name: str, n: int) -> None:

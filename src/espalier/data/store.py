@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from espalier.data import entry as disk
 from espalier.data.rejected import record, rejections, restore
+from espalier.data.rendered import Judged
 from espalier.data.stats import Rendered, StoreStats
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin, Sample
 
 _PROGRESS_EVERY = 256
 _BUCKET = 1 << 18
+_BYTE = np.dtype("u1")
 
 
 class Named(Protocol):
@@ -66,11 +68,13 @@ class Store:
         """64 bits of each group's tokens: equal for exact duplicates."""
         self._first = disk.column(folder, "first")
         self._lines = disk.column(folder, "line")
+        self._judged = disk.column(folder, "judged")
+        self._judged_end = int(meta["files"]["judged.bin"])
         self._parts = [part if name == "main" else name for name in meta["parts"]]
         # Keys of samples differ between stores in 22 bits that follow from the contents, and inside a store by number.
         digest = hashlib.sha256(f"{key}\n{part}".encode()).digest()
         self._base = (int.from_bytes(digest[:8], "little") & 0x3FFFFF) << 40
-        self._fds = [os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("samples", "tokens", "runs")]
+        self._fds = [os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("samples", "tokens", "runs", "judged")]
         weakref.finalize(self, _close, self._fds)
 
     def __len__(self) -> int:
@@ -83,7 +87,7 @@ class Store:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"group {i} of {self.source}, which has {len(self)}")
-        samples, tokens, runs = self._fds
+        samples, tokens, runs, judged = self._fds
         first, count = int(self._first[i]), int(self.samples_per_group[i])
         table = disk.read_at(samples, disk.SAMPLE, first, count, self.folder)
         n, m = int(table["tokens"].sum()), int(table["runs"].sum())
@@ -99,6 +103,11 @@ class Store:
             sample.key, sample.stop = self._base + first + j, disk.STOPS[stop]
             group.append(sample)
             start = end
+        if self._judged_end:
+            at = int(self._judged[i])
+            behind = int(self._judged[i + 1]) if i + 1 < len(self) else self._judged_end
+            if behind > at:
+                disk.judge(group, disk.read_at(judged, _BYTE, at, behind - at, self.folder).tobytes())
         return group
 
     def origin(self, i: int) -> Origin:
@@ -173,7 +182,7 @@ def _build(
         writer = disk.Writer(folder)
     try:
         for example in read_rows():
-            row = _render(renderer, example, stats.rows, source.path)
+            row = _render(renderer, example, stats, source.path)
             if isinstance(row, RowError):
                 if stop:
                     raise row
@@ -200,15 +209,18 @@ def _build(
 
 
 def _render(
-    renderer: Renderer, example: Example | RowError, key: int, path: str
+    renderer: Renderer, example: Example | RowError, stats: StoreStats, path: str
 ) -> tuple[int, Sequence[Rendered]] | RowError:
     """The line and the samples of a row, or why it has none."""
     if isinstance(example, RowError):
         return example
     try:
-        rendered = renderer.render(example, key)
+        rendered = renderer.render(example, stats.rows)
         if not rendered or not all(r.sample.tokens for r in rendered):
             raise RowError("no tokens", expected="at least one token in every sample")
+        if isinstance(rendered, Judged) and stats.dimensions and rendered.dimensions != stats.dimensions:
+            got, expected = (", ".join(names) for names in (rendered.dimensions, stats.dimensions))
+            raise RowError("scores in other dimensions", got=got, expected=f"{expected}, as in the rows before")
     except RowError as e:
         return e.at(f"{path}:{example.origin.line}")
     return example.origin.line, rendered
