@@ -1,0 +1,51 @@
+"""Dimensions of a score: their weights in the total, as a config names them, and the grades people gave in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from espalier.errors import ConfigError, DataError
+from espalier.types import Sample
+
+
+def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, float]:
+    """The share of each named dimension in the total: w_k / sum_k |w_k|, with w_k = 1 where none is given.
+
+    >>> total_weights(["helpful=3", "brief=-1"]), total_weights(["helpful", "honest"])
+    ({'helpful': 0.75, 'brief': -0.25}, {'helpful': 0.5, 'honest': 0.5})
+
+    Raises ConfigError about field `key` for a name that is empty or there twice, a weight that is not a finite number,
+    and weights that are all 0.
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or name in found or not math.isfinite(weight):
+            raise ConfigError(f"{key}: got {text!r}, expected each name once, as NAME or NAME=WEIGHT", key=key)
+        found[name] = weight
+    whole = sum(map(abs, found.values()))
+    if found and not whole:
+        raise ConfigError(f"{key}: all weigh 0 in the total; give one a weight", key=key)
+    return {name: weight / whole for name, weight in found.items()}
+
+
+def check_grades(samples: Iterable[Sample], count: int, low: float, high: float) -> None:
+    """Raise DataError for a sample whose grades have other than `count` dimensions, or lie outside [low, high]; nan,
+    where nobody knows, is fine."""
+    for s in samples:
+        for grade in s.grades:
+            if len(grade) != count:
+                raise DataError(
+                    f"a response of row {s.group} has {len(grade)} grades, expected {count}; name all of the data's "
+                    "score dimensions, in their order, in dimensions"
+                )
+            if not all(math.isnan(x) or low <= x <= high for x in grade):
+                raise DataError(
+                    f"a response of row {s.group} has the grades {', '.join(f'{x:g}' for x in grade)}, expected "
+                    f"{low:g} to {high:g}; set grade_low and grade_high to the ends of the scale, or leave the row out"
+                )
