@@ -31,7 +31,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "metrics": ("errors", "files"),
     "algorithms": ("types", "ops", "losses", "credit", "metrics", *GROUND),
     "config": ("errors", "fields"),
-    "runs": ("config", "algorithms", "errors", "fields"),
+    "runs": ("config", "algorithms", "annotate", "errors", "fields"),
     "world": ("errors",),
     "embedded": (*GROUND, "world"),
     "data": ("types", "config", *GROUND),
@@ -53,6 +53,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "preflight": ("types", "trie", "pack", *GROUND),
     "watch": ("types", "metrics", *GROUND),
+    "firstloss": (),
     "gates": ("types", "preflight", *GROUND),
     "workbench": ("types", "errors", "files"),
     "report": ("errors", "files"),
@@ -64,6 +65,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "doctor": (),
     # The only places where an engine meets an algorithm.
     "answer": ANY,
+    "judging": ANY,
+    "reference": ANY,
     "before": ANY,
     "build": ANY,
     "demo": ANY,
@@ -88,7 +91,7 @@ WITHOUT_TORCH = (
     # inside functions and for type checking.
     *("errors", "files", "fields", "types", "algorithms", "config", "runs", "options", "cli", "run", "doctor"),
     *("progress", "track", "inspect", "metrics", "schedule", "signals", "rundir", "data", "world", "workbench"),
-    "watch",
+    *("watch", "firstloss"),
 )
 TORCH = ("torch", "transformers", "accelerate", *HEAVY)
 
