@@ -286,18 +286,40 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
     done: set[int] = set()
     for thread in threads(example):
         nodes = [example.nodes[i].message for i in thread]
-        messages = tuple(replace(m, weight=0.0) if i in done else m for i, m in zip(thread, nodes, strict=True))
+        every = renderer.train_on == "all"
+        messages = tuple(
+            replace(m, weight=0.0) if i in done and not every else m for i, m in zip(thread, nodes, strict=True)
+        )
         trained = renderer.weights(messages)
         if not any(trained):
             continue
         for draft in renderer.drafts(Chat(messages), apart=True):
+            if every:
+                _mask(draft, renderer, messages[: sum(i in done for i in thread)])
             try:
                 group.append(draft.finish(renderer.max_length, key))
             except RowError as error:
                 if error.reason != EMPTIED:
                     raise
                 group.drop(EMPTIED)
-        done.update(i for i, weight in zip(thread, trained, strict=True) if weight)
+        done.update(thread if every else (i for i, weight in zip(thread, trained, strict=True) if weight))
     if not group:
         raise _nothing(group, "nothing to train")
     return group
+
+
+def _mask(draft: Draft, renderer: Renderer, shared: tuple[Message, ...]) -> None:
+    """Train nothing of the messages that a thread begins with, their markup included."""
+    if not shared:
+        return
+    sample = draft.sample
+    (before,) = renderer.drafts(Chat(tuple(replace(m, weight=1.0) for m in shared)), apart=True)
+    n = len(before.sample)
+    if sample.tokens[:n] != before.sample.tokens:
+        raise RowError(
+            "template rewrites a message of several threads",
+            expected="a chat template under which later messages leave earlier ones as they are",
+            fix="Leave train_on out, or choose another template",
+        )
+    sample.mask[:n], sample.weights[:n] = [False] * n, [0.0] * n
+    draft.spans = [span._replace(trained=span.trained and span.start >= n) for span in draft.spans]
