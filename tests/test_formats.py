@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from espalier.data.formats import FORMATS, convert, sniff, vote
+from espalier.data.formats import FORMATS, KNOWN, convert, sniff, vote
 from espalier.data.formats.alpaca import alpaca_prompt
 from espalier.types import Chat, Completion, Message, Origin, Text
 
@@ -48,7 +48,7 @@ def turns(name: str, row: dict[str, Any]) -> list[tuple[str, str]]:
         ({"query": "a", "response": "b"}, "prompt"),
         ({"text": "a"}, "text"),
         ({"chapter": "1", "paragraphs": ["a"]}, "text"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, None),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "pairs"),
         ({"instruction": "a"}, None),
         ([{"role": "user", "content": "a"}], None),
     ],
@@ -279,4 +279,6 @@ def test_nothing_is_filled_in() -> None:
 
 
 def test_formats_by_name() -> None:
-    assert set(FORMATS) == {"alpaca", "sharegpt", "messages", "prompt", "completion", "steps", "text"}
+    chats = {"alpaca", "sharegpt", "messages", "prompt", "completion", "text"}
+    assert set(FORMATS) == chats | {"pairs", "hh", "judge", "ranked", "scores", "labels", "tree", "steps"}
+    assert set(KNOWN) == {*FORMATS, "nodes", "reviews"}

@@ -8,11 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from espalier.data.formats import FORMATS, convert, sniff, unknown, vote
+from espalier.data.expand import expand
+from espalier.data.formats import FILES, FOLDERS, KNOWN, As, convert, sniff, unknown, vote
 from espalier.data.formats.common import nearest
+from espalier.data.formats.reviews import is_reviews
 from espalier.data.json_rows import Row
 from espalier.data.rows import NAMES, open_file
 from espalier.errors import ConfigError, DataError, RowError
@@ -113,18 +115,26 @@ def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
 
 
 def _known(name: str, what: str) -> None:
-    if name != "auto" and name not in FORMATS:
-        known = ("auto", *FORMATS)
+    if name != "auto" and name not in KNOWN:
+        known = ("auto", *KNOWN)
         expected = f"expected one of {', '.join(known)}. {nearest(name, known)}"
         raise ConfigError(f"{what}: got format {name!r}; {expected}".rstrip())
 
 
-def read(source: Source, *, default_format: str = "auto", alpaca_prompt: bool = False) -> Iterator[Example | RowError]:
+def read(
+    source: Source, *, default_format: str = "auto", alpaca_prompt: bool = False, form: As = "chat"
+) -> Iterator[Example | RowError]:
     """The examples of a source in file order, read as they are asked for, with a RowError in place of each bad row.
 
-    A row gives one example (seed tasks: one for each instance, all with the row's `origin.line`) or one RowError, so
-    rows = distinct lines among the examples + errors. The format is the source's own, else `default_format`; `auto` is
-    decided once, by the first WINDOW rows. `alpaca_prompt` concerns rows of format alpaca only.
+    They come in the `form` that a run consumes (`expand.expand`), and so are what `auto` prefers where a row can be
+    read in two ways. The format is the source's own, else `default_format`; `auto` is decided once, by the first WINDOW
+    rows. `alpaca_prompt` concerns rows of format alpaca only.
+
+    A row gives one example or one RowError, so rows = distinct lines among the examples + errors, except for:
+    seed tasks and several solutions: one example for each, all with the row's `origin.line`;
+    tree, read as rankings: one Ranking or RowError for each group of sibling answers, all with the row's line;
+    nodes: one Tree (or its rankings) for all its rows, with the root's line;
+    reviews: one Ranking for each question, with its line; every other row is part of one or has a RowError.
 
     Raises ConfigError for an unknown format, and DataError where the source is missing, empty, broken off or of a kind
     that is not read: at once where the first bytes show it, else when it is reached.
@@ -132,6 +142,10 @@ def read(source: Source, *, default_format: str = "auto", alpaca_prompt: bool = 
     name = default_format if source.format == "auto" else source.format
     _known(name, source.path)
     path = source.path
+    if os.path.isdir(path) and (name in FOLDERS or (name == "auto" and is_reviews(path))):
+        return _expanded(FOLDERS["reviews" if name == "auto" else name](path, source.name), path, form)
+    if name in FOLDERS:
+        raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
     if _is_folder(path) or _is_hub(path):
         from espalier.data.hub import hub_rows
 
@@ -144,15 +158,30 @@ def read(source: Source, *, default_format: str = "auto", alpaca_prompt: bool = 
                 raise ConfigError(f"{path}: got format {name} for a file of plain text; expected text. {way}")
             name = "text"
         rows = file.rows()
-    return _examples(source, rows, name, alpaca_prompt)
+    return _expanded(_examples(source, rows, name, alpaca_prompt, form), path, form)
+
+
+def _expanded(found: Iterator[Example | RowError], path: str, form: As) -> Iterator[Example | RowError]:
+    for example in found:
+        if isinstance(example, RowError):
+            yield example
+            continue
+        for item in expand(example, form):
+            yield item.at(f"{path}:{example.origin.line}") if isinstance(item, RowError) else item
 
 
 def _examples(
-    source: Source, rows: Iterator[Row | RowError], name: str, alpaca_prompt: bool
+    source: Source, rows: Iterator[Row | RowError], name: str, alpaca_prompt: bool, form: As
 ) -> Iterator[Example | RowError]:
-    fixed: str | None = None if name == "auto" else name
+    """The examples of rows, whose format the first WINDOW of them decide where `name` is "auto"."""
     waiting: list[Row | RowError] = []
     count = 0
+
+    def counted() -> Iterator[Row | RowError]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
 
     def made(row: Row | RowError, name: str | None) -> Iterator[Example | RowError]:
         if isinstance(row, RowError):
@@ -165,29 +194,30 @@ def _examples(
         except RowError as e:
             yield e.at(f"{source.path}:{row.line}")
 
-    def values(items: list[Row | RowError]) -> list[Any]:
-        return [item.value for item in items if isinstance(item, Row)]
-
-    decided = fixed is not None
-    for row in rows:
-        count += 1
-        if decided:
-            if fixed is None and isinstance(row, Row):
-                fixed = sniff(row.value)
+    every = counted()
+    fixed = None if name == "auto" else name
+    if fixed is None:
+        for row in every:
+            if isinstance(row, RowError) and not waiting:
+                yield row  # at once, so that reading a file of broken lines holds none of them
+                continue
+            waiting.append(row)
+            if len(waiting) == WINDOW:
+                break
+        fixed = vote([item.value for item in waiting if isinstance(item, Row)], form)
+    rest = chain(_drained(waiting), every)
+    for row in rest:
+        if fixed is None and isinstance(row, Row):
+            fixed = sniff(row.value, form)
+        if fixed in FILES:
+            yield from FILES[fixed](chain([row], rest), source.path, source.name)
+        else:
             yield from made(row, fixed)
-            continue
-        if isinstance(row, RowError) and not waiting:
-            yield row
-            continue
-        waiting.append(row)
-        if len(waiting) == WINDOW:
-            fixed, decided = vote(values(waiting)), True
-            for item in waiting:
-                yield from made(item, fixed)
-            waiting.clear()
-    if waiting:
-        fixed = vote(values(waiting))
-        for item in waiting:
-            yield from made(item, fixed)
     if not count:
         raise DataError(f"{source.path}: it holds no rows; expected at least one")
+
+
+def _drained(items: list[Row | RowError]) -> Iterator[Row | RowError]:
+    """The items in order, each forgotten as it is handed out."""
+    while items:
+        yield items.pop(0)

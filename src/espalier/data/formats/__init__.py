@@ -1,54 +1,84 @@
-"""Formats: what the fields of a row mean. Each turns one row into examples or raises RowError."""
+"""Formats: what the fields of a row mean. Each turns rows into examples or raises RowError.
+
+Most read one row at a time (`FORMATS`); some need all rows of a file (`FILES`) or all files of a folder (`FOLDERS`).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
-from espalier.data.formats import alpaca, messages, prompt, sharegpt, steps, text
+from espalier.data.formats import alpaca, chats, hh, judge, labels, messages, pairs, ranked, reviews, steps, trees
 from espalier.data.formats.common import Fields, first_key, missing, wrong_type
+from espalier.data.json_rows import Row
 from espalier.errors import RowError
 from espalier.types import Example, Origin
 
+As = Literal["chat", "ranking", "steps"]
+
 FORMATS: dict[str, Callable[[Fields, Origin], Example | Sequence[Example]]] = {
-    "alpaca": alpaca.read_alpaca,
-    "sharegpt": sharegpt.read_sharegpt,
-    "messages": messages.read_messages,
-    "prompt": prompt.read_prompt,
-    "completion": prompt.read_completion,
+    **chats.CHATS,
+    "pairs": pairs.read_pairs,
+    "hh": hh.read_hh,
+    "judge": judge.read_judge,
+    "ranked": ranked.read_ranked,
+    "scores": labels.read_scores,
+    "labels": labels.read_labels,
+    "tree": trees.read_tree,
     "steps": steps.read_steps,
-    "text": text.read_text,
 }
-"""All formats by name. `completion` is never guessed: its rows look like those of `prompt`."""
+"""Formats of a row by name."""
+FILES: dict[str, Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]] = {
+    "nodes": trees.read_nodes,
+}
+"""Formats of all rows of a file: `(rows, path, name of the source)` to examples."""
+FOLDERS: dict[str, Callable[[str, str], Iterator[Example | RowError]]] = {
+    "reviews": reviews.read_reviews,
+}
+"""Formats of all files of a folder: `(path, name of the source)` to examples."""
+KNOWN = (*FORMATS, *FILES, *FOLDERS)
 
 
-def sniff(row: Any) -> str | None:
-    """The format that a row's keys look like, or None. Of its values, only listed turns are looked at.
+def sniff(row: Any, form: As = "chat") -> str | None:
+    """The format that a row's keys look like, or None. Of its values, only types and headings are looked at.
+
+    `form` is what a run consumes. It decides where a row can be read in two ways: a conversation with a score is a
+    `prompt` for chats and `scores` for rankings; judged solutions are `ranked` or, for steps, `steps`.
 
     >>> sniff({"question": "1 + 1?", "answer": "2"}), sniff({"id": 7})
     ('prompt', None)
+    >>> scored = {"prompt": "1 + 1?", "response": "2", "score": 9}
+    >>> sniff(scored), sniff(scored, "ranking")
+    ('prompt', 'scores')
     """
     if not isinstance(row, dict):
         return None
-    if key := first_key(row, messages.KEYS):
-        turns = row[key]
-        turn = next((t for t in turns if isinstance(t, dict)), {}) if isinstance(turns, list) else {}
-        if "from" in turn or "role" in turn:
-            return "messages" if "role" in turn else "sharegpt"
-        return "sharegpt" if key == "conversations" else "messages"
-    if isinstance(row.get("steps"), list) or all(isinstance(row.get(key), list) for key in ("completions", "labels")):
-        return "steps"
-    if "instruction" in row and first_key(row, (*alpaca.OUTPUTS, "instances")):
-        return "alpaca"
-    if first_key(row, prompt.PROMPTS) and first_key(row, prompt.ANSWERS):
-        return "prompt"
-    return "text" if first_key(row, text.KEYS) else None
+    looks: tuple[tuple[str, bool], ...] = (
+        ("hh", pairs.is_transcripts(row)),
+        ("pairs", pairs.keys_of(row) is not None),
+        ("judge", judge.is_judge(row) and (form == "ranking" or chats.sniff_chat(row) is None)),
+        ("tree", trees.is_tree(row)),
+        ("nodes", trees.is_node(row)),
+        ("steps", _is_steps(row) or (form == "steps" and ranked.is_ranked(row))),
+        ("ranked", ranked.is_ranked(row)),
+        ("labels", labels.is_labelled(row)),
+        ("scores", form == "ranking" and labels.is_scored(row)),
+    )
+    return next((name for name, fits in looks if fits), None) or chats.sniff_chat(row)
 
 
-def vote(rows: Sequence[Any]) -> str | None:
+def _is_steps(row: Fields) -> bool:
+    if first_key(row, messages.KEYS):
+        return False
+    return isinstance(row.get("steps"), list) or all(
+        isinstance(row.get(key), list) for key in ("completions", "labels")
+    )
+
+
+def vote(rows: Sequence[Any], form: As = "chat") -> str | None:
     """The format that most rows look like, the earlier one of equals; None where no row looks like any."""
-    votes = Counter(found for found in map(sniff, rows) if found)
+    votes = Counter(found for row in rows if (found := sniff(row, form)))
     return votes.most_common(1)[0][0] if votes else None
 
 
@@ -67,8 +97,8 @@ def unknown(row: Any) -> RowError:
     if not isinstance(row, dict):
         return wrong_type("", row, "a JSON object")
     expected = (
-        "instruction and output; conversations or messages; prompt (question, query) and completion "
-        "(response, answer, output); or text"
+        f"{chats.EXPECTED}; text; prompt, chosen and rejected; responses with ranks or scores; steps with labels; or "
+        "messages with replies or parents"
     )
     error = missing("", row, expected, "Rename the columns, or name a format with PATH:FORMAT")
     return RowError("no known format", got=error.got, expected=error.expected, fix=error.fix)

@@ -48,7 +48,7 @@ def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: boo
         raise RowError("empty prompt", field="instruction", got=got, expected="an instruction")
     if not output.strip():
         raise empty_answer(f"{field}output", output)
-    messages = _history(row, prompt)
+    messages = history(row, prompt)
     if system := string(row, ("system",), default=""):
         messages.insert(0, Message("system", system))
     said = alpaca_prompt(instruction, given) if prompt else "\n".join(part for part in (instruction, given) if part)
@@ -56,14 +56,15 @@ def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: boo
     return Chat(check_turns(messages, "history"), tools(row), origin)
 
 
-def _history(row: Fields, prompt: bool) -> list[Message]:
-    history = row.get("history")
-    if history is None:
+def history(row: Fields, prompt: bool = False) -> list[Message]:
+    """The earlier turns of a row, from `history`; `prompt` as for `read_alpaca`. Raises RowError."""
+    pairs = row.get("history")
+    if pairs is None:
         return []
-    if not isinstance(history, list):
-        raise wrong_type("history", history, "a list of [instruction, response] pairs")
+    if not isinstance(pairs, list):
+        raise wrong_type("history", pairs, "a list of [instruction, response] pairs")
     messages = []
-    for i, pair in enumerate(history):
+    for i, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise wrong_type(f"history[{i}]", pair, "a pair of strings [instruction, response]")
         if not pair[1].strip():

@@ -51,10 +51,7 @@ def read_sharegpt(row: Fields, origin: Origin) -> Chat:
     key = first_key(row, ("conversations", *KEYS))
     if key is None:
         raise missing("conversations", row, "conversations")
-    turns = row[key]
-    if not isinstance(turns, list):
-        raise wrong_type(key, turns, "a list of turns")
-    messages = [_turn(turn, f"{key}[{i}]") for i, turn in enumerate(turns)]
+    messages = turn_list(row[key], key)
     system = string(row, ("system",), default="")
     if system:
         if messages and messages[0].role == "system":
@@ -63,6 +60,13 @@ def read_sharegpt(row: Fields, origin: Origin) -> Chat:
         check_turns(messages, key)  # first alone, so that an error counts turns as the file does
         messages.insert(0, Message("system", system))
     return Chat(check_turns(messages, key), tools(row), origin)
+
+
+def turn_list(value: Any, field: str) -> list[Message]:
+    """The messages of a list, without a check of their order."""
+    if not isinstance(value, list):
+        raise wrong_type(field, value, "a list of turns")
+    return [_turn(turn, f"{field}[{i}]") for i, turn in enumerate(value)]
 
 
 def _turn(row: Any, field: str) -> Message:

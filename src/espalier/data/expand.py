@@ -1,0 +1,79 @@
+"""An example in the form that a run consumes: conversations, rankings or solutions in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.data.rankings import levels
+from espalier.data.trees import rankings, threads
+from espalier.errors import RowError
+from espalier.types import Chat, Example, Message, Ranking, Response, Steps, Tree
+
+_KIND: dict[type, str] = {Ranking: "a ranking", Steps: "a solution in steps", Tree: "a conversation tree"}
+
+
+def expand(example: Example, form: str) -> Sequence[Example | RowError]:
+    """What a run that consumes `form` ("chat", "ranking" or "steps") makes of an example, at least one thing.
+
+    chat: a ranking is the conversation that ends in its best response, a solution in steps one that is known to be
+    right; a tree stays whole. ranking: a tree is its groups of ranked siblings, a solution in steps a response that is
+    good or bad as a whole. steps: solutions in steps alone. Everything else is a RowError.
+    """
+    if form == "steps":
+        return [example if isinstance(example, Steps) else _not(example, "no steps", "a solution in steps with labels")]
+    if form == "ranking":
+        match example:
+            case Ranking():
+                return [example]
+            case Tree():
+                return rankings(example)
+            case Steps(solved=bool()):
+                response = Response(_joined(example), good=example.solved)
+                return [Ranking(example.prompt, (response,), origin=example.origin)]
+        return [_not(example, "no judgement", "a pair, a ranked list, scores, labels or a tree of ranked answers")]
+    match example:
+        case Ranking():
+            return [best(example)]
+        case Tree() if not threads(example):
+            return [_not(example, "no assistant turn", "an assistant message to learn from")]
+        case Steps():
+            right = example.solved if example.solved is not None else all(label == 1 for label in example.labels)
+            if not right:
+                return [
+                    _not(example, "not known to be right", "a solution that is solved, or whose steps are all good")
+                ]
+            return [Chat((*example.prompt, _joined(example)), origin=example.origin)]
+    return [example]
+
+
+def best(ranking: Ranking) -> Chat | RowError:
+    """The conversation that ends in a ranking's best response: of those labelled good where any label is known, the
+    first of the highest level (`rankings.levels`, dimensions weighed alike).
+
+    A RowError where nothing says which response is best: no label is good, or all of several are level, or the only
+    one has a score or a rank alone.
+    """
+    known = levels(ranking, {})
+    labelled = any(response.good is not None for response in ranking.responses)
+    choice = [i for i, response in enumerate(ranking.responses) if not labelled or response.good]
+    if not choice:
+        got = f"{_count(ranking)}, none labelled good"
+        return RowError("no good response", got=got, expected="one to learn from")
+    found = [level for level in known if level is not None]
+    if not labelled and (len(found) < 2 or min(found) == max(found)):
+        got = f"{_count(ranking)}, {len(found)} judged, none better than another"
+        return RowError("no best response", got=got, expected="one that is better than another")
+    top = max(choice, key=lambda i: float("-inf") if (level := known[i]) is None else level)
+    return Chat((*ranking.prompt, ranking.responses[top].message), ranking.tools, ranking.origin)
+
+
+def _count(ranking: Ranking) -> str:
+    return f"{len(ranking.responses)} response{'' if len(ranking.responses) == 1 else 's'}"
+
+
+def _joined(steps: Steps) -> Message:
+    return Message("assistant", steps.separator.join(steps.steps))
+
+
+def _not(example: Example, reason: str, expected: str) -> RowError:
+    return RowError(reason, got=_KIND.get(type(example), f"a {type(example).__name__.lower()}"), expected=expected)

@@ -1,0 +1,160 @@
+"""A folder of questions, answers and reviews in files of their own, as the first Vicuna evaluation has them.
+
+Zheng et al., arXiv:2306.05685, section 3: a judge gives each of two answers to a question a score from 1 to 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from espalier.data.formats.common import Fields, shown, string, wrong_type
+from espalier.data.formats.judged import answer, ranking, score
+from espalier.data.json_rows import Row
+from espalier.data.rows import JSON_NAMES, open_file
+from espalier.errors import DataError, RowError
+from espalier.types import Message, Origin, Ranking, Response
+
+SCALE = (1.0, 10.0)
+Key = str | int
+
+
+@dataclass(slots=True)
+class _Answer:
+    question: Key
+    message: Message
+    author: str
+    scores: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Folder:
+    """What a folder holds: questions with their lines, answers by their ids, and reviews with their places."""
+
+    questions: dict[Key, tuple[str, int]] = field(default_factory=dict)
+    answers: dict[Key, _Answer] = field(default_factory=dict)
+    refused: set[Key] = field(default_factory=set)
+    reviews: list[tuple[str, Fields]] = field(default_factory=list)
+
+
+def is_reviews(path: str) -> bool:
+    """Whether a folder holds files that are called reviews and others that are called answers."""
+    names = [str(file.relative_to(path)).lower() for file in _files(path)]
+    return any("review" in name for name in names) and any("answer" in name for name in names)
+
+
+def _files(path: str) -> list[Path]:
+    files = (file for file in Path(path).rglob("*") if file.is_file())
+    return sorted(file for file in files if file.name.lower().removesuffix(".gz").endswith(JSON_NAMES))
+
+
+def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
+    """One Ranking for each question of a folder, of all its answers, each with the mean of its reviews' scores.
+
+    What a row is follows from its keys: a review has `answer1_id`, `answer2_id` and two scores in `score` (1 to 10); an
+    answer has `answer_id`, `question_id`, `text` and, where its author is known, `model_id`; a question has
+    `question_id` and `text`.
+    Files may lie in folders of their own. An answer without a review is in the ranking as one that nobody judged.
+
+    A Ranking has its question's line. A row that cannot be used is a RowError that names its file: an empty answer, a
+    question or an answer whose id was there before; a review of an unusable answer, of answers to different questions,
+    or with a score outside the scale, which is left out whole: its two scores were given in comparison. So every
+    question is a Ranking or a RowError, and every other row is part of a Ranking or a RowError.
+
+    Raises DataError where the folder has no questions, no answers or no reviews.
+    """
+    folder = _Folder()
+    for file in _files(path):
+        place = str(file)
+        for row in open_file(file, place).rows():
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                _sort(folder, row, place)
+            except RowError as e:
+                yield e.at(f"{place}:{row.line}" if isinstance(row, Row) else place)
+    for what, found in (("questions", folder.questions), ("answers", folder.answers), ("reviews", folder.reviews)):
+        if not found:
+            expected = (
+                "files of questions (question_id, text), answers (answer_id) and reviews (answer1_id, answer2_id)"
+            )
+            raise DataError(f"{path}: it holds no {what} that can be read; expected {expected}")
+    for where, review in folder.reviews:
+        try:
+            _review(folder, review)
+        except RowError as e:
+            yield e.at(where)
+    by_question: dict[Key, list[_Answer]] = {}
+    for found_answer in folder.answers.values():
+        by_question.setdefault(found_answer.question, []).append(found_answer)
+    for name, (text, line) in folder.questions.items():
+        responses = [_response(one) for one in by_question.get(name, ())]
+        try:
+            yield ranking([Message("user", text)], responses, Origin(source, line), field=f"question {name}")
+        except RowError as e:
+            yield e.at(f"{path}, question {name}")
+
+
+def _response(one: _Answer) -> Response:
+    mean = sum(one.scores) / len(one.scores) if one.scores else None
+    return Response(one.message, scores=(mean,), author=one.author)
+
+
+def _sort(folder: _Folder, row: Row, place: str) -> None:
+    """Put a row where it belongs."""
+    value = row.value
+    if not isinstance(value, dict):
+        raise wrong_type("", value, "a JSON object")
+    if "answer1_id" in value:
+        folder.reviews.append((f"{place}:{row.line}", value))
+    elif "answer_id" in value:
+        name = _id(value, "answer_id")
+        if name in folder.answers or name in folder.refused:
+            raise _twice("answer_id", name)
+        folder.refused.add(name)
+        message = answer(string(value, ("text",)), "text")
+        author = string(value, ("model_id", "model"), default="")
+        folder.answers[name] = _Answer(_id(value, "question_id"), message, author)
+        folder.refused.remove(name)
+    elif "question_id" in value:
+        name = _id(value, "question_id")
+        if name in folder.questions:
+            raise _twice("question_id", name)
+        folder.questions[name] = string(value, ("text",)), row.line
+    else:
+        expected = "question_id (a question), answer_id (an answer) or answer1_id (a review)"
+        raise RowError("no known row", got=f"the keys {', '.join(sorted(value))[:60]}", expected=expected)
+
+
+def _id(row: Fields, key: str) -> Key:
+    value: Any = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise wrong_type(key, value, "a name or a number")
+    return value
+
+
+def _twice(key: str, name: Key) -> RowError:
+    return RowError("duplicate id", field=key, got=f"{name} again", expected="one row for each id")
+
+
+def _review(folder: _Folder, row: Fields) -> None:
+    """Add the two scores of a review to the answers that it judges."""
+    reviewed = []
+    for key in ("answer1_id", "answer2_id"):
+        name = _id(row, key)
+        if name not in folder.answers:
+            got = f"{name}, which {'cannot be used' if name in folder.refused else 'no file holds'}"
+            raise RowError("review of an unusable answer", field=key, got=got, expected="the answer_id of an answer")
+        reviewed.append(folder.answers[name])
+    if reviewed[0].question != reviewed[1].question:
+        got = f"answers to questions {reviewed[0].question} and {reviewed[1].question}"
+        raise RowError("prompts differ", field="answer1_id and answer2_id", got=got, expected="answers to one question")
+    given = row.get("score")
+    if not isinstance(given, list) or len(given) != 2 or None in given:
+        raise RowError("wrong type", field="score", got=shown(given), expected="a list of two scores")
+    found = [score(one, f"score[{i}]", SCALE) for i, one in enumerate(given)]
+    for one, number in zip(reviewed, found, strict=True):
+        assert number is not None
+        one.scores.append(number)
