@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from espalier.config import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads
 from espalier.models.adapters import add_adapter, merged_state, plain_names
+from espalier.models.export import export
 from espalier.models.freeze import freeze
 from espalier.models.heads import Calibration, calibrate
 from espalier.models.layout import choose
@@ -264,6 +266,22 @@ def test_under_lora_the_head_is_trained_whole_and_nothing_adapts_it(first: str) 
     torch.testing.assert_close(scores(model, groups), scores(plain, groups), rtol=0, atol=2e-5)
 
 
+def test_an_adapter_of_the_causal_model_is_continued_under_a_head(tmp_path: Path) -> None:
+    first: Any = tiny_model("llama")
+    add_adapter(first, ModelConfig(model="m", lora_rank=4))
+    with torch.no_grad():
+        for p in first.parameters():
+            if p.requires_grad:
+                p.add_(0.05)
+    export(first, tiny_tokenizer(), tmp_path / "adapter", source_dtype=torch.float32, adapter_only=True)
+    model = rewarding()
+    add_adapter(model, ModelConfig(model="m", adapter=str(tmp_path / "adapter")))
+    assert model.score.weight.requires_grad
+    heads.attach(first, 2, seed=3)
+    groups = read_last(tree_groups())
+    assert torch.equal(scores(model, groups), scores(first, groups))
+
+
 def test_freezing_and_new_tokens_work_without_a_token_head() -> None:
     model = rewarding("llama", tie_word_embeddings=True, vocab_size=102)
     summary = freeze(model, ModelConfig(model="m", freeze_layers=0.5))
@@ -306,6 +324,19 @@ def test_calibration_belongs_to_the_model() -> None:
     assert heads.calibration_of(model).apply(torch.tensor([[1.0, -1.0]])).tolist() == [[4.0, -2.0]]
     with pytest.raises(ModelError, match="2 dimensions, the calibration 1"):
         heads.set_calibration(model, Calibration((0.0,), (1.0,)))
+
+
+def test_calibrating_what_is_calibrated_already_starts_from_what_it_says() -> None:
+    """Raw 1, 2, 3, 6 said as 10 x + 7: mean 37 and deviation 18.708, so raw scores end where they would have."""
+    model = rewarding(dimensions=1)
+    raw = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+    heads.set_calibration(model, Calibration((7.0,), (10.0,)))
+    heads.recalibrate(model, heads.calibration_of(model).apply(raw), scale=True)
+    found = heads.calibration_of(model)
+    assert found.scale == pytest.approx((0.534522,), abs=1e-6) and found.bias == pytest.approx((-1.603567,), abs=1e-5)
+    assert Calibration((1.0,), (2.0,)).then(Calibration((3.0,), (10.0,))) == Calibration((13.0,), (20.0,))
+    with pytest.raises(ModelError, match="1 dimensions, the scores 2"):
+        heads.recalibrate(model, torch.randn(4, 2), scale=False)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from transformers import (
 from espalier.config import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads
-from espalier.models.export import export
+from espalier.models.export import export, padding_of
 from espalier.models.heads import Calibration, ScalarHead
 from espalier.models.layout import choose
 from espalier.models.load import Loaded, load_model, prepare, read_limit
@@ -271,6 +271,7 @@ def test_the_pad_token_is_one_that_ends_no_response() -> None:
     assert chosen(pad="<|im_start|>") == ("<|im_start|>", 3)
     assert chosen(pad="<|im_end|>", stops=(4,)) == ("<unk>", 0)  # a stop token beside the end of text
     assert chosen() == ("<unk>", 0)
+    assert chosen(stops=(4,)) == ("<unk>", 0)  # the end of text is none, where no run stops at it, too
     assert chosen(rows=104, unk_token=None, add=reserved) == ("<|fill_pad|>", 103)
     assert chosen(rows=103, unk_token=None, add=reserved) == ("<|reserved_0|>", 102)
     assert chosen(rows=128, unk_token=None) == ("<|pad|>", 102)
@@ -295,5 +296,7 @@ def test_a_new_pad_token_gets_a_row_where_there_is_none(tmp_path: Path) -> None:
 def test_what_the_source_ends_generations_with_is_no_pad_token(tmp_path: Path) -> None:
     folder = source(tmp_path / "base", pad="<|im_start|>")
     GenerationConfig(eos_token_id=[2, 3]).save_pretrained(folder)
-    out = write(trained(folder), tmp_path / "out")
-    assert json.loads((out / "config.json").read_text())["pad_token_id"] == 0
+    loaded = trained(folder)
+    note = padding_of(loaded.model, loaded.tokenizer, [2]).note
+    assert "pads with <unk> = 0" in note and "<|im_start|>, its pad token, can end a response" in note
+    assert json.loads((write(loaded, tmp_path / "out") / "config.json").read_text())["pad_token_id"] == 0

@@ -84,7 +84,7 @@ def export(
         if adapter_only:
             _write_adapter(model, weights, partial)
         elif reward:
-            padding = choose_padding(tokenizer, _rows(model), _endings(model, stop_ids))
+            padding = padding_of(model, tokenizer, stop_ids)
             _write_reward(model, weights, partial, source_dtype, shard_size, padding)
             tokenizer = padding.tokenizer
         else:
@@ -131,10 +131,12 @@ def _rows(model: Any) -> int:
     return rows
 
 
-def _endings(model: Any, stop_ids: Sequence[int]) -> set[int]:
-    """Every token that may end a response, by the run's stop tokens and by what the source says."""
+def padding_of(model: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> Padding:
+    """The pad token that an export of this reward model would have; its `note` says where that is another one. What
+    may end a response are the run's stop tokens and those of the source."""
     said = [getattr(c, "eos_token_id", None) for c in (model.generation_config, model.config.get_text_config())]
-    return {*stop_ids, *(i for ids in said if ids is not None for i in (ids if isinstance(ids, list) else [ids]))}
+    ends = {i for ids in said if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+    return choose_padding(tokenizer, _rows(model), {*stop_ids, *ends})
 
 
 def _plain_config(model: Any) -> Any:

@@ -50,6 +50,15 @@ class Calibration:
             raise ValueError(f"calibration has {len(self.bias)} dimensions, the scores {scores_RK.shape[-1]}")
         return scores_RK * scores_RK.new_tensor(self.scale) + scores_RK.new_tensor(self.bias)
 
+    def then(self, after: Calibration) -> Calibration:
+        """The calibration that applies this one and then `after`: scale s2 s1, bias s2 b1 + b2.
+
+        >>> Calibration((1.0,), (2.0,)).then(Calibration((3.0,), (10.0,)))
+        Calibration(bias=(13.0,), scale=(20.0,))
+        """
+        both = list(zip(self.bias, self.scale, after.bias, after.scale, strict=True))
+        return Calibration(tuple(s2 * b1 + b2 for b1, _, b2, s2 in both), tuple(s2 * s1 for _, s1, _, s2 in both))
+
 
 @dataclass(frozen=True, slots=True)
 class ScalarHead:
@@ -166,6 +175,17 @@ def set_calibration(model: Any, calibration: Calibration) -> None:
     if len(calibration.bias) != head.dimensions:
         raise ModelError(f"the head has {head.dimensions} dimensions, the calibration {len(calibration.bias)}")
     model.espalier_head = replace(head, calibration=calibration)
+
+
+def recalibrate(model: Any, said_SK: Tensor, scale: bool) -> None:
+    """Calibrate the model from what it says of reference responses, as calibrated so far: `calibrate` on top of that.
+
+    Raises ModelError for a model without a head of K dimensions, ValueError as `calibrate`.
+    """
+    after = calibrate(said_SK, scale)
+    if len(after.bias) != _required(model).dimensions:
+        raise ModelError(f"the head has {_required(model).dimensions} dimensions, the scores {len(after.bias)}")
+    set_calibration(model, calibration_of(model).then(after))
 
 
 def read(model: Any, hidden_RD: Tensor) -> Tensor:
