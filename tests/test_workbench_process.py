@@ -15,7 +15,7 @@ from espalier.losses import steps as losses
 from espalier.types import Sample
 from espalier.workbench.bootstrap import Resampling
 from espalier.workbench.mistakes import choose_threshold, first_error, steps
-from espalier.workbench.process import against_outcome, findings, process, whole_solutions
+from espalier.workbench.process import against_outcome, best_cut, findings, process, whole_solutions
 from espalier.workbench.solutions import Aggregate, Solved, aggregate, auc, from_samples, halves
 
 HOW = Resampling(seed=3, resamples=200)
@@ -153,6 +153,13 @@ def test_whole_solutions_by_hand() -> None:
     # means: 0.75, 0.4 right; 0.75, 0.5 wrong; 0.75 ties with 0.75
     found = whole_solutions(all_of, "mean", HOW)
     assert found["accuracy"]["value"] == 1 / 4 and found["auc"]["value"] == pytest.approx(1.5 / 4)
+
+
+def test_the_cut_with_the_fewest_errors() -> None:
+    assert best_cut([6, 1, 2, 3, 4, 5], [True, False, False, True, True, True]) == 2.5
+    assert best_cut([1, 2, 2, 3], [False, False, True, True]) in (1.5, 2.5)  # never between equal numbers
+    assert best_cut([1, 2, 3], [True, True, True]) == 1
+    assert best_cut([1, 2, 3], [False, False, False]) > 3
 
 
 def test_a_tuned_threshold_comes_from_other_problems() -> None:

@@ -62,7 +62,7 @@ def whole_solutions(outcomes: Sequence[Solved], name: Aggregate, how: Resampling
     first, second = halves(outcomes, how.seed)
     tuned = None
     if first and second:
-        threshold = _best_cut([aggregate(s.scores, name) for s in first], [bool(s.solved) for s in first])
+        threshold = best_cut([aggregate(s.scores, name) for s in first], [bool(s.solved) for s in first])
         shown = math.exp(threshold) if name == "product" else threshold
         tuned = {"threshold": shown, "chosen_on": len(first), **_called(second, name, threshold, how)}
     numbers = [aggregate(s.scores, name) for s in outcomes]
@@ -75,7 +75,7 @@ def _called(solutions: Sequence[Solved], name: Aggregate, cut: float, how: Resam
     return ratio(right, [1.0] * len(right), problem_numbers(solutions), how, share=True).as_dict()
 
 
-def _best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
+def best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
     """The number from which on to say "right" with the fewest errors, midway between two that occur; of equals the
     middle one."""
     order = np.argsort(numbers, kind="stable")
