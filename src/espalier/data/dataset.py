@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espalier.config import DataConfig
 from espalier.data.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
-from espalier.data.read import Source, parse_sources, read
-from espalier.data.store import Renderer, Store, open_store, split
+from espalier.data.read import READ_VERSION, Source, parse_sources, read
+from espalier.data.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
+
+if TYPE_CHECKING:
+    from espalier.data.render import Renderer
 
 EVAL_GROUPS = 64  # groups handed to an evaluation at a time
 
@@ -58,16 +61,20 @@ def open_data(
     seed: int,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Opened:
-    """Tokenise every source of a config, once. Raises ConfigError, DataError or RowError, as `open_store` does."""
+    """Tokenise every source of a config, once, in the form that the renderer takes.
+
+    Raises ConfigError, DataError or RowError, as `open_store` does.
+    """
+    form = renderer.form.consumes
 
     def store(source: Source, part: str, default_format: str) -> Store:
         return open_store(
             source,
-            lambda: read(source, default_format=default_format, alpaca_prompt=config.alpaca_prompt),
+            lambda: read(source, default_format=default_format, alpaca_prompt=config.alpaca_prompt, form=form),
             renderer,
             cache=cache,
             content_key=content_key(source.path, cache),
-            options=f"{default_format} {config.alpaca_prompt}",
+            options=f"{READ_VERSION} {form} {default_format} {config.alpaca_prompt}",
             part=part,
             on_bad_row=config.on_bad_row,
             on_progress=(lambda rows: on_progress(source.name, rows)) if on_progress else None,

@@ -20,6 +20,8 @@ from espalier.data.rows import NAMES, open_file
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin
 
+READ_VERSION = 2
+"""Part of what tokens are cached under: raised whenever the same file would give other examples."""
 WINDOW = 16
 """Rows that vote on a source's format."""
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?(#[\w.-]+)?")
