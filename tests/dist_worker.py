@@ -28,6 +28,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from dist_reference import HELD
 from espalier import checkpoint, cli, preflight
 from espalier.algorithms.sft import SFT
 from espalier.config import ModelConfig, OptimConfig
@@ -305,6 +306,7 @@ CHECKS: dict[str, Callable[[], Figures]] = {
     "save_and_load": save_and_load,
     "full_disk": full_disk,
     "layout_check": layout_check,
+    **{name: lambda check=check: check(world, folder) for name, check in HELD.items()},  # type: ignore[misc]
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dist_reference import HELD
 from dist_worker import CHECKS, arguments
 from espalier import checkpoint
 from espalier.engines import fsdp
@@ -68,7 +69,7 @@ def figures(out: Path, name: str) -> dict[str, Any]:
     return found
 
 
-COMPARED = [name for name in CHECKS if name not in ("save_and_load", "full_disk", "layout_check", "muon")]
+COMPARED = [name for name in CHECKS if name not in ("save_and_load", "full_disk", "layout_check", "muon", *HELD)]
 # Relative, but for log-probabilities and entropies (nats), of numbers that rounding alone may part.
 LIMITS = {"loss": 1e-6, "terms": 1e-6, "norm": 1e-6, "gradients": 3e-6, "weights": 1e-6, "export": 1e-6}
 LIMITS |= {"logprobs": 1e-5, "entropy": 1e-5, "correct": 0.0, "exact": 0.0}
@@ -113,6 +114,14 @@ def test_a_full_disk_on_rank_0_is_everyone_s_error_at_once(out: Path) -> None:
 def test_the_start_up_checks_run_before_sharding(out: Path) -> None:
     found = figures(out, "layout_check")
     assert found["verdict"] == "pass" and found["share"] > 0.9
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_references_measures_and_reads_are_those_of_one_process(out: Path, name: str) -> None:
+    """Log-probabilities, sums and scores in float32; the masters' bfloat16 rounding parts what computes in it."""
+    found = {figure: x for figure, x in figures(out, name).items() if figure != "seconds_in_all"}
+    for figure, apart in found.items():
+        assert apart <= (0.1 if "bfloat16" in figure and "file" not in figure else 2e-5), found
 
 
 @pytest.mark.parametrize("family", ATTENTION)

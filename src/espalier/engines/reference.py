@@ -53,12 +53,16 @@ class StartReference:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        """The policy computes with the copies inside; whatever happens there, it leaves with its own weights' bits."""
+        """The policy computes with the copies inside; whatever happens there, it leaves with its own weights' bits.
+
+        Under FSDP2 these are the shards, which checkpoints are written from: torch keeps what an error in a forward
+        left gathered, and such a policy must not compute again.
+        """
+        fsdp.reshard(self.learner.policy)  # what is gathered would be used again
         self._exchange()
         try:
             yield
         finally:
-            fsdp.reshard(self.learner.policy)  # what an error left gathered holds the copies
             self._exchange()
 
     @torch.no_grad()
