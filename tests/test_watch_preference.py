@@ -59,6 +59,11 @@ def test_falling_together_is_explained_by_the_margin() -> None:
     assert "concern" in explain(curve(120, 1, 12))[0]["text"]
 
 
+def test_windows_do_not_overlap() -> None:
+    lines = [{"step": k + 1, "loss": 0.5, "logprobs_chosen": -100.0 - 10 * (k >= 5)} for k in range(60)]
+    assert explain(lines)[:1] == [] and explain(lines, window=5)[0]["step"] == 10
+
+
 def test_noise_alone_is_not_a_fall() -> None:
     """A sum that sinks by 5 nats in noise of 30 is nothing; the reward, held against the reference, says more."""
     assert kinds(curve(60, -5, -5, noise=30)) == []
@@ -102,7 +107,8 @@ def test_certainty_is_memory_after_the_first_epoch() -> None:
 
 def test_certainty_on_new_pairs_is_not_memory() -> None:
     assert kinds(certain(first_epoch=0.2)) == ["separable"]
-    assert kinds(certain(steps=31, first_epoch=0.99)) == ["memorised"]  # the first window of old pairs alone
+    found = explain(certain(steps=40, first_epoch=0.99))
+    assert [(f["kind"], f["step"]) for f in found] == [("memorised", 31)]  # the first window of old pairs alone
 
 
 def test_held_out_pairs_decide() -> None:

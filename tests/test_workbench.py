@@ -203,6 +203,7 @@ def test_format_bias_by_hand() -> None:
 
 
 def test_rank_correlations_by_hand() -> None:
+    assert agreement.average_ranks([10, 30, 10]).tolist() == [1.5, 3, 1.5]
     assert agreement.spearman([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
     assert agreement.kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
     assert agreement.kendall([1, 2, 3], [1, 1, 2]) == pytest.approx(2 / math.sqrt(6))
