@@ -9,6 +9,7 @@ from rich.table import Table
 
 Numbers = Mapping[str, Any]
 NOTHING = "-"
+VERBS = {"people": "people prefer", "model": "the model prefers"}
 
 
 def said(x: Numbers | None, form: str = ".1%") -> str:
@@ -49,9 +50,9 @@ def findings(report: Numbers) -> list[tuple[str, str, str]]:
     out.append(("length", "correlation with people's labels", number(length["label_correlation"], "+.3f")))
     names = {"longer_wins": "the longer wins", "longer_loses": "the longer loses", "equal_length": "both as long"}
     out += [("length", f"accuracy where {text}", said(length[key])) for key, text in names.items()]
-    out += [("length", f"{who} prefer the longer", said(x)) for who, x in length["preferred_longer"].items()]
+    out += [("length", f"{VERBS[who]} the longer", said(x)) for who, x in length["preferred_longer"].items()]
     out.append(("format", "responses with lists or markup", number(form["formatted"], ".1%")))
-    out += [("format", f"{who} prefer it to plain text", said(form[who])) for who in ("people", "model")]
+    out += [("format", f"{verb} it to plain text", said(form[who])) for who, verb in VERBS.items()]
     out.append(("format", "model beyond people", said(form["excess"], "+.1%")))
     out.append(("format", "score for it between equals", said(form["gap_at_ties"], "+.3f")))
     for what, x in [("labels", agree["labels"]), *((f"grade {k}", x) for k, x in enumerate(agree["grades"]))]:
