@@ -7,7 +7,7 @@ Most post-training bugs are silent: the loss falls and the model is wrong. A che
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from espalier.errors import CheckError, ConfigError
 from espalier.files import json_text, write_atomic
 from espalier.pack import pack, totals
-from espalier.types import Chat, Completion, Example, Sample, Text
+from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
 NAMES = ("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update")
@@ -138,7 +138,8 @@ def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int
 
     The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
     end: every trained message's content must stand in the decoded trained tokens, and every untrained one's in the
-    decoded rest.
+    decoded rest. Of a ranking each sample must train its own response and nothing of the prompt; of a solution, each
+    step must stand between the place where the step before it is read and its own.
     """
     seen = wrong = 0
     first = ""
@@ -146,18 +147,44 @@ def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int
         group = render(example)
         if not group or any(r.sample.stop == "length" for r in group):
             continue
-        for side, wanted in ((True, _wanted(example, train_on)), (False, _unwanted(example, train_on))):
-            text = _squash("".join(decode(_side(r.sample, side)) for r in group))
-            for content in wanted:
-                seen += 1
-                if _squash(content) not in text:
-                    wrong += 1
-                    first = first or f"{example.origin}: {content[:60]!r} {'is not' if side else 'is'} trained"
+        for content, holds, said in _claims(example, group, decode, train_on):
+            seen += 1
+            if not holds:
+                wrong += 1
+                first = first or f"{example.origin}: {content[:60]!r} {said}"
     ok = wrong == 0
     return Check(
         "mask", f"{seen - wrong} of {seen} messages on the right side", "all", "pass" if ok else "fail",
         "" if ok else f"First in {first}. Look at it with `espalier inspect`.",
     )  # fmt: skip
+
+
+def _claims(
+    example: Example, group: Sequence[Any], decode: Callable[[list[int]], str], train_on: str
+) -> Iterator[tuple[str, bool, str]]:
+    """Texts, whether they stand where they should, and what is wrong where they do not."""
+    samples: list[Sample] = [r.sample for r in group]
+    trained, rest = ([_squash(decode(_side(s, side))) for s in samples] for side in (True, False))
+
+    def inside(contents: Iterable[str], text: str, said: str) -> Iterator[tuple[str, bool, str]]:
+        return ((content, _squash(content) in text, said) for content in contents)
+
+    if isinstance(example, Ranking):
+        for r, own, before in zip(group, trained, rest, strict=True):
+            yield from inside([r.response.message.content], own, "is not trained")
+            yield from inside([m.content for m in example.prompt], before, "is trained")
+    elif isinstance(example, Steps):
+        (sample,) = samples
+        start, said = sample.mask.index(True), "is read at another place than its end"
+        for step, read in zip(example.steps, sample.reads, strict=True):
+            text = _squash(decode(sample.tokens[start : read + 1]))
+            last = read == sample.reads[-1]  # others may share a token with what follows them
+            yield step, text.endswith(_squash(step)) if last else _squash(step) in text, said
+            start = read + 1
+        yield from inside([m.content for m in example.prompt], rest[0], "is trained")
+    else:
+        yield from inside(_wanted(example, train_on), "".join(trained), "is not trained")
+        yield from inside(_unwanted(example, train_on), "".join(rest), "is trained")
 
 
 def _side(sample: Sample, trained: bool) -> list[int]:
@@ -169,39 +196,55 @@ def _squash(text: str) -> str:
     return "".join(text.split()).replace("\ufffd", "")
 
 
-def _wanted(example: Example, train_on: str) -> list[str]:
+def _wanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[str]:
     if isinstance(example, Completion):
         return [example.completion]
     if isinstance(example, Text):
         return [example.text]
-    if not isinstance(example, Chat):
-        return []
-    turns = [m for m in example.messages if m.role == "assistant" and m.content.strip()]
-    chosen = turns[-1:] if train_on == "last" else turns
+    turns = [m for m in _messages(example) if m.role == "assistant" and m.content.strip()]
+    last = turns[-1:] if isinstance(example, Chat) else []  # each thread of a tree has its own, told by no message
+    chosen = last if train_on == "last" else turns
     return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]
 
 
-def _unwanted(example: Example, train_on: str) -> list[str]:
-    """What must not be trained: users' and systems' messages without a weight, and a raw completion's prompt."""
-    if train_on == "all" or not isinstance(example, Chat | Completion):
+def _unwanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[str]:
+    """What must not be trained: users' and systems' messages without a weight, and a raw completion's prompt. A branch
+    of a tree that ends without an answer is left out."""
+    if train_on == "all" or isinstance(example, Text):
         return []
     if isinstance(example, Completion):
         return [example.prompt]
-    return [m.content for m in example.messages if m.role in ("user", "system") and not m.weight and m.content.strip()]
+    messages = _messages(example)
+    if isinstance(example, Tree):
+        answered: set[int] = set()
+        for i, node in reversed(list(enumerate(example.nodes))):
+            if node.message.role == "assistant" or i in answered:
+                answered.add(node.parent)
+        messages = [m for i, m in enumerate(messages) if i in answered]
+    return [m.content for m in messages if m.role in ("user", "system") and not m.weight and m.content.strip()]
+
+
+def _messages(example: Chat | Tree) -> list[Message]:
+    return list(example.messages) if isinstance(example, Chat) else [node.message for node in example.nodes]
 
 
 def template(examples: Iterable[Example], render: Render, stored: Iterable[list[Sample]]) -> Check:
-    """Rows render now to the tokens that are stored, and twice to the same."""
+    """Rows render now to the tokens and judgements that are stored, and twice to the same."""
     count = 0
     for example, group in zip(examples, stored, strict=False):
-        now = [r.sample.tokens for r in render(example)]
-        if now != [r.sample.tokens for r in render(example)] or now != [s.tokens for s in group]:
+        now, again = ([_told(r.sample) for r in render(example)] for _ in range(2))
+        if now != again or now != [_told(s) for s in group]:
             return Check(
                 "template", f"{example.origin} renders differently now", "the same tokens each time", "fail",
                 "The template depends on more than the row (a date, a random number): take one that does not.",
             )  # fmt: skip
         count += 1
     return Check("template", f"{count} rows render to the same tokens", "the same tokens each time", "pass")
+
+
+def _told(sample: Sample) -> tuple[Any, ...]:
+    grades = [str(grade) for grade in sample.grades]  # nan differs from itself
+    return sample.tokens, sample.label, sample.beats, sample.ties, sample.reads, grades
 
 
 # ------------------------------------------------------------------------------------------------------- of the model
