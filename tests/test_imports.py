@@ -65,6 +65,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "doctor": (),
     # The only places where an engine meets an algorithm.
     "answer": ANY,
+    "held": ANY,
     "judging": ANY,
     "reference": ANY,
     "before": ANY,

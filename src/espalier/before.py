@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy
 import torch
 
 from espalier import build, preflight
+from espalier.annotate import annotate
 from espalier.build import Model
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
@@ -23,11 +25,13 @@ from espalier.data.read import read
 from espalier.data.render import Renderer
 from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
+from espalier.engines.protocols import Reference
 from espalier.errors import RowError
 from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
 from espalier.runs import RunConfig
+from espalier.train import loss_of
 from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32
@@ -58,8 +62,8 @@ def parts(config: RunConfig) -> Iterator[Parts]:
     world = worlds.start(device)
     say = Progress(0, rank=world.rank)
     try:
-        noise = getattr(config.algorithm, "neftune_alpha", 0.0)
-        model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise)
+        noise, head = getattr(config.algorithm, "neftune_alpha", 0.0), build.head_of(config)
+        model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head)
         renderer = build.build_renderer(config, model.loaded)
         opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"))
         yield Parts(model, renderer, opened, dataset, world, device, say)
@@ -86,7 +90,7 @@ def describe(config: RunConfig, p: Parts) -> None:
     gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
     total = sum(need.values()) / 2**30
     frozen = p.model.frozen
-    layout = build.token_layout(p.model)
+    layout = build.token_layout(p.model, whole=config.algorithm.traits.whole)
     forwards = len(microbatches(first, budget, layout, ranks=p.world.size))
     for line in (
         *p.model.notes,
@@ -144,7 +148,8 @@ def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]
     held = zip(p.opened.held_sources, p.opened.held_out, strict=False)
     for source, store in (*zip(p.opened.sources, (*p.opened.main, *p.opened.replay), strict=True), *held):
         default = "text" if store.part == REPLAY else config.data.format
-        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt)
+        form = config.algorithm.traits.consumes
+        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
         good = (e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e))
         for number, example in enumerate(islice(good, min(CHECKED_ROWS, len(store)))):
             yield example, store.group(number)
@@ -158,19 +163,37 @@ def _renders(renderer: Renderer, example: Any) -> bool:
     return True
 
 
-def checks_after(config: RunConfig, p: Parts, learner: TorchLearner) -> list[Check]:
+def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | None, list[Check]]:
+    """The learner and the reference of a run, and what all checks say of them; nothing is updated."""
+    from espalier.held import gated
+    from espalier.reference import build_reference
+
+    before = checks_before(config, p)
+    learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
+    reference = build_reference(config, p.model, p.opened, learner, p.say.reading("groups held against the reference"))
+    after = checks_after(config, p, learner, reference)
+    return (
+        learner,
+        reference,
+        [*before, *after, *preflight.run(gated(config, p, learner, reference), config.loop.skip_checks)],
+    )
+
+
+def checks_after(config: RunConfig, p: Parts, learner: TorchLearner, reference: Reference | None) -> list[Check]:
     """Checks that need a gradient; nothing is updated."""
+    algorithm = config.algorithm
 
     @cache
     def probe() -> tuple[float, dict[str, float]]:
         groups = p.dataset.groups(0)[: max(4, p.world.size)]
-        result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], {}, 0)
+        state = annotate(groups, algorithm, learner, reference, {})
+        result = learner.forward_backward(groups, loss_of(algorithm), state, 0)
         shares = learner.probe_update(config.optim.lr, p.model.loaded.source_dtype)
-        return result.terms.get("nll", result.loss), shares
+        return result.terms.get("nll", result.loss) if algorithm.traits.likelihood else result.loss, shares
 
-    vocabulary = p.model.loaded.model.config.get_text_config().vocab_size
+    guess = math.log(p.model.loaded.model.config.get_text_config().vocab_size) if algorithm.traits.likelihood else None
     checks: list[tuple[str, Callable[[], Check]]] = [
-        ("loss", lambda: preflight.loss(probe()[0], vocabulary)),
+        ("loss", lambda: preflight.loss(probe()[0], guess)),
         ("update", lambda: preflight.update(probe()[1])),
     ]
     if p.world.size == 1:  # the learner has cast the model: this is the path that trains

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from espalier.algorithms.dimensions import total_weights
 from espalier.config import ModelConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.form import Form
@@ -20,7 +21,7 @@ from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import ConfigError
 from espalier.microbatches import Layout
-from espalier.models import layout
+from espalier.models import heads, layout
 from espalier.models.freeze import FreezeSummary
 from espalier.models.load import Loaded, load_model, prepare
 from espalier.models.policy import Policy
@@ -56,9 +57,14 @@ def cache_folder(asked: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
 
 
-def build_model(config: ModelConfig, device: torch.device, *, seed: int = 0, neftune_alpha: float = 0.0) -> Model:
-    """Load, adapt, freeze; choose the layout. Raises ModelError and ConfigError."""
-    loaded = load_model(config, device=device)
+def build_model(
+    config: ModelConfig, device: torch.device, *, seed: int = 0, neftune_alpha: float = 0.0, head: Head | None = None
+) -> Model:
+    """Load, adapt, freeze; choose the layout. With `head`, the model is read by a scalar head: the one it comes with,
+    or a new one. Raises ModelError and ConfigError."""
+    loaded = load_model(config, device=device, head=head is not None)
+    if head is not None:
+        put_head(loaded, head, seed)
     frozen = prepare(loaded, config, seed=seed)
     apply_template(loaded.tokenizer, config.template)
     chosen, reason = layout.choose(loaded.model, config.layout)
@@ -69,14 +75,50 @@ def build_model(config: ModelConfig, device: torch.device, *, seed: int = 0, nef
             f"router_loss needs a packed layout, but layout is padded: {reason}; drop it", key="router_loss"
         )
     policy = Policy(
-        loaded.model, chosen, neftune_alpha=neftune_alpha, dropout=config.dropout, router_loss=config.router_loss > 0
-    )
+        loaded.model, chosen, neftune_alpha=neftune_alpha, dropout=config.dropout, router_loss=config.router_loss > 0,
+        reads=head is not None,
+    )  # fmt: skip
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
     if config.router_loss:
         notes.append(
             "router loss on: it is not linear in the tokens, so it alone depends on the split into micro-batches"
         )
     return Model(loaded, policy, frozen, compute_dtype(config.dtype, device), notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The scalar head a run asks for: names of its dimensions (none is a single, nameless one) and where it is read."""
+
+    names: tuple[str, ...]
+    kind: heads.Kind
+
+
+def head_of(config: RunConfig) -> Head | None:
+    """The scalar head of a run whose algorithm reads one."""
+    if not config.algorithm.traits.reads:
+        return None
+    return Head(tuple(total_weights(getattr(config.algorithm, "dimensions", ()))), kind_of(config))
+
+
+def kind_of(config: RunConfig) -> heads.Kind:
+    return "steps" if config.algorithm.traits.consumes == "steps" else "response"
+
+
+def put_head(loaded: Loaded, head: Head, seed: int) -> None:
+    """Attach the head, or keep the one the model has. Raises ConfigError where that is another one."""
+    size = max(1, len(head.names))
+    had = heads.scalar_head(loaded.model)
+    if had is None:
+        heads.attach(loaded.model, size, seed=seed, names=head.names, kind=head.kind)
+        return
+    if had.dimensions != size or had.kind != head.kind or (head.names and had.names != head.names):
+        raise ConfigError(
+            f"the model has a head of {had.dimensions} dimensions ({', '.join(had.names) or 'nameless'}, {had.kind}); "
+            f"this run asks for {size} ({', '.join(head.names) or 'nameless'}, {head.kind}). Give its dimensions, or "
+            "start from a model without a head"
+        )
+    loaded.notes.append("continues the scalar head that the model has")
 
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
@@ -104,8 +146,9 @@ def build_data(
 ) -> tuple[Opened, Dataset]:
     """Tokenise (or find tokenised) all data, and put it in order."""
     opened = open_data(
-        config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed, on_progress=on_progress
-    )
+        config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed,
+ on_progress=on_progress,
+    )  # fmt: skip
     loop = config.loop
     dataset = Dataset(
         opened, seed=loop.seed, samples_per_step=loop.samples_per_step, tokens_per_step=loop.tokens_per_step,
@@ -119,11 +162,11 @@ def budget(config: RunConfig, device: torch.device) -> int:
     return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
 
 
-def token_layout(model: Model) -> Layout:
-    """How tokens are counted against the budget."""
+def token_layout(model: Model, *, whole: bool = False) -> Layout:
+    """How tokens are counted against the budget; `whole` keeps groups in one piece."""
     loaded, policy = model.loaded, model.policy
     stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
-    return Layout(policy.shares, policy.layout == "padded", long_from=stretched or 0)
+    return Layout(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
 
 
 def build_learner(
@@ -135,6 +178,8 @@ def build_learner(
         budget=budget(config, device),
         compute=model.compute,
         linear=config.algorithm.traits.linear,
+        whole=config.algorithm.traits.whole,
+        reads=config.algorithm.traits.reads,
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,

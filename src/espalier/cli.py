@@ -122,7 +122,20 @@ _TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]
 _TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]"
 _RUN = "--model M --data D ... [--config F.yaml] [--field value ...]"
 COMMANDS = {
-    "sft": Command("Fine-tune a model on instruction data.", _TRAIN, partial(_train, "sft")),
+    **{
+        name: Command(about, _TRAIN, partial(_train, name))
+        for name, about in (
+            ("sft", "Fine-tune a model on instruction data."),
+            ("reward", "Train a reward model on ranked or scored answers, and judge it."),
+            ("prm", "Train a process reward model on labelled steps."),
+            ("dpo", "Learn from pairs and ranked lists against a reference."),
+            ("simpo", "Learn from pairs by mean log-probabilities, without a reference."),
+            ("orpo", "Learn from pairs by odds ratios beside likelihood, without a reference."),
+            ("cpo", "Learn from pairs beside likelihood, without a reference."),
+            ("kto", "Learn from answers that are labelled good or bad."),
+            ("bco", "Learn from good and bad answers by a binary classifier."),
+        )
+    },
     "check": Command("Check model and data as a training command would, and stop there.", f"[COMMAND] {_RUN}", _check),
     "inspect": Command("Show rows as the model will see them, trained tokens marked.", f"[COMMAND] {_RUN}", _inspect),
     "export": Command("Write a run's weights as a plain Hugging Face directory.", "--run RUN [--out DIR]", _export),

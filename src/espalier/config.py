@@ -277,6 +277,20 @@ class ReferenceConfig:
 
 
 @section
+class JudgeConfig:
+    """How a scoring model is judged on held-out data."""
+
+    eval_only: bool = False
+    """Train nothing: judge the reward model in `model` on all of `data`."""
+    judged: Count = 2000
+    """Most held-out groups that are judged."""
+    resamples: Count = 1000
+    """Bootstrap resamples of an interval."""
+    outcome_model: str = ""
+    """Of a process reward model: an outcome reward model to compare it with on the same solutions."""
+
+
+@section
 class InspectConfig:
     """What `inspect` shows."""
 

@@ -22,7 +22,10 @@ from espalier.pack import pack, totals
 from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
-NAMES = ("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update")
+NAMES = (
+    *("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update"),
+    *("preferences", "reference", "first_loss"),  # of runs that learn from judgements
+)
 LAYOUT_LIMIT = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25}
 LAYOUT_TOKENS = 1024  # enough for several rows, little beside a step
 STOP_SHARE = 0.99
@@ -251,30 +254,37 @@ def _told(sample: Sample) -> tuple[Any, ...]:
 
 
 def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> Check:
-    """Log-probabilities of the layout in use against the architecture's own forward, one row at a time, own logits.
+    """What the layout in use says against the architecture's own forward, one row at a time: log-probabilities of
+    trained tokens by its own logits, or, of a model with a scalar head, what the head says of its own hidden states.
 
-    Compares the largest difference over the trained tokens of some groups of the first step, a long one among them, and
-    takes the model as it stands: call it in the dtype that trains, and before the model is sharded.
+    Compares the largest difference over some groups of the first step, a long one among them, and takes the model as it
+    stands: call it in the dtype that trains, and before the model is sharded.
     """
     chosen = _few(groups, LAYOUT_TOKENS)
     sums = totals(chosen)
+    samples = [s for g in chosen for s in g]
     with torch.no_grad():
-        batch = pack(chosen, sums, share=policy.shares, device=next(policy.parameters()).device)
-        packed = policy(batch)["logprobs"][batch.score]
-        alone = one_by_one(policy.model, [s for g in chosen for s in g])
+        batch = pack(
+            chosen, sums, share=policy.shares, targets=not policy.reads, device=next(policy.parameters()).device
+        )
+        said = policy(batch)
+        packed = said["scores_RK"] if policy.reads else said["logprobs"][batch.score]
+        alone = one_by_one(policy, samples)
     worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
     limit = LAYOUT_LIMIT[dtype]
     ok = worst <= limit
+    what, unit = ("reads", "score") if policy.reads else ("tokens", "nats")
     return Check(
-        "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} tokens", f"<= {limit:g} nats of one-by-one",
+        "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} {what}", f"<= {limit:g} {unit} of one-by-one",
         "pass" if ok else "fail",
         "" if ok else "This architecture is not right in this layout: set --layout padded, and report the model.",
     )  # fmt: skip
 
 
-def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
-    """Log-probabilities of every trained token from the model's own attention and its own logits, a sample at a
-    time."""
+def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
+    """Log-probabilities of every trained token, or scores at every read, from the model's own attention and its own
+    logits, a sample at a time."""
+    model = policy.model
     config = model.config
     before, training = config._attn_implementation, model.training
     out: list[Tensor] = []
@@ -288,6 +298,10 @@ def one_by_one(model: Any, samples: Sequence[Sample]) -> Tensor:
                 continue
         for s in samples:
             ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
+            if policy.reads:
+                hidden = policy.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+                out.append(model.score(hidden[s.reads].to(model.score.weight.dtype)).float())
+                continue
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / s.temperature
             said = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
@@ -318,21 +332,24 @@ def _head(sample: Sample, length: int) -> Sample:
     cut = Sample(
         sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key
     )
+    if sample.reads:
+        cut.reads = [min(read, length - 1) for read in sample.reads]
     if not any(cut.mask[1:]):
         cut.mask, cut.weights = [False] + [True] * (len(cut) - 1), [0.0] + [1.0] * (len(cut) - 1)
     return cut
 
 
-def loss(value: float, vocabulary: int) -> Check:
-    """The first loss is finite; above twice that of a uniform guess, model and tokenizer probably do not belong
-    together."""
-    uniform = math.log(vocabulary)
-    shown, limit = f"{value:.4f} nats a token", f"finite; uniform guess {uniform:.2f}"
+def loss(value: float, uniform: float | None) -> Check:
+    """The first loss is finite; one that is a likelihood and above twice that of a uniform guess (`uniform` nats a
+    token) says that model and tokenizer probably do not belong together."""
+    shown, limit = f"{value:.4f} nats a token", f"finite; uniform guess {uniform or 0:.2f}"
+    if uniform is None:
+        shown, limit = f"{value:.4f}", "finite"
     if not math.isfinite(value):
         return Check(
             "loss", shown, limit, "fail", "The weights or the data hold numbers that overflow: try dtype float32."
         )
-    if value > 2 * uniform:
+    if uniform is not None and value > 2 * uniform:
         way_out = "Worse than guessing: do model and tokenizer belong together?"
         return Check("loss", shown, limit, "warn", way_out)
     return Check("loss", shown, limit, "pass")

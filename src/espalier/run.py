@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from espalier import checkpoint, files
 from espalier.config import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import CheckpointError, ConfigError
-from espalier.metrics import MetricsFile
+from espalier.metrics import MetricsFile, read_lines
 from espalier.options import dump, flat
 from espalier.progress import Progress, peak_memory
 from espalier.rundir import HEADING, RunDir, resumption
-from espalier.runs import RunConfig
+from espalier.runs import RunConfig, judge_of
 
 if TYPE_CHECKING:
     from espalier.before import Parts
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def train(config: RunConfig) -> Path:
-    """Train; returns the exported model's folder (the newest checkpoint's where a signal ended the run)."""
+    """Train; returns the exported model's folder (the newest checkpoint's where a signal ended the run). With
+    `eval_only`, judge a scoring model instead; returns the run's folder."""
     loop = config.loop
     run = RunDir(Path(loop.out))
     if main := int(os.environ.get("RANK", "0")) == 0:  # before anything slow: the folder may be refused
@@ -32,77 +33,83 @@ def train(config: RunConfig) -> Path:
             run.path, text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
         )
     from espalier import build
-    from espalier.before import checks_after, checks_before, describe, parts, settle
+    from espalier.before import describe, parts, prepared, settle
 
     try:
         with parts(config) as p:
+            checkpoint.together(
+                lambda: _enter(config, p, run) if main else None, f"{run.path} was not entered", p.world
+            )
+            if judge_of(config).eval_only:
+                from espalier import judging
 
-            def enter() -> None:
-                if main:
-                    held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
-                    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "validation": held})
-                    run.pin("model", _weights(config, p))
-                    run.pin("machine", _machine(p, build.budget(config, p.device)))
-                    _write_rejected(p.opened, run.rejected)
-
-            checkpoint.together(enter, f"{run.path} was not entered", p.world)
+                learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
+                judging.judge(config, p, learner, judging.trained_on(p, judge_of(config).judged), run.path)
+                return run.path
             describe(config, p)
-            before = checks_before(config, p)
-            learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-            checks = [*before, *checks_after(config, p, learner)]
+            learner, reference, checks = prepared(config, p)
             settle(p.say, checks, run.preflight if main else None)
-            finished = _train(config, p, learner, run)
+            finished = _train(config, p, learner, reference, run)
             if finished.chosen is None:
                 name = checkpoint.step_name(finished.state.step)
                 p.say.note(f"stopped by {finished.stopped}, saved as {name}; {resumption(run.path)}")
                 if finished.stopped == "SIGINT":
                     raise KeyboardInterrupt
                 return run.checkpoints / name / "model"
-            if main:
-                if finished.chosen.name != checkpoint.step_name(finished.state.step):  # written a while ago
-                    checkpoint.verify(finished.chosen)
-                files.restore(run.path, run.model.name)  # what a kill inside the copy left
-                files.copy_dir(finished.chosen / "model", run.model)
-            why = f" ({finished.stopped})" if finished.stopped else ""
-            best = finished.state.best_step
-            if best and checkpoint.step_name(best) != finished.chosen.name:
-                p.say.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
-            p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {finished.chosen.name}")
-            p.world.barrier()
+            _finish(config, p, learner, finished, run)
             return run.model
     finally:
         run.close()
 
 
+def _enter(config: RunConfig, p: Parts, run: RunDir) -> None:
+    """Write down what the run computes from, or, on resuming, compare it with what was written."""
+    from espalier import build
+    from espalier.reference import weights_of
+
+    held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
+    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "validation": held})
+    cache = build.cache_folder(config.data.cache)
+    run.pin("model", weights_of(p.model.loaded, config.model.adapter, cache))
+    run.pin("machine", _machine(p, build.budget(config, p.device)))
+    _write_rejected(p.opened, run.rejected)
+
+
+def _finish(config: RunConfig, p: Parts, learner: Any, finished: Finished, run: RunDir) -> None:
+    """Put the chosen model in place; a model that scores is calibrated and judged first."""
+    assert finished.chosen is not None
+    name = finished.chosen.name
+    if p.world.rank == 0:
+        if name != checkpoint.step_name(finished.state.step):  # written a while ago
+            checkpoint.verify(finished.chosen)
+        files.restore(run.path, run.model.name)  # what a kill inside the copy left
+    if config.algorithm.traits.reads:
+        from espalier import judging
+
+        judging.finish(config, p, learner, finished, run)
+    elif p.world.rank == 0:
+        files.copy_dir(finished.chosen / "model", run.model)
+    why = f" ({finished.stopped})" if finished.stopped else ""
+    best = finished.state.best_step
+    if best and checkpoint.step_name(best) != name:
+        p.say.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
+    p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {name}")
+    p.world.barrier()
+
+
 def check(config: RunConfig) -> None:
     """Run every check of `train` and stop there. Raises CheckError where one fails."""
-    from espalier import build
-    from espalier.before import checks_after, checks_before, describe, parts, settle
+    from espalier.before import describe, parts, prepared, settle
 
     with parts(config) as p:
         describe(config, p)
-        before = checks_before(config, p)
-        learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
+        _, _, checks = prepared(config, p)
         out = Path(config.loop.out)
         if (out / "run.yaml").exists() or p.world.rank:  # a run's own preflight.json stays
-            settle(p.say, [*before, *checks_after(config, p, learner)], None)
+            settle(p.say, checks, None)
         else:
             files.make_dir(out)
-            settle(p.say, [*before, *checks_after(config, p, learner)], out / "preflight.json")
-
-
-def _weights(config: RunConfig, p: Parts) -> dict[str, str]:
-    """Content hashes of what training starts from: parameters that are not trained are in no checkpoint."""
-    from espalier.build import cache_folder
-    from espalier.data.content import content_hash
-
-    cache = cache_folder(config.data.cache)
-    adapter = Path(config.model.adapter).expanduser()
-    folders = [p.model.loaded.folder, *([adapter] if config.model.adapter else [])]
-    paths = [
-        path for folder in folders for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json")))
-    ]
-    return {f"{path.parent.name}/{path.name}": content_hash(path, cache)[:16] for path in paths}
+            settle(p.say, checks, out / "preflight.json")
 
 
 def _machine(p: Parts, budget: int) -> dict[str, Any]:
@@ -123,9 +130,10 @@ def _write_rejected(opened: Opened, path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def _train(config: RunConfig, p: Parts, learner: Any, run: RunDir) -> Finished:
+def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDir) -> Finished:
     from espalier.track import Trackers
     from espalier.train import Reporters, Trainer
+    from espalier.watch.preference import PreferenceWatch
 
     loop = config.loop
     main = p.world.rank == 0
@@ -143,14 +151,19 @@ def _train(config: RunConfig, p: Parts, learner: Any, run: RunDir) -> Finished:
         metrics.truncate_to(0)
     trackers = Trackers(run.path, loop.track, flat(config), step=start, rank=p.world.rank)
     progress = Progress(p.dataset.steps, rank=p.world.rank)
+    settings = {"warmup": round(config.optim.warmup * p.dataset.steps)}
+    watch = PreferenceWatch(**settings).see if config.algorithm.traits.consumes == "ranking" else None
     try:
         with progress:
             trainer = Trainer(
                 learner, config.algorithm, p.dataset, optim=config.optim, loop=loop, root=run.checkpoints,
                 metrics=metrics, reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
+                reference=reference, watch=watch,
             )  # fmt: skip
             if found is not None:
                 trainer.resume(found)
+                if trainer.watch is not None and main:
+                    trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
                 progress.note(f"resumed from {found.path.name}")
             return trainer.run()
     finally:
@@ -185,7 +198,8 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     shown: list[tuple[str, list[Any]]] = []
     main = [(source, config.data.format) for source in parse_sources(config.data.data)]
     for source, default in (*main, *((source, "text") for source in parse_sources(config.data.replay))):
-        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt)
+        form = renderer.form.consumes
+        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
         for example in islice(found, rows):
             try:
                 if isinstance(example, RowError):

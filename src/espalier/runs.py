@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
+from espalier.algorithms.bco import BCO
+from espalier.algorithms.cpo import CPO
+from espalier.algorithms.dpo import DPO
+from espalier.algorithms.kto import KTO
+from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.prm import PRM
+from espalier.algorithms.reward import Reward
 from espalier.algorithms.sft import SFT
+from espalier.algorithms.simpo import SimPO
+from espalier.annotate import check_reference
 from espalier.config import (
     DataConfig,
+    JudgeConfig,
     LoopConfig,
     ModelConfig,
     OptimConfig,
@@ -17,7 +26,7 @@ from espalier.config import (
     StepLabelsConfig,
 )
 from espalier.errors import ConfigError
-from espalier.fields import section
+from espalier.fields import Positive, section
 
 if TYPE_CHECKING:
     from espalier.algorithms.traits import Algorithm
@@ -47,6 +56,44 @@ class RunConfig:
             raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
         if self.data.replay and not hasattr(self.algorithm, "replay_coef"):
             raise ConfigError("replay is given, but this algorithm has no term for it; train it with `espalier sft`")
+        if (reference := reference_of(self)) is not None:
+            check_reference(reference, self.algorithm)
+        if (judge := judge_of(self)).eval_only and held_out:
+            raise ConfigError("eval_only judges all of data, and nothing is trained; drop eval_data and eval_fraction")
+        if judge.eval_only and self.loop.resume:
+            raise ConfigError("eval_only is on, and there is nothing to resume; drop resume")
+        if judge.outcome_model and self.algorithm.traits.consumes != "steps":
+            raise ConfigError("outcome_model is given, but it is compared with process reward models; drop it")
+
+
+# ---------------------------------------------------------------------------------- learning rates that papers start at
+
+
+@section
+class HeadOptim(OptimConfig):
+    """How gradients become updates."""
+
+    lr: Positive = 1e-5
+    """Peak learning rate."""
+
+
+@section
+class PreferenceOptim(OptimConfig):
+    """How gradients become updates."""
+
+    lr: Positive = 1e-6
+    """Peak learning rate."""
+
+
+@section
+class LikelihoodOptim(OptimConfig):
+    """How gradients become updates."""
+
+    lr: Positive = 8e-6
+    """Peak learning rate."""
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 @section
@@ -58,16 +105,93 @@ class SFTRun(RunConfig):
 
 
 @section
+class RewardRun(RunConfig):
+    """Reward model: one number, or several, for a whole answer."""
+
+    command: ClassVar[str] = "reward"
+    optim: HeadOptim = field(default_factory=HeadOptim)
+    algorithm: Reward = field(default_factory=Reward)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+
+@section
 class PRMRun(RunConfig):
     """Process reward model: which step of a solution is the bad one."""
 
     command: ClassVar[str] = "prm"
+    optim: HeadOptim = field(default_factory=HeadOptim)
     algorithm: PRM = field(default_factory=PRM)
     labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
-RUNS: dict[str, type[RunConfig]] = {run.command: run for run in (SFTRun,)}
+@section
+class DPORun(RunConfig):
+    """Direct preference optimisation, with its variants."""
+
+    command: ClassVar[str] = "dpo"
+    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
+    algorithm: DPO = field(default_factory=DPO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+@section
+class SimPORun(RunConfig):
+    """Pairs by their mean log-probabilities, without a reference."""
+
+    command: ClassVar[str] = "simpo"
+    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
+    algorithm: SimPO = field(default_factory=SimPO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+
+@section
+class ORPORun(RunConfig):
+    """Fine-tuning and preference in one, by the odds ratio, without a reference."""
+
+    command: ClassVar[str] = "orpo"
+    optim: LikelihoodOptim = field(default_factory=LikelihoodOptim)
+    algorithm: ORPO = field(default_factory=ORPO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+
+@section
+class CPORun(RunConfig):
+    """Pairs by their log-probabilities and the likelihood of preferred answers, without a reference."""
+
+    command: ClassVar[str] = "cpo"
+    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
+    algorithm: CPO = field(default_factory=CPO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+
+@section
+class KTORun(RunConfig):
+    """Unpaired good and bad answers against a reference point."""
+
+    command: ClassVar[str] = "kto"
+    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
+    algorithm: KTO = field(default_factory=KTO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+@section
+class BCORun(RunConfig):
+    """Good and bad answers by a binary classifier."""
+
+    command: ClassVar[str] = "bco"
+    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
+    algorithm: BCO = field(default_factory=BCO)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+RUNS: dict[str, type[RunConfig]] = {
+    run.command: run for run in (SFTRun, RewardRun, PRMRun, DPORun, SimPORun, ORPORun, CPORun, KTORun, BCORun)
+}
 """The config class of each command that trains."""
 
 
@@ -86,4 +210,10 @@ def reference_of(config: RunConfig) -> ReferenceConfig | None:
 def labels_of(config: RunConfig) -> StepLabelsConfig:
     """What step labels count as in a run; the defaults where its command has no such section."""
     found: StepLabelsConfig = getattr(config, "labels", None) or StepLabelsConfig()
+    return found
+
+
+def judge_of(config: RunConfig) -> JudgeConfig:
+    """How a run's scores are judged; the defaults where its command has no such section."""
+    found: JudgeConfig = getattr(config, "judge", None) or JudgeConfig()
     return found

@@ -53,7 +53,8 @@ class Measured:
 class Learner(Protocol):
     """Holds the weights that are trained. Takes the whole optimizer step: global in, global out."""
 
-    world: World
+    @property
+    def world(self) -> World: ...
 
     def forward(
         self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False

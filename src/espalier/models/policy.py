@@ -71,6 +71,11 @@ class Policy(nn.Module):
             model.set_attn_implementation(attention.NAME)
 
     @property
+    def backbone(self) -> Any:
+        """What is under the head."""
+        return backbone_of(self.model)
+
+    @property
     def shares(self) -> bool:
         """Whether prefixes are laid down once."""
         return self.layout == "forest" and not self.noisy

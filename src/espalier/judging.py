@@ -1,0 +1,195 @@
+"""What comes after the last step of a model that scores: calibration, its export, and the workbench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from espalier import build, checkpoint, files
+from espalier.algorithms.dimensions import total_weights
+from espalier.before import Parts
+from espalier.config import ModelConfig
+from espalier.data.store import Store
+from espalier.engines.forwards import Forwards
+from espalier.engines.learner import TorchLearner
+from espalier.engines.reference import frozen
+from espalier.errors import ConfigError
+from espalier.models import heads
+from espalier.rundir import RunDir
+from espalier.runs import RunConfig, judge_of
+from espalier.train import Finished
+from espalier.types import Sample
+from espalier.workbench import page, process, reward, tables
+from espalier.workbench.bootstrap import Resampling
+from espalier.workbench.records import Judged, JudgedResponse
+from espalier.workbench.sensitivity import sensitivity
+from espalier.workbench.solutions import from_samples
+
+Groups = list[tuple[str, list[Sample]]]
+CALIBRATED = 1024  # training groups whose answers are scored for the calibration, evenly spread
+PROBED = 16  # held-out groups scored in other orders and alone
+CHUNK = 64
+
+
+def finish(config: RunConfig, p: Parts, learner: TorchLearner, finished: Finished, run: RunDir) -> None:
+    """Calibrate the model that was chosen, write it as `model/`, and judge it on held-out data."""
+    if finished.chosen is not None and finished.chosen.name != checkpoint.step_name(finished.state.step):
+        learner.load(finished.chosen)
+    if note := _calibrate(config, p, learner):
+        p.say.note(note)
+    learner.export(run.model)
+    judge(config, p, learner, held_out(p, judge_of(config).judged), run.path)
+
+
+def judge(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, out: Path) -> None:
+    """Score groups, print what the workbench says of them, and write `workbench.json`, for answers a page beside it."""
+    if not groups:
+        p.say.note("nothing is held out, so the model is not judged: give eval_data or eval_fraction")
+        return
+    how = Resampling(seed=config.loop.seed, resamples=judge_of(config).resamples)
+    steps = build.kind_of(config) == "steps"
+    report = _steps(config, p, learner, groups, how) if steps else _answers(config, p, learner, groups, how)
+    if p.world.rank:
+        return
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for section, what, value in (
+        process.findings(report, report.get("against_outcome")) if steps else tables.findings(report)
+    ):
+        if value != tables.NOTHING:
+            sections.setdefault(section, []).append((what, value))
+    for section, rows in sections.items():
+        p.say.table(section.capitalize(), ("what", "found"), rows)
+    files.make_dir(out)
+    files.write_atomic(out / "workbench.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if not steps:
+        files.write_atomic(out / "workbench.html", page.page(report, f"Reward model {Path(config.model.model).name}"))
+    p.say.note(f"judged on {len(groups):,} groups: {out / 'workbench.json'}")
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+
+
+def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
+    """Give the head its calibration; returns what to say of it."""
+    on, scale = getattr(config.algorithm, "calibrate_on", "none"), getattr(config.algorithm, "calibrate_scale", False)
+    model = learner.policy.model
+    if on == "none":
+        return ""
+    import torch
+
+    found: list[tuple[float, ...]] = []
+    for groups in _chunks(trained_on(p, CALIBRATED)):
+        said = iter(learner.score([g for _, g in groups]))
+        for _, group in groups:
+            beaten = {place for s in group for place in s.beats}
+            scored = list(zip(group, [next(said) for _ in group], strict=True))
+            for place, (s, reads) in enumerate(scored):
+                if on == "all" or not s.beats or place not in beaten:
+                    found += reads if on == "all" or s.beats else []
+    if not found:
+        return f"not calibrated: no answer of the data is one of {on}"
+    scores_SK = torch.tensor(found, dtype=torch.float64)
+    try:
+        heads.recalibrate(model, scores_SK, scale)
+    except ValueError as error:
+        raise ConfigError(f"calibrate_scale: {error}", key="calibrate_scale") from error
+    made = heads.calibration_of(model)
+    numbers = ", ".join(f"scale {s:.4g} bias {b:+.4g}" for s, b in zip(made.scale, made.bias, strict=True))
+    return f"calibrated on {len(found):,} answers ({on}) of the training data: {numbers}"
+
+
+def trained_on(p: Parts, count: int) -> Groups:
+    """At most `count` groups of the training data, evenly spread over each source."""
+    return _spread(list(zip(p.opened.main, p.opened.chosen, strict=True)), count)
+
+
+def held_out(p: Parts, count: int) -> Groups:
+    """At most `count` held-out groups, evenly spread over each source."""
+    return _spread(list(zip(p.opened.held_out, p.opened.kept_back, strict=True)), count)
+
+
+def _spread(stores: Sequence[tuple[Store, Any]], count: int) -> Groups:
+    numbers = [list(range(len(s))) if kept is None else kept.tolist() for s, kept in stores]
+    total = sum(map(len, numbers))
+    out: Groups = []
+    for (store, _), mine in zip(stores, numbers, strict=True):
+        take = len(mine) if total <= count else max(1, len(mine) * count // total)
+        out += [(store.source, store.group(mine[i * len(mine) // take])) for i in range(take if mine else 0)]
+    return out
+
+
+def _chunks(groups: Groups) -> Iterator[Groups]:
+    for low in range(0, len(groups), CHUNK):
+        yield groups[low : low + CHUNK]
+
+
+# ------------------------------------------------------------------------------------------------------------- judging
+
+
+def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
+    weights = list(total_weights(getattr(config.algorithm, "dimensions", ())).values())
+    records: list[Judged] = []
+    for chunk in _chunks(groups):
+        said = iter(learner.score([g for _, g in chunk]))
+        for source, group in chunk:
+            scores = [next(said)[0] for _ in group]
+            records.append(_record(p, source, group, scores, weights or [1.0]))
+    alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
+    probed = sensitivity(learner.score, alone, seed=config.loop.seed)
+    return reward.judge(records, how, probed)
+
+
+def _record(
+    p: Parts, source: str, group: Sequence[Sample], scores: Sequence[tuple[float, ...]], weights: Sequence[float]
+) -> Judged:
+    """One held-out group. Labels that are all 0 or 1 are taken for correctness."""
+    labels = [s.label for s in group]
+    known = all(label in (0.0, 1.0) for label in labels)
+    start = next((i for i, m in enumerate(group[0].mask) if m), len(group[0]))
+    responses = [
+        JudgedResponse(
+            score=sum(w * x for w, x in zip(weights, said, strict=True)),
+            scores=said if len(said) > 1 else (),
+            length=sum(s.mask),
+            text=str(p.model.loaded.tokenizer.decode([t for t, m in zip(s.tokens, s.mask, strict=True) if m])),
+            label=s.label,
+            grades=s.grades[0] if s.grades else (),
+            good=bool(s.label) if known else None,
+        )
+        for s, said in zip(group, scores, strict=True)
+    ]
+    pairs = [(i, j) for i, s in enumerate(group) for j in s.beats]
+    ties = [(i, j) for i, s in enumerate(group) for j in s.ties]
+    return Judged(source, start, responses, pairs, ties, prompt=" ".join(map(str, group[0].tokens[:start])))
+
+
+def _steps(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
+    samples = [group for _, group in groups]
+    said = [reads for chunk in _chunks(groups) for reads in learner.score([g for _, g in chunk])]
+    solutions = from_samples(samples, said)
+    report = process.process(solutions, how)
+    if path := judge_of(config).outcome_model:
+        outcome = _outcome(config, path, p, learner)
+        whole = [[replace(s, reads=[len(s) - 1], grades=[]) for s in g] for g in samples]
+        scores = [said[0] for low in range(0, len(whole), CHUNK) for said in outcome(whole[low : low + CHUNK])]
+        report["against_outcome"] = process.against_outcome(solutions, scores, how)
+    return report
+
+
+def _outcome(config: RunConfig, path: str, p: Parts, learner: TorchLearner) -> Any:
+    """Scores of an outcome reward model for whole solutions."""
+    how = config.model
+    asked = ModelConfig(model=path, dtype=how.dtype, layout=how.layout, template=how.template)
+    found = build.build_model(asked, learner.device, head=build.Head((), "response"))
+    if found.loaded.tokenizer.get_vocab() != p.model.loaded.tokenizer.get_vocab():
+        raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
+    forwards: Forwards = frozen(found.policy, learner.options, learner.world)
+    calibration = heads.calibration_of(found.policy.model)
+
+    def score(groups: Sequence[list[Sample]]) -> list[tuple[float, ...]]:
+        return [tuple(calibration.apply(said)[0].tolist()) for said in forwards.scores(groups)]
+
+    return score

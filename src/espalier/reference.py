@@ -1,0 +1,77 @@
+"""From a config to the reference of a run: the policy as it starts, another model, or a table computed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from espalier import build
+from espalier.build import Model
+from espalier.config import ModelConfig
+from espalier.data.content import content_hash
+from espalier.data.dataset import Opened
+from espalier.engines.learner import TorchLearner
+from espalier.engines.precomputed import PrecomputedReference
+from espalier.engines.protocols import Reference
+from espalier.engines.reference import ModelReference, StartReference
+from espalier.errors import ConfigError
+from espalier.models.load import Loaded
+from espalier.runs import RunConfig, reference_of
+
+
+def build_reference(
+    config: RunConfig,
+    model: Model,
+    opened: Opened,
+    learner: TorchLearner,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> Reference | None:
+    """Whom the algorithm holds the policy against, None where it needs nobody. Built before a checkpoint is loaded.
+
+    on_progress: called with "groups" and how many of them a table has so far.
+    Raises ConfigError where the reference's tokens are not the policy's.
+    """
+    asked = reference_of(config)
+    if asked is None or "ref_logprobs" not in config.algorithm.traits.needs:
+        return None
+    other = _other(config, asked.reference_model, model, learner) if asked.reference_model else None
+    if asked.reference == "memory":
+        return other[1] if other else StartReference(learner, moves=bool(config.algorithm.traits.sync_every))
+    cache = build.cache_folder(config.data.cache)
+    adapter = "" if other else config.model.adapter
+    weights = weights_of(other[0].loaded if other else model.loaded, adapter, cache)
+    weights |= {"add_tokens": " ".join(config.model.add_tokens), "quantised": str(config.model.qlora)}
+
+    def said(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(f"{total:,} groups", done)
+
+    forwards = other[1].forwards if other else learner.forwards
+    stores = [s for s in opened.all if s.part == "main"]
+    return PrecomputedReference(forwards, stores, cache=cache, weights=weights, progress=said)
+
+
+def weights_of(loaded: Loaded, adapter: str, cache: Path) -> dict[str, str]:
+    """Content hashes of what a model was read from: its weights and configs, and its adapter's."""
+    folders = [loaded.folder, *([Path(adapter).expanduser()] if adapter else [])]
+    paths = [
+        path for folder in folders for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json")))
+    ]
+    return {f"{path.parent.name}/{path.name}": content_hash(path, cache)[:16] for path in paths}
+
+
+def _other(config: RunConfig, path: str, model: Model, learner: TorchLearner) -> tuple[Model, ModelReference]:
+    """Another model as the reference."""
+    how = config.model
+    asked = ModelConfig(
+        model=path, dtype=how.dtype, layout=how.layout, template=how.template, trust_remote_code=how.trust_remote_code
+    )
+    found = build.build_model(asked, learner.device)
+    ours, theirs = (m.loaded.tokenizer.get_vocab() for m in (model, found))
+    if theirs != ours:
+        raise ConfigError(
+            f"reference_model {path} has a vocabulary of {len(theirs):,} tokens that is not the policy's of "
+            f"{len(ours):,}; expected a model with the same tokenizer",
+            key="reference_model",
+        )
+    return found, ModelReference(found.policy, learner.options, world=learner.world)
