@@ -77,6 +77,11 @@ def test_where_the_first_mistake_is_known(labels: list[float | None], mistake: i
     assert solved([0.5] * 3, labels).mistake == mistake
 
 
+def test_a_solution_that_was_cut_may_have_a_mistake_further_on() -> None:
+    assert Solved("p", (1.0, 1.0), (1.0, 1.0), whole=False).mistake is None
+    assert Solved("p", (1.0, 1.0), (1.0, 0.0), whole=False).mistake == 1
+
+
 def test_the_threshold_is_the_best_of_all_there_are() -> None:
     """Against trying a fine grid of thresholds, on random solutions."""
     rng = random.Random(0)
@@ -273,3 +278,5 @@ def test_samples_with_one_prompt_are_solutions_of_one_problem() -> None:
         ("1 2", (0.5, 1.5), True), ("1 2", (2.0, 3.0), False), ("1", (4.0, 5.0), None)
     ]  # fmt: skip
     assert found[0].labels == (1.0, None)
+    groups[0][0].stop = "length"
+    assert [s.whole for s in from_samples(groups, [[(0.0,)] * 2] * 3)] == [False, True, True]

@@ -24,13 +24,15 @@ class Solved:
     """One solution of a problem.
 
     problem: names the problem; its solutions are resampled together. scores: what the model says after each step, as
-    logits. labels: 1 good, 0 bad, 0.5 neutral, None where nobody says. solved: whether the solution is right.
+    logits. labels: 1 good, 0 bad, 0.5 neutral, None where nobody says. solved: whether the solution is right. whole:
+    whether these are all its steps; of a solution that was cut, nobody can say that it has no mistake.
     """
 
     problem: str
     scores: tuple[float, ...]
     labels: tuple[float | None, ...]
     solved: bool | None = None
+    whole: bool = True
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.labels) or not self.scores:
@@ -45,20 +47,21 @@ class Solved:
         for i, label in enumerate(self.labels):
             if label is None or label == 0:
                 return None if label is None else i
-        return len(self.labels)
+        return len(self.labels) if self.whole else None
 
 
 def from_samples(groups: Sequence[Sequence[Sample]], scores: Sequence[Sequence[tuple[float, ...]]]) -> list[Solved]:
     """Solutions as an engine scores them: `scores` has for each sample, in order, a number for each of its reads.
 
-    Samples with the same tokens before the first trained one are solutions of one problem.
+    Samples with the same tokens before the first trained one are solutions of one problem; one that does not end in
+    its stop token was cut.
     """
     made = []
     for s, said in zip((s for group in groups for s in group), scores, strict=True):
         prompt = s.tokens[: s.mask.index(True)] if True in s.mask else s.tokens
         labels = tuple(None if math.isnan(grade) else grade for (grade,) in s.grades)
         solved = None if s.label is None else s.label > 0.5
-        made.append(Solved(" ".join(map(str, prompt)), tuple(x for (x,) in said), labels, solved))
+        made.append(Solved(" ".join(map(str, prompt)), tuple(x for (x,) in said), labels, solved, s.stop == "stop"))
     return made
 
 
