@@ -135,6 +135,13 @@ def test_smoothing_and_centering_join_in() -> None:
     assert loss == pytest.approx(shares["bradley_terry"] + 0.09)
 
 
+def test_centering_is_weighted_as_pairs_are() -> None:
+    """Three answers of sums 3, 1, 0 and a pair of sum 2: 1/2 ((9 + 1 + 0) / 3 + 4), or the mean of all four squares."""
+    groups, scores = [ranked(0, [2, 1, 0]), ranked(1, [1, 0])], [2.0, 1.0, -1.0, 2.0, 0.0]
+    assert said(Reward(centering=1.0), groups, scores)[1]["centering"] == pytest.approx((10 / 3 + 4) / 2)
+    assert said(Reward(centering=1.0, weighting="pairs"), groups, scores)[1]["centering"] == pytest.approx(14 / 4)
+
+
 def test_plackett_luce_is_over_groups() -> None:
     """Orders of strengths 3, 2, 1 (probability 1/3) and of 1, 3 (1/4)."""
     scores = [math.log(x) for x in (3, 2, 1, 1, 3)]
