@@ -28,7 +28,7 @@ def curve(
         w, l = (x * max(0, k - 20) / (steps - 20) for x in (chosen, rejected))
         margin = beta * (w - l)
         line = {"step": k + 1, "loss": math.log1p(math.exp(-margin)), "accuracy": 0.5 + 0.3 * (margin > 0.1)}
-        line |= {"rewards_chosen": beta * w, "rewards_rejected": beta * l, "margin": margin + draw.gauss(0, 0.01)}
+        line |= {"rewards_chosen": beta * w, "rewards_rejected": beta * l, "margin": margin + draw.gauss(0.02, 0.01)}
         line |= {"logprobs_chosen": draw.gauss(w - 100, noise), "logprobs_rejected": draw.gauss(l - 120, noise)}
         lines.append({**line, "epoch": (k + 1) / steps, **more})
     return lines
@@ -133,12 +133,13 @@ def test_a_likelihood_term_does_not_hide_certainty() -> None:
 
 
 def test_standing_still_after_the_warmup() -> None:
-    still = [{"step": k + 1, "loss": LN2, "accuracy": 0.0, "margin": 1e-5} for k in range(50)]
-    found = explain(still, start_loss=LN2, warmup=25)
-    assert [(f["kind"], f["step"]) for f in found] == [("stuck", 45)]
-    assert kinds(still) == []  # no known first loss
-    assert kinds([{**line, "margin": 0.01} for line in still], start_loss=LN2) == []
-    assert kinds([{**line, "loss": LN2 - 0.01} for line in still], start_loss=LN2) == []
+    still = [{"step": k + 1, "loss": LN2, "accuracy": 0.0, "margin": 1e-5} for k in range(70)]
+    found = explain(still, warmup=25)
+    assert [(f["kind"], f["step"]) for f in found] == [("stuck", 65)] and "mean loss 0.6931" in found[0]["text"]
+    assert kinds([{**line, "margin": 0.5 if line["step"] == 1 else 0.0} for line in still]) == []  # began elsewhere
+    assert kinds([still[0], *({**line, "margin": 0.01} for line in still[1:])]) == []
+    assert kinds([still[0], *({**line, "loss": LN2 - 0.01} for line in still[1:])]) == []
+    assert kinds([{**line, "loss": 2 - line["step"] / 100, "nll": 1.0} for line in still]) == ["stuck"]
 
 
 def test_exploding_margins() -> None:
@@ -169,10 +170,10 @@ def test_a_resumed_watch_says_what_the_first_one_would_have(make: Callable[[], l
     assert resumed.findings == whole.findings
 
 
-def test_a_line_names_its_step_and_findings_are_json() -> None:
+def test_a_finding_is_one_line_and_json() -> None:
     watch = PreferenceWatch()
     said = [text for line in certain(30) for text in watch.see(int(line["step"]), line)]
-    assert len(said) == 1 and said[0].startswith("step 20: the training pairs are memorised")
+    assert len(said) == 1 and said[0].startswith("the training pairs are memorised") and "\n" not in said[0]
     assert json.loads(json.dumps(explain(certain(30)), allow_nan=False)) == explain(certain(30))
 
 

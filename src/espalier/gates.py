@@ -17,7 +17,6 @@ import torch
 from espalier.preflight import LAYOUT_LIMIT, Check
 from espalier.types import Sample
 
-NAMES = ("preferences", "reference", "first_loss")
 REFERENCE_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 ONE_CLASS = 0.9  # beyond this share of good or of bad answers one side is hardly trained
 LONGER = (0.2, 0.8)  # outside it length alone tells most pairs apart

@@ -72,8 +72,8 @@ class Trainer:
 
     root: where checkpoints go. metrics: the run's file, None on ranks that write none. reference: whom the algorithm
     holds the policy against, built from the weights that the run starts with (so before `resume`). watch: called with
-    each step's number and numbers; the lines that it returns are noted and stand in the step's metrics as `notes`.
-    Every rank runs the same loop; rank 0 writes.
+    the number and numbers of each step and evaluation; the lines that it returns of a step are noted and stand in its
+    metrics as `notes`. Every rank runs the same loop; rank 0 writes.
     """
 
     def __init__(
@@ -221,6 +221,8 @@ class Trainer:
             self.state = replace(self.state, best=loss, best_step=step)
         self._log({"step": step, **numbers, "seconds": time.perf_counter() - began})
         self.tell.track(step, numbers)
+        if self.watch:  # what it says of later steps depends on held-out numbers
+            self.watch(step, numbers)
         self.tell.note(f"step {step}: {shown(numbers)}{', the best so far' if better else ''}")
         if better and not self._over():
             self._save()

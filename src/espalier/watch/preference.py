@@ -61,21 +61,21 @@ class PreferenceWatch:
     `epoch`, `kl`, `rewards_good`, `rewards_bad`, and `eval_accuracy`; what is missing is not judged.
 
     window: steps whose mean is taken; a shift is the last window against the first, and counts where it exceeds 3
-    standard errors of both means. warmup: steps in which the learning rate grows and nothing need move. start_loss: the
-    first loss where it is a known number (ln 2 for DPO; `firstloss.expected_first_loss`), else None.
+    standard errors of both means. warmup: steps in which the learning rate grows and nothing need move.
 
     chosen_falls, both_fall, rejected_rises: log-probability shifted by more than 5 % of the first, or the reward by 0.5
     memorised, separable:  accuracy >= 0.999 with a mean loss <= 0.02 over a window; separable where held-out accuracy
                            is 0.95 or more, or, with nothing held out, where the window is in the first epoch
-    stuck:                 loss within 0.001 of start_loss (relative, from 1 on) and |margin| <= 0.001 after warmup
+    stuck:                 a window after warmup, |margin| <= 0.001 and the loss within 0.001 (relative, from 1 on) of
+                           the first step's, where that began at margin 0 (DPO: ln 2)
     exploding:             |margin| > 20
     kl_zero:               kl 0 in every step of a window after warmup, while rewards have moved by 0.05
     """
 
-    def __init__(self, *, window: int = WINDOW, warmup: int = 0, start_loss: float | None = None):
+    def __init__(self, *, window: int = WINDOW, warmup: int = 0):
         if window < 2:
             raise ValueError(f"window: got {window}, expected 2 steps or more")
-        self.window, self.warmup, self.start_loss = window, warmup, start_loss
+        self.window, self.warmup = window, warmup
         self.findings: list[Finding] = []
         self._first: list[dict[str, float]] = []
         self._last: deque[dict[str, float]] = deque(maxlen=window)
@@ -107,7 +107,7 @@ class PreferenceWatch:
         self._steps.append(step)
         if len(self._last) < self.window:
             return []
-        return [f"step {step}: {finding.text}" for finding in self._new()]
+        return [finding.text for finding in self._new()]
 
     def _new(self) -> Iterator[Finding]:
         """Findings that were not made yet, or were half as large."""
@@ -220,17 +220,18 @@ class PreferenceWatch:
 
     def _stuck(self) -> Finding | None:
         """Nothing has moved since the start."""
-        loss, margin = self._mean("loss"), self._mean("margin")
-        if self.start_loss is None or loss is None or margin is None or self._seen < self.warmup + self.window:
+        loss, margin, start = self._mean("loss"), self._mean("margin"), self._first[0]
+        if loss is None or margin is None or self._seen < self.warmup + 2 * self.window:
             return None
-        near = abs(loss - self.start_loss) <= STILL * max(1.0, abs(self.start_loss))
+        near = abs(loss - start["loss"]) <= STILL * max(1.0, abs(start["loss"]))
         at_start = near or self._mean("nll") is not None
-        if not at_start or abs(margin) > STILL:
+        if not at_start or max(abs(margin), abs(start.get("margin", math.inf))) > STILL:
             return None
         text = (
             f"nothing is learned: mean loss {loss:.4f}, where it began, and margin {margin:.1e} over "
-            f"{self._span(last=True)}, after {self.warmup} steps of warm-up. Raise lr; see that the policy's weights "
-            "are trained, that the reference does not move with it, and that chosen and rejected differ."
+            f"{self._span(last=True)}, and {self.warmup} of the {self._seen} steps were warm-up. Raise lr; see that the "
+            "policy's weights are trained, that the reference does not move with it, and that chosen and rejected "
+            "differ."
         )
         return self._finding("stuck", 1.0, {"loss": loss, "margin": margin}, text)
 
