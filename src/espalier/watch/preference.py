@@ -229,8 +229,8 @@ class PreferenceWatch:
             return None
         text = (
             f"nothing is learned: mean loss {loss:.4f}, where it began, and margin {margin:.1e} over "
-            f"{self._span(last=True)}, and {self.warmup} of the {self._seen} steps were warm-up. Raise lr; see that the "
-            "policy's weights are trained, that the reference does not move with it, and that chosen and rejected "
+            f"{self._span(last=True)}, and {self.warmup} of the {self._seen} steps were warm-up. Raise lr; see that "
+            "the policy's weights are trained, that the reference does not move with it, and that chosen and rejected "
             "differ."
         )
         return self._finding("stuck", 1.0, {"loss": loss, "margin": margin}, text)
