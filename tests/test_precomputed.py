@@ -81,8 +81,8 @@ def test_a_killed_build_goes_on_after_its_last_whole_chunk(tmp_path: Path, chunk
         build(learner, [table], tmp_path / "cut", kill_after=chunks)
     assert entries(tmp_path / "cut") == []
     (draft,) = (tmp_path / "cut" / "reference").glob(".*.partial")
-    with open(draft / "values.bin", "ab") as file:  # half of the chunk that was being written
-        file.write(os.urandom(44))
+    with open(draft / "values.bin", "ab") as file:  # more than what is missing
+        file.write(os.urandom(20_000))
     _, seen = build(learner, [table], tmp_path / "cut")
     assert seen == [2, 4, 5][chunks:]
     (whole,), (cut,) = entries(tmp_path / "whole"), entries(tmp_path / "cut")
