@@ -156,14 +156,21 @@ def test_scores_of_several_dimensions_have_names() -> None:
         assert [r.scores for r in one("ranked", row).responses] == [(1.0, 2.0), (3.0, None)]
 
 
+def test_ranks_and_scores_may_agree_and_a_tie_may_have_other_scores() -> None:
+    row = {"prompt": "Q", "responses": ["a", "b", "c"], "ranks": [1, 1, 2], "scores": [2, 3, 1]}
+    assert said(one("ranked", row)) == [("a", 0, (2.0,), None), ("b", 0, (3.0,), None), ("c", 1, (1.0,), None)]
+    flags = {"prompt": "Q", "response": ["a", "b"], "score": [True, False]}
+    assert said(one("ranked", flags)) == [("a", None, (), True), ("b", None, (), False)]
+
+
 def test_authors_are_kept() -> None:
     row = {
         "prompt": "Q",
         "responses": [{"text": "a", "rank": 1, "model": "m"}, {"text": "b", "rank": 2, "author": "n"}],
     }
     assert [r.author for r in one("ranked", row).responses] == ["m", "n"]
-    row = {"prompt": "Q", "responses": ["a", "b"], "ranks": [1, 2], "models": ["m", None]}
-    assert [r.author for r in one("ranked", row).responses] == ["m", ""]
+    beside = {"prompt": "Q", "responses": ["a", "b"], "ranks": [1, 2], "models": ["m", None]}
+    assert [r.author for r in one("ranked", beside).responses] == ["m", ""]
 
 
 def test_judged_solutions_are_lists_or_steps_as_the_run_asks() -> None:
@@ -201,6 +208,12 @@ def test_a_scored_answer_is_a_conversation_for_chats() -> None:
 def test_labels_beside_a_conversation_of_any_format(row: dict[str, Any]) -> None:
     assert sniff(row) == sniff(row, "ranking") == "labels"
     assert prompt(one("labels", row)) == [("user", "Q")] and said(one("labels", row)) == [("a", None, (), False)]
+
+
+def test_the_last_turn_is_judged_and_all_before_it_is_the_prompt() -> None:
+    row = {"messages": [{"role": "system", "content": "S"}, ASK, BAD, ASK, GOOD], "label": True}
+    assert [m.role for m in one("labels", row).prompt] == ["system", "user", "assistant", "user"]
+    assert said(one("labels", row)) == [("yes", None, (), True)]
 
 
 def test_labels_may_be_numbers_where_the_format_is_named() -> None:

@@ -135,8 +135,8 @@ def test_trees_of_open_assistant(shared: Path, name: str) -> None:
     path = shared / f"data/trees/oasst_en_{name}.jsonl.gz"
     trees, errors = split(path, "chat")
     assert (len(trees), errors, sum(len(tree.nodes) for tree in trees)) == (65, [], 722)
-    # 160 messages have several replies. 140 are a user's: 137 groups are ranked throughout, 1 but for one answer, 2 not at
-    # all. 20 are the assistant's, and what users reply is never ranked.
+    # 160 messages have several replies. 140 are a user's: 137 groups are ranked throughout, 1 but for one answer, 2 not
+    # at all. 20 are the assistant's, and what users reply is never ranked.
     ranked, errors = split(path)
     assert len(ranked) == 138 and len(errors) == 2
     assert {str(e).partition("; field")[0] for e in errors} == {f"{path}:45: siblings without ranks"}

@@ -16,7 +16,7 @@ from espalier.data.json_rows import Row
 from espalier.data.read import Source, read
 from espalier.data.trees import path, rank_error, rankings, threads
 from espalier.errors import RowError
-from espalier.types import Chat, Message, Origin, Ranking, Tree, TreeNode
+from espalier.types import Message, Origin, Ranking, Tree, TreeNode
 
 HERE = Origin("file", 7)
 
@@ -204,4 +204,3 @@ def test_flat_rows_are_recognised_and_read_as_rankings(tmp_path: Path) -> None:
     assert isinstance(ranked, Ranking) and [r.rank for r in ranked.responses] == [1, 0]
     (refused,) = read(Source(str(file)), form="steps")
     assert isinstance(refused, RowError) and str(refused).startswith(f"{file}:1: no steps; got a conversation tree")
-    assert not isinstance(whole, Chat)
