@@ -71,7 +71,7 @@ def test_worked_examples(name: str) -> None:
 )
 def test_pairs_however_they_are_written(row: dict[str, Any]) -> None:
     for form in ("chat", "ranking"):
-        assert sniff(row, form) == "pairs"  # type: ignore[arg-type]
+        assert sniff(row, form) == "pairs"
     assert (prompt(one("pairs", row)), said(one("pairs", row))) == ([("user", "Q")], PAIR)
 
 

@@ -96,7 +96,8 @@ class DataConfig:
     data: Annotated[Names, MinLen(1)]
     """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
     format: str = "auto"
-    """Format of all data files that name none: auto, alpaca, sharegpt, messages, prompt, completion, steps, text."""
+    """Format of all data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
+    ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
     replay: Names = ()
     """Plain-text files mixed in as the part `replay`, every token trained."""
     replay_fraction: Share = 0.1
