@@ -23,6 +23,7 @@ from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render import Renderer
+from espalier.data.stats import StoreStats
 from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
@@ -30,7 +31,7 @@ from espalier.errors import RowError
 from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
-from espalier.runs import RunConfig
+from espalier.runs import RunConfig, preference_of
 from espalier.train import loss_of
 from espalier.types import Example, Sample
 
@@ -82,6 +83,9 @@ def describe(config: RunConfig, p: Parts) -> None:
         "Data", columns,
         [(s.source, s.part, t.rows, t.kept, t.rejected, t.truncated, t.samples, t.tokens, t.trained) for s, t in stats],
     )  # fmt: skip
+    for s, t in stats:
+        for line in _counted(t):
+            p.say.note(f"{s.source}: {line}")
     if repeated := sum(t.duplicates for _, t in stats):
         p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
     first = p.dataset.groups(0)
@@ -94,6 +98,7 @@ def describe(config: RunConfig, p: Parts) -> None:
     forwards = len(microbatches(first, budget, layout, ranks=p.world.size))
     for line in (
         *p.model.notes,
+        *_taken(config),
         f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
         f"attention: {_attention(p)}",
         f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "
@@ -102,6 +107,28 @@ def describe(config: RunConfig, p: Parts) -> None:
         f"memory about {total:.2f} GiB a process, libraries aside: {', '.join(f'{n} {v}' for n, v in gib.items())}",
     ):
         p.say.note(line)
+
+
+def _taken(config: RunConfig) -> Iterator[str]:
+    """What is asked for of judgements, where anything is."""
+    asked = preference_of(config)
+    said = [
+        f"those less than {asked.min_gap:g} apart are left out" * bool(asked.min_gap),
+        f"at most {asked.max_pairs:,} a prompt" * bool(asked.max_pairs),
+        f"a share of {asked.flip:g} is turned around, of held-out ones too" * bool(asked.flip),
+        f"score dimensions weigh {', '.join(asked.score_weights)}" * bool(asked.score_weights),
+    ]
+    if any(said):
+        yield f"judgements: {'; '.join(filter(None, said))}"
+
+
+def _counted(stats: StoreStats) -> Iterator[str]:
+    """Why rows are rejected, what is left out of those that are kept, and how many responses prompts have."""
+    several = {f"{k} responses": n for k, n in stats.responses.items()} if max(stats.responses, default=0) > 2 else {}
+    counts = {"rejected": stats.reasons, "left out of rows that are kept": stats.dropped, "prompts with": several}
+    for what, found in counts.items():
+        if found:
+            yield f"{what} " + ", ".join(f"{name} ({n:,})" for name, n in found.items())
 
 
 def _attention(p: Parts) -> str:

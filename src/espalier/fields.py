@@ -51,11 +51,14 @@ Names = Annotated[tuple[Name, ...], OneOrMany]
 def section(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass that raises ConfigError, in one line, for a value its field cannot hold.
 
-    The text under a field is its help. Numbers may come as text ("2e-5"), as YAML and the command line give them;
-    infinity and nan are refused, and so are unknown fields.
+    The text under a field is its help, which subclasses keep. Numbers may come as text ("2e-5"), as YAML and the
+    command line give them; infinity and nan are refused, and so are unknown fields.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     built = checked_dataclass(frozen=True, config=config)(cls)
+    for name, info in infos(built).items():
+        parents = (infos(base).get(name) for base in built.__mro__[1:] if "__pydantic_fields__" in vars(base))
+        info.description = info.description or next((p.description for p in parents if p and p.description), None)
     construct: Any = built.__init__
 
     @functools.wraps(construct)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 
 from espalier import gates
 from espalier.algorithms.dimensions import total_weights
-from espalier.annotate import annotate
+from espalier.annotate import REPLAY, annotate
 from espalier.before import Parts
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
@@ -22,6 +24,7 @@ from espalier.train import loss_of
 from espalier.types import Sample
 
 GATED_PAIRS = 8
+COUNTED_ROWS = 2000  # of a source, evenly spread
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 0.05}
 
 Named = list[tuple[str, Callable[[], Check]]]
@@ -51,18 +54,23 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
         for store in p.opened.main:
             for name, count in store.stats.dropped.items():
                 stats.dropped[name] = stats.dropped.get(name, 0) + count
-            for i in range(0, len(store), max(1, len(store) // 2000)):
+            for i in range(0, len(store), max(1, len(store) // COUNTED_ROWS)):
                 stats.add(store.group(i))
-        return gates.preferences(stats, traits.wants)
+        check = gates.preferences(stats, traits.wants)
+        rows = sum(map(len, p.opened.main))
+        return check if stats.groups == rows else replace(check, value=f"of {rows:,} rows {check.value}")
 
-    def held() -> Check:
+    def held(reference: Reference, other: str) -> Check:
         found = first()
-        if found is None or reference is None:
-            return Check("reference", "nothing to compare on", "", "skipped")
-        ours = [said["logprobs"] for said in learner.forward(found.groups)]
-        apart = gates.apart(ours, reference.logprobs(found.groups))
-        apart_too = [[replace(s, beats=[], ties=[]) for s in g] for g in found.groups]  # scored one by one
-        probe = gates.rounding(lambda g: [said["logprobs"] for said in learner.forward(g)], apart_too)
+        groups = found.groups if found else _main(p.dataset.groups(0))[:GATED_PAIRS]
+        ours = [said["logprobs"] for said in learner.forward(groups)]
+        apart = gates.apart(ours, reference.logprobs(groups))
+        if other and math.isfinite(apart):
+            return Check(
+                "reference", f"{apart:.1e} nats a token from the policy", f"any: it is {other}, as asked", "pass"
+            )
+        single = [[replace(s, beats=[], ties=[]) for s in g] for g in groups]  # scored one by one
+        probe = gates.rounding(lambda g: [said["logprobs"] for said in learner.forward(g)], single)
         return gates.reference_equals_policy(apart, compute, probe)
 
     def loss() -> Check:
@@ -71,7 +79,7 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
             return Check("first_loss", "no pair in the first step", "", "skipped")
         terms = learner.measure(found.groups, loss_of(config.algorithm), found.state).values()
         value = sum(t.coef * t.sum / t.total for t in terms if t.coef and t.total)
-        moving = next(iter(found.state.values()), 0.0)
+        moving = found.state.get("delta", found.state.get("kl", 0.0))
         sizes = [len(g) for g in found.groups] if traits.wants != "labels" else None
         try:
             expected = expected_first_loss(config.algorithm, found.facts, sizes=sizes, moving=moving)
@@ -82,15 +90,15 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
 
     named: Named = [("preferences", preferences)]
     asked = reference_of(config)
-    if reference is not None and asked is not None and not asked.reference_model and asked.reference == "memory":
-        named.append(("reference", held))
+    if reference is not None and asked is not None:
+        named.append(("reference", lambda: held(reference, asked.reference_model)))
     return [*named, ("first_loss", loss)]
 
 
 def _first(config: RunConfig, p: Parts, learner: TorchLearner, reference: Reference | None) -> _First | None:
     traits = config.algorithm.traits
     pick = _labelled if traits.wants == "labels" else _paired
-    groups = [group for _, group in zip(range(GATED_PAIRS), pick(p.dataset.groups(0)), strict=False)]
+    groups = list(islice(pick(_main(p.dataset.groups(0))), GATED_PAIRS))
     if not groups:
         return None
     state = annotate(groups, config.algorithm, learner, reference, {})
@@ -111,6 +119,11 @@ def _first(config: RunConfig, p: Parts, learner: TorchLearner, reference: Refere
         places = [(i, i + 1) for i in range(0, len(flat), 2)]
     facts = [PairFacts(said[w], said[l], refs[w], refs[l], lengths[w], lengths[l]) for w, l in places]
     return _First(groups, facts, state)
+
+
+def _main(groups: Sequence[list[Sample]]) -> list[list[Sample]]:
+    """Without replay, which is held against nothing."""
+    return [group for group in groups if group[0].part != REPLAY]
 
 
 def _paired(groups: Sequence[list[Sample]]) -> Iterator[list[Sample]]:

@@ -228,8 +228,7 @@ class Parser(argparse.ArgumentParser):
             for group, kind in groups(cls).items():
                 if group in self.hidden:
                     continue
-                title = kind.__name__.removesuffix("Config")
-                console.print(Text.assemble(("\n" + title, "bold"), f"  {_summary(kind)}"))
+                console.print(Text.assemble(("\n" + _title(kind), "bold"), f"  {_summary(kind)}"))
                 table = Table.grid(padding=(0, 2, 0, 0))
                 table.add_column(width=32, overflow="fold")
                 table.add_column(ratio=1)
@@ -248,8 +247,16 @@ class Parser(argparse.ArgumentParser):
             console.print(Text(f"Flags of {' and '.join(self.hidden)} are accepted as in `espalier sft`."))
 
 
+def _title(kind: type) -> str:
+    """A section's name; that of the section it is derived from, where it only has other defaults."""
+    root: type = [base for base in kind.__mro__ if "__pydantic_fields__" in vars(base)][-1]
+    return root.__name__.removesuffix("Config")
+
+
 def _summary(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    """The first line of a section's docstring, whole where a formula follows it."""
+    first = (kind.__doc__ or "").strip().splitlines()[0]
+    return f"{first[:-1]}." if first.endswith(":") else first
 
 
 def _row(option: Option) -> tuple[Any, Any]:
@@ -257,7 +264,7 @@ def _row(option: Option) -> tuple[Any, Any]:
 
     info, kind = option.info, option.info.annotation
     choices, many = literals(kind), get_origin(kind) is tuple
-    text = info.description or ""
+    text = " ".join((info.description or "").split())
     if kind is bool:
         name = Text(f"  --[no-]{option.flag[2:]}", style="cyan")
     else:
@@ -271,5 +278,12 @@ def _row(option: Option) -> tuple[Any, Any]:
     elif default in ("", ()) or default is False:
         tail = ("", "")
     else:
-        tail = (f"  [{'on' if default is True else f'{default:g}' if isinstance(default, float) else default}]", "dim")
+        tail = (f"  [{_default(default)}]", "dim")
     return name, Text.assemble(text, tail)
+
+
+def _default(value: Any) -> str:
+    """A default as a user types it: the items of a list with spaces between."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)

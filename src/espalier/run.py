@@ -133,7 +133,7 @@ def _write_rejected(opened: Opened, path: Path) -> None:
 def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDir) -> Finished:
     from espalier.track import Trackers
     from espalier.train import Reporters, Trainer
-    from espalier.watch.preference import PreferenceWatch
+    from espalier.watch.preference import PreferenceWatch, explain
 
     loop = config.loop
     main = p.world.rank == 0
@@ -165,7 +165,10 @@ def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDi
                 if trainer.watch is not None and main:
                     trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
                 progress.note(f"resumed from {found.path.name}")
-            return trainer.run()
+            finished = trainer.run()
+        if watch is not None and main:
+            files.write_atomic(run.findings, files.json_text(explain(read_lines(run.metrics), **settings)))
+        return finished
     finally:
         trackers.close()
         if metrics is not None:

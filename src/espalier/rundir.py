@@ -1,7 +1,7 @@
 """The folder of one run: what is in it, who may write to it, and whether a resumed run is still the same run.
 
     runs/NAME/  run.yaml  manifest.json  metrics.jsonl  samples.jsonl  preflight.json  rejected.jsonl
-                checkpoints/  model/  tensorboard/  report.html
+                findings.json  checkpoints/  model/  tensorboard/  report.html
 
 `run.yaml` makes a folder a run: it is written before everything else and removed before everything else.
 """
@@ -30,8 +30,8 @@ from espalier.files import TRASH, fsync_dir, json_text, make_dir, write_atomic
 LOCK = ".lock"
 HEADING = "# espalier "  # begins run.yaml, followed by the command that it is a config of
 CONTENTS = (
-    *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl", "report.html"),
-    *("checkpoints", "model", "tensorboard", "trackers"),
+    *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl"),
+    *("findings.json", "report.html", "checkpoints", "model", "tensorboard", "trackers"),
 )
 PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "peft")
 
@@ -57,6 +57,7 @@ class RunDir:
         self.samples = path / "samples.jsonl"
         self.preflight = path / "preflight.json"
         self.rejected = path / "rejected.jsonl"
+        self.findings = path / "findings.json"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"

@@ -49,8 +49,13 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     form = renderer.form
     group = Judged("ranking")
     answers = _answers(renderer, example, key, group)
+    if form.reads or form.wants == "grades":
+        _grade(example, answers, group)
     if form.wants == "grades":
-        answers = _graded(example, answers, group)
+        group.learned = True
+        known = [a for a in answers if not all(math.isnan(x) for grade in a.rendered.sample.grades for x in grade)]
+        group.drop(UNJUDGED, len(answers) - len(known))
+        answers = known
     else:
         if form.wants == "labels":
             _label(example, answers, group, form.preference.min_gap)
@@ -66,7 +71,9 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     if form.wants in ("pairs", "comparisons"):
         answers = _compared(renderer, answers, group)
     if not answers:
-        raise _nothing(group, {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, ""))
+        raise _nothing(
+            group, {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, ""), renderer.max_length
+        )
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
@@ -79,6 +86,7 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
     prompt = tuple(replace(m, weight=0.0) for m in example.prompt)
     found: list[_Answer] = []
     given: list[int] | None = None
+    emptied: RowError | None = None
     total = levels(example, score_weights(renderer.form.preference))
     for place, (response, level) in enumerate(zip(example.responses, total, strict=True)):
         m = response.message
@@ -102,7 +110,10 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
         except RowError as error:
             if error.reason != EMPTIED:
                 raise
+            emptied = error
             group.drop(EMPTIED)
+    if emptied and not found:
+        raise emptied
     return found
 
 
@@ -121,26 +132,21 @@ def _label(example: Ranking, answers: Sequence[_Answer], group: Judged, min_gap:
         answer.level = float(answer.level == found[1]) if two and answer.level is not None else None
 
 
-def _graded(example: Ranking, answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
-    """The answers with a score in some dimension, `grades` filled."""
-    width = max((len(r.scores) for r in example.responses), default=0)
+def _grade(example: Ranking, answers: Sequence[_Answer], group: Judged) -> None:
+    """Fill `grades` where the row has scores, nan where a response has none in a dimension; else leave them empty."""
+    if not any(score is not None for response in example.responses for score in response.scores):
+        return
+    width = max(len(response.scores) for response in example.responses)
     group.dimensions = example.dimensions or (NAMELESS,) * width
-    kept = []
     for answer in answers:
-        scores: tuple[float | None, ...] = answer.rendered.response.scores if answer.rendered.response else ()
-        grade = tuple(math.nan if score is None else float(score) for score in scores)
-        if all(math.isnan(x) for x in grade):
-            group.drop(UNJUDGED)
-            continue
-        if len(grade) != len(group.dimensions):
+        scores = (answer.rendered.response.scores if answer.rendered.response else ()) or (None,) * width
+        if len(scores) != len(group.dimensions):
             raise RowError(
                 "scores in other dimensions",
-                got=f"{len(grade)} scores",
+                got=f"{len(scores)} scores",
                 expected=f"{len(group.dimensions)}, for {', '.join(group.dimensions)}",
             )
-        answer.rendered.sample.grades = [grade]
-        kept.append(answer)
-    return kept
+        answer.rendered.sample.grades = [tuple(math.nan if score is None else float(score) for score in scores)]
 
 
 def _distinct(answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
@@ -155,7 +161,7 @@ def _distinct(answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
         kept += equal[:keep]
         for answer in equal[keep:]:
             twin = any(answer.whole == other.whole for other in equal if other is not answer)
-            group.drop("identical responses" if twin else "identical after the cut")
+            group.drop("identical responses" if twin else CUT)
     return kept
 
 
@@ -169,7 +175,7 @@ def _compared(renderer: Renderer, answers: Sequence[_Answer], group: Judged) -> 
         place for of in (found.beats, found.ties) for i, others in enumerate(of) for place in (i, *others) if others
     }
     if not used or (form.wants == "pairs" and not any(found.beats)):
-        raise _nothing(group, "no strict preference" if form.wants == "pairs" else "no comparison")
+        raise _nothing(group, "no strict preference" if form.wants == "pairs" else "no comparison", renderer.max_length)
     place_of = {place: number for number, place in enumerate(sorted(used))}
     for place in place_of:
         sample = answers[place].rendered.sample
@@ -188,14 +194,23 @@ def _draw_key(answers: Sequence[_Answer]) -> int:
     return int.from_bytes(state.digest(), "little")
 
 
-def _nothing(group: Judged, reason: str) -> RowError:
-    """Why a row is refused: `reason`, or what was wrong with its responses."""
+def _nothing(group: Judged, reason: str, limit: int = 0) -> RowError:
+    """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens."""
     bad = [name for name in group.dropped if name in _FAULTS]
+    why = bad[0] if bad else reason
+    if why == CUT:
+        return RowError(
+            CUT,
+            got=f"{group.dropped[CUT]} responses that are cut to the same tokens",
+            expected=f"responses that differ among the first {limit} tokens, prompt included",
+            fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
+        )
     told = ", ".join(f"{name} ({count})" for name, count in group.dropped.items())
-    return RowError(bad[0] if bad else reason, got=told or "nothing of it", expected=_EXPECTED.get(reason, ""))
+    return RowError(why, got=told or "nothing of it", expected=_EXPECTED.get(reason, ""))
 
 
-_FAULTS = ("empty response", EMPTIED, "identical responses", "identical after the cut")
+CUT = "identical after the cut"
+_FAULTS = ("empty response", EMPTIED, "identical responses", CUT)
 _EXPECTED = {
     "no strict preference": "a response that is preferred to another one",
     "no comparison": "a preference or a tie between two responses",
@@ -301,7 +316,7 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
             except RowError as error:
                 if error.reason != EMPTIED:
                     raise
-                group.drop(EMPTIED)
+                group.drop_for(error)
         done.update(thread if every else (i for i, weight in zip(thread, trained, strict=True) if weight))
     if not group:
         raise _nothing(group, "nothing to train")
