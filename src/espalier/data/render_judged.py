@@ -299,6 +299,7 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
     """
     group = Judged("tree")
     done: set[int] = set()
+    emptied: RowError | None = None
     for thread in threads(example):
         nodes = [example.nodes[i].message for i in thread]
         every = renderer.train_on == "all"
@@ -316,10 +317,11 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
             except RowError as error:
                 if error.reason != EMPTIED:
                     raise
-                group.drop_for(error)
+                emptied = error
+                group.drop(EMPTIED)
         done.update(thread if every else (i for i, weight in zip(thread, trained, strict=True) if weight))
     if not group:
-        raise _nothing(group, "nothing to train")
+        raise emptied or _nothing(group, "nothing to train")
     return group
 
 
