@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from espalier.config import PreferenceConfig
 from espalier.data import rankings
 from espalier.data.rankings import comparisons, labels, levels, score_weights
+from espalier.errors import RowError
 from espalier.types import Message, Ranking, Response
 
 PLAIN = PreferenceConfig()
@@ -48,12 +49,19 @@ def test_one_kind_of_judgement_decides() -> None:
     assert levels(made(said(), said()), {}) == [None, None]
 
 
+def test_a_misspelt_weight_is_refused_with_the_nearest_name() -> None:
+    two = made(said(scores=(4.0, 1.0)), said(scores=(2.0, 5.0)), dimensions=("helpful", "brief"))
+    with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean 'helpful'\?"):
+        levels(two, {"helpfull": 1.0, "brief": 1.0})
+    with pytest.raises(RowError, match=r"got kind; .*Name the row's own dimensions"):
+        levels(two, {"kind": 1.0})
+
+
 def test_dimensions_are_weighed_by_name() -> None:
     two = made(said(scores=(4.0, 1.0)), said(scores=(2.0, 5.0)), said(scores=(3.0, None)), dimensions=("help", "harm"))
     assert levels(two, {}) == [2.5, 3.5, None]
     assert levels(two, {"help": 1.0}) == [4.0, 2.0, 3.0]  # the dimension that is not named does not count
     assert levels(two, {"help": 3.0, "harm": -1.0}) == [(12 - 1) / 4, (6 - 5) / 4, None]
-    assert levels(two, {"typo": 1.0}) == [None, None, None]
     assert levels(two, {"help": 0.0}) == [None, None, None]
 
 

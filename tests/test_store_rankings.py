@@ -144,7 +144,11 @@ def test_counts_of_a_ranking_store(tmp_path: Path) -> None:
     ]
     s = build(tmp_path, rows, Form("ranking", "pairs", True)).stats
     assert (s.pairs, s.ties, s.reads, s.responses) == (3, 1, 5, {2: 1, 3: 1})
-    assert s.dropped == {"not judged": 1} and s.dimensions == () and (s.good, s.bad) == (0, 0)
+    assert (
+        s.dropped == {"not judged": 1}
+        and (s.dimensions, s.lowest, s.highest) == (("score",), 0.0, 3.0)
+        and (s.good, s.bad) == (0, 0)
+    )
     assert s.reasons == {"identical responses": 1, "no strict preference": 1, "wrong form": 1}
     assert StoreStats.from_json(json.loads(json.dumps(s.to_json()))) == s
     assert (s.whole, s.stopped, s.truncated) == (5, 5, 0)

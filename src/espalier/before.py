@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render import Renderer
+from espalier.data.rendered import Judged, Rendered
 from espalier.data.stats import StoreStats
+from espalier.data.store import Store
 from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
@@ -66,6 +68,7 @@ def parts(config: RunConfig) -> Iterator[Parts]:
         noise, head = getattr(config.algorithm, "neftune_alpha", 0.0), build.head_of(config)
         model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head)
         renderer = build.build_renderer(config, model.loaded)
+        model.notes += build.padding_notes(model, renderer)
         opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"))
         yield Parts(model, renderer, opened, dataset, world, device, say)
     finally:
@@ -177,17 +180,34 @@ def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]
         default = "text" if store.part == REPLAY else config.data.format
         form = config.algorithm.traits.consumes
         found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
-        good = (e for e in found if not isinstance(e, RowError) and _renders(p.renderer, e))
-        for number, example in enumerate(islice(good, min(CHECKED_ROWS, len(store)))):
-            yield example, store.group(number)
+        examples = (e for e in found if not isinstance(e, RowError))
+        yield from islice(matched(p.renderer, store, examples), CHECKED_ROWS)
 
 
-def _renders(renderer: Renderer, example: Any) -> bool:
+def matched(renderer: Renderer, store: Store, examples: Iterable[Example]) -> Iterator[tuple[Example, list[Sample]]]:
+    """The examples that can be rendered, in the order of the source, each with the group that is stored of it.
+
+    They are matched by line: a store refuses rows that can be rendered (scores in other dimensions than those of the
+    rows before). A line of several examples of which it refused some, or whose grades it left out, is skipped.
+    """
+    at = 0
+    for line, several in groupby(examples, key=lambda example: example.origin.line):
+        rendered = [(example, group) for example in several if (group := _rendered(renderer, example)) is not None]
+        stored = store.groups_of(line, at)
+        at = stored.stop
+        kept = store.stats.dimensions
+        odd = any(isinstance(group, Judged) and group.dimensions not in ((), kept) for _, group in rendered)
+        if len(stored) == len(rendered) and not odd and store.dimensions == kept:
+            yield from ((example, store.group(i)) for (example, _), i in zip(rendered, stored, strict=True))
+        if at == len(store):
+            return
+
+
+def _rendered(renderer: Renderer, example: Example) -> list[Rendered] | None:
     try:
-        renderer.render(example)
+        return renderer.render(example)
     except RowError:
-        return False
-    return True
+        return None
 
 
 def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | None, list[Check]]:

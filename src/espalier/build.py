@@ -3,6 +3,7 @@ algorithm."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from espalier.algorithms.dimensions import total_weights
+from espalier.algorithms.dimensions import check_dimensions, total_weights
+from espalier.algorithms.reward import Reward
 from espalier.config import ModelConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.form import Form
@@ -19,13 +21,14 @@ from espalier.data.render import Renderer, TrainOn
 from espalier.data.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.world import Distributed, OneProcess
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, DataError
 from espalier.microbatches import Layout
 from espalier.models import heads, layout
+from espalier.models.export import padding_of
 from espalier.models.freeze import FreezeSummary
 from espalier.models.load import Loaded, load_model, prepare
 from espalier.models.policy import Policy
-from espalier.runs import RunConfig, labels_of, preference_of
+from espalier.runs import RunConfig, judge_of, labels_of, preference_of
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -88,17 +91,20 @@ def build_model(
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The scalar head a run asks for: names of its dimensions (none is a single, nameless one) and where it is read."""
+    """The scalar head a run asks for: names of its dimensions (none is a single, nameless one) and where it is read.
+    trained: a model without one gets a new one."""
 
     names: tuple[str, ...]
     kind: heads.Kind
+    trained: bool = True
 
 
 def head_of(config: RunConfig) -> Head | None:
     """The scalar head of a run whose algorithm reads one."""
     if not config.algorithm.traits.reads:
         return None
-    return Head(tuple(total_weights(getattr(config.algorithm, "dimensions", ()))), kind_of(config))
+    names = tuple(total_weights(getattr(config.algorithm, "dimensions", ())))
+    return Head(names, kind_of(config), trained=not judge_of(config).eval_only)
 
 
 def kind_of(config: RunConfig) -> heads.Kind:
@@ -109,6 +115,12 @@ def put_head(loaded: Loaded, head: Head, seed: int) -> None:
     """Attach the head, or keep the one the model has. Raises ConfigError where that is another one."""
     size = max(1, len(head.names))
     had = heads.scalar_head(loaded.model)
+    if had is None and not head.trained:
+        command = "prm" if head.kind == "steps" else "reward"
+        raise ConfigError(
+            f"{loaded.folder} has no scalar head, and one that nobody trained says nothing; expected a model that "
+            f"`espalier {command}` trained"
+        )
     if had is None:
         heads.attach(loaded.model, size, seed=seed, names=head.names, kind=head.kind)
         return
@@ -128,6 +140,14 @@ def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     )
 
 
+def padding_notes(model: Model, renderer: Renderer) -> list[str]:
+    """What to say of the pad token that a reward model will be exported with, where it is another one."""
+    if not model.policy.reads:
+        return []
+    note = padding_of(model.loaded.model, model.loaded.tokenizer, renderer.stop_ids).note
+    return [note] if note else []
+
+
 def train_on(config: RunConfig) -> TrainOn:
     """Which turns of a conversation are trained; of an algorithm that does not ask, the assistant's."""
     asked: TrainOn = getattr(config.algorithm, "train_on", "assistant")
@@ -138,23 +158,58 @@ def form_of(config: RunConfig) -> Form:
     """In which form the run reads its examples."""
     traits = config.algorithm.traits
     judged = preference_of(config), config.loop.seed, labels_of(config)
-    return Form(traits.consumes, traits.wants, traits.reads, *judged)
+    # Nothing is trained: groups of equals alone say something, too (how often a best of n is right).
+    wants = "comparisons" if judge_of(config).eval_only and traits.wants == "pairs" else traits.wants
+    return Form(traits.consumes, wants, traits.reads, *judged)
 
 
 def build_data(
     config: RunConfig, renderer: Renderer, on_progress: Callable[[str, int], None] | None = None
 ) -> tuple[Opened, Dataset]:
-    """Tokenise (or find tokenised) all data, and put it in order."""
+    """Tokenise (or find tokenised) all data, and put it in order. Raises ConfigError and DataError, for grades that the
+    algorithm does not take, too."""
     opened = open_data(
         config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed,
  on_progress=on_progress,
     )  # fmt: skip
+    check_grades(config, opened)
     loop = config.loop
     dataset = Dataset(
         opened, seed=loop.seed, samples_per_step=loop.samples_per_step, tokens_per_step=loop.tokens_per_step,
         replay_fraction=config.data.replay_fraction, epochs=loop.epochs, steps=loop.steps,
     )  # fmt: skip
     return opened, dataset
+
+
+def check_grades(config: RunConfig, opened: Opened) -> None:
+    """Whether the stored grades are about the run's dimensions and, where it learns from them, on its scale.
+
+    Raises ConfigError for other dimensions, DataError that names a row outside the scale or a source of other ones.
+    """
+    algorithm = config.algorithm
+    if not isinstance(algorithm, Reward):
+        return
+    learned = algorithm.objective == "pointwise" or algorithm.pointwise_coef > 0
+    check_dimensions(tuple(total_weights(algorithm.dimensions)), opened.dimensions, learned=learned)
+    if not learned:
+        return
+    low, high = algorithm.grade_low, algorithm.grade_high
+    for store in opened.all:
+        if store.stats.dimensions not in ((), opened.dimensions):
+            raise DataError(
+                f"{store.path}: its scores are about {', '.join(store.stats.dimensions)}; expected "
+                f"{', '.join(opened.dimensions)}, as in the sources before it, because one head learns them all"
+            )
+        lowest, highest = store.stats.lowest, store.stats.highest
+        if lowest is None or highest is None or low <= lowest <= highest <= high:
+            continue
+        given = ((i, x) for i in range(len(store)) for s in store.group(i) for grade in s.grades for x in grade)
+        i, x = next((i, x) for i, x in given if not math.isnan(x) and not low <= x <= high)
+        raise DataError(
+            f"{store.path}:{store.origin(i).line}: a response has the grade {x:g}, expected {low:g} to {high:g} (the "
+            f"source has {lowest:g} to {highest:g}); set grade_low and grade_high to the ends of the scale that people "
+            "used, or leave the row out"
+        )
 
 
 def budget(config: RunConfig, device: torch.device) -> int:

@@ -183,7 +183,7 @@ def _outcome(config: RunConfig, path: str, p: Parts, learner: TorchLearner) -> A
     """Scores of an outcome reward model for whole solutions."""
     how = config.model
     asked = ModelConfig(model=path, dtype=how.dtype, layout=how.layout, template=how.template)
-    found = build.build_model(asked, learner.device, head=build.Head((), "response"))
+    found = build.build_model(asked, learner.device, head=build.Head((), "response", trained=False))
     if found.loaded.tokenizer.get_vocab() != p.model.loaded.tokenizer.get_vocab():
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
     forwards: Forwards = frozen(found.policy, learner.options, learner.world)

@@ -246,7 +246,9 @@ def template(examples: Iterable[Example], render: Render, stored: Iterable[list[
 
 
 def _told(sample: Sample) -> tuple[Any, ...]:
-    grades = [str(grade) for grade in sample.grades]  # nan differs from itself
+    # nan differs from itself, and a store fills in nan for rows without grades beside rows that have some
+    known = any(not math.isnan(x) for grade in sample.grades for x in grade)
+    grades = [str(grade) for grade in sample.grades] if known else []
     return sample.tokens, sample.label, sample.beats, sample.ties, sample.reads, grades
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
 
+NAMELESS = "score"  # what data calls the only dimension of scores without a name
+
 
 def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, float]:
     """The share of each named dimension in the total: w_k / sum_k |w_k|, with w_k = 1 where none is given.
@@ -32,6 +34,31 @@ def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, fl
     if found and not whole:
         raise ConfigError(f"{key}: all weigh 0 in the total; give one a weight", key=key)
     return {name: weight / whole for name, weight in found.items()}
+
+
+def check_dimensions(given: Sequence[str], found: Sequence[str], *, learned: bool) -> None:
+    """Whether the dimensions that a config names are those that the data's grades are about, in the same order.
+
+    `given` are names, without weights; `found` is empty where the data has no grades. A nameless score, `score`, fits
+    any single dimension. learned: the run learns from grades, so that it needs some, and a head for each dimension.
+    Raises ConfigError that lists both.
+    """
+    if learned and not found:
+        raise ConfigError("pointwise_coef is given, but no response of the data has a score; drop it")
+    if not found or (len(given) < 2 and found == (NAMELESS,)):
+        return
+    if given and tuple(given) != tuple(found):
+        raise ConfigError(
+            f"dimensions: got {', '.join(given)}, but the data's scores are about {', '.join(found)}; give these, in "
+            "this order (each may have a weight in the total, as NAME=WEIGHT)",
+            key="dimensions",
+        )
+    if learned and not given and len(found) > 1:
+        raise ConfigError(
+            f"dimensions: the data's scores are about {', '.join(found)}, and this run has a single score; pass "
+            f"--dimensions {' '.join(found)}, each with its weight in the total where they are not to weigh alike",
+            key="dimensions",
+        )
 
 
 def check_grades(samples: Iterable[Sample], count: int, low: float, high: float) -> None:

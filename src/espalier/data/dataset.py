@@ -49,7 +49,8 @@ class Opened:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What the samples' grades are about, in their order; nothing where they have none."""
+        """What the samples' grades are about, in their order; nothing where they have none. Of sources that disagree,
+        those of the first one count, and the others' are left out."""
         return next((s.stats.dimensions for s in self.all if s.stats.dimensions), ())
 
 
@@ -92,9 +93,11 @@ def open_data(
         sides = [split(s, config.eval_fraction, seed) for s in main]
         chosen, kept_back, held = [train for train, _ in sides], [back for _, back in sides], main
     opened = Opened(main, replay, held, [*sources, *texts], held_sources, chosen, kept_back)
+    dimensions = opened.dimensions
     for one in opened.all:
-        if one.stats.dimensions not in ((), opened.dimensions):
-            got, expected = (", ".join(names) for names in (one.stats.dimensions, opened.dimensions))
+        one.dimensions = dimensions
+        if renderer.form.wants == "grades" and one.stats.dimensions not in ((), dimensions):
+            got, expected = (", ".join(names) for names in (one.stats.dimensions, dimensions))
             raise DataError(
                 f"{one.path}: its scores are about {got}; expected {expected}, as in the sources before it, because "
                 "one head learns them all. Train on one of them, or give all rows the same scores"

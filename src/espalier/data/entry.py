@@ -34,7 +34,7 @@ from espalier.errors import DataError, EspalierError
 from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason
 
-VERSION = 2
+VERSION = 3
 TOKEN = np.dtype("<i4")
 RUN = np.dtype([("length", "<i4"), ("trained", "?"), ("weight", "<f8")])
 SAMPLE = np.dtype(
@@ -43,7 +43,15 @@ SAMPLE = np.dtype(
 JUDGED = np.dtype(
     [("label", "<f8"), ("beats", "<i4"), ("ties", "<i4"), ("reads", "<i4"), ("grades", "<i4"), ("width", "<i4")]
 )
-COLUMNS = {"first": "<i8", "samples": "<i4", "tokens": "<i4", "line": "<i8", "hash": "<u8", "judged": "<i8"}
+COLUMNS = {
+    "first": "<i8",
+    "samples": "<i4",
+    "tokens": "<i4",
+    "line": "<i8",
+    "hash": "<u8",
+    "prompt": "<u8",
+    "judged": "<i8",
+}
 STOPS: tuple[StopReason, ...] = ("stop", "length", "error")
 _BUFFER = 1 << 18
 _FRESH = Sample()
@@ -76,9 +84,9 @@ class Writer:
             self._files["rejected"] = stack.enter_context(open(folder / REJECTED, "wb"))
             self._close = stack.pop_all().close
 
-    def add(self, samples: Sequence[Sample], line: int, digest: int) -> None:
+    def add(self, samples: Sequence[Sample], line: int, digest: int, prompt: int) -> None:
         """Append one group. Raises ValueError for a sample with something that the files do not hold."""
-        group = {"first": self._samples, "samples": len(samples), "line": line, "hash": digest}
+        group = {"first": self._samples, "samples": len(samples), "line": line, "hash": digest, "prompt": prompt}
         group["tokens"] = sum(len(s.tokens) for s in samples)
         for s in samples:
             self._add(s)

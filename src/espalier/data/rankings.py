@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from espalier.data.formats.common import nearest
+from espalier.errors import RowError
 from espalier.types import Ranking, Response
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def levels(ranking: Ranking, weights: Mapping[str, float]) -> list[float | None]
     `weights` is empty and 0 for a dimension that it does not name; a response that lacks the score of a dimension with
     w_d != 0 has no level, because its mean would be one of other things. A single nameless dimension is the total.
 
+    Raises RowError where `weights` names a dimension that the ranking has not: it would weigh 0 without a word.
+
     >>> from espalier.types import Message
     >>> def scored(*scores): return Response(Message("assistant", "a"), scores=scores)
     >>> both = Ranking((), (scored(4.0, 2.0), scored(3.0, 1.0), scored(None, 5.0)), ("helpful", "brief"))
@@ -50,8 +54,19 @@ def levels(ranking: Ranking, weights: Mapping[str, float]) -> list[float | None]
     if any(response.rank is not None for response in responses):
         return [None if response.rank is None else float(-response.rank) for response in responses]
     if any(score is not None for response in responses for score in response.scores):
+        if ranking.dimensions:
+            _check_names(ranking.dimensions, weights)
         return [_total(response, ranking.dimensions, weights) for response in responses]
     return [None if response.good is None else float(response.good) for response in responses]
+
+
+def _check_names(dimensions: tuple[str, ...], weights: Mapping[str, float]) -> None:
+    for name in weights:
+        if name not in dimensions:
+            raise RowError(
+                "no score of that name", field="score_weights", got=name, expected=f"one of {', '.join(dimensions)}",
+                fix=nearest(name, dimensions) or "Name the row's own dimensions in score_weights",
+            )  # fmt: skip
 
 
 def _total(response: Response, dimensions: tuple[str, ...], weights: Mapping[str, float]) -> float | None:

@@ -37,7 +37,8 @@ class Judged(list[Rendered]):
     """The group of a ranking, of a solution in steps or of a tree, prefixes shared.
 
     dropped: how often what was left out, by reason. dimensions: the names of what `Sample.grades` are about, where a
-    run reads scores. labelled: `Sample.label` is 1 for good and 0 for bad.
+    run reads scores and the row has some. learned: the run learns from grades alone, so that a row with others than the
+    rows before it is refused; elsewhere it only loses them. labelled: `Sample.label` is 1 for good and 0 for bad.
     """
 
     def __init__(self, kind: Literal["ranking", "steps", "tree"]) -> None:
@@ -45,6 +46,7 @@ class Judged(list[Rendered]):
         self.kind = kind
         self.dropped: dict[str, int] = {}
         self.dimensions: tuple[str, ...] = ()
+        self.learned = False
         self.labelled = False
 
     def drop(self, reason: str, count: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -49,7 +50,8 @@ class StoreStats:
     Of rankings, steps and trees: `pairs` counts strict preferences and `ties` ties; `dropped` what was left out of rows
     that are kept, by reason (responses, comparisons, steps, threads); `responses[k]` rankings of which k responses are
     kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses where a run takes
-    those, of steps where it takes steps. `dimensions` names what grades are about; it is the same in all rows.
+    those, of steps where it takes steps. `dimensions` names what grades of responses are about, the same in all rows
+    that have some; `lowest` and `highest` are the least and the largest of them, None where nobody gave one.
     """
 
     rows: int = 0
@@ -79,6 +81,8 @@ class StoreStats:
     good: int = 0
     bad: int = 0
     dimensions: tuple[str, ...] = ()
+    lowest: float | None = None
+    highest: float | None = None
 
     @property
     def stop_share(self) -> float:
@@ -112,6 +116,10 @@ class StoreStats:
             _add(self.dropped, reason, count)
         if row.kind == "ranking":
             self.responses[len(row)] = self.responses.get(len(row), 0) + 1
+            given = [x for s in samples for grade in s.grades for x in grade if not math.isnan(x)]
+            if given:
+                self.lowest = min(given) if self.lowest is None else min(self.lowest, *given)
+                self.highest = max(given) if self.highest is None else max(self.highest, *given)
         labels: list[float | None] = [s.label for s in samples] if row.labelled else []
         if row.kind == "steps":
             labels = [grade for s in samples for (grade,) in s.grades]

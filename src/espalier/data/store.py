@@ -6,6 +6,7 @@ Memory is constant: a build holds one row and the file buffers, and an open stor
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -66,6 +67,11 @@ class Store:
         self.samples_per_group: NDArray[np.int32] = disk.column(folder, "samples")
         self.hashes: NDArray[np.uint64] = disk.column(folder, "hash")
         """64 bits of each group's tokens: equal for exact duplicates."""
+        self.prompts: NDArray[np.uint64] = disk.column(folder, "prompt")
+        """64 bits of what decides a group's side of a split: its prompt's tokens where responses or steps are judged,
+        else those of the whole group."""
+        self.dimensions = self.stats.dimensions
+        """What grades are about. Set to other names, `group` leaves its own grades out and gives nan for each."""
         self._first = disk.column(folder, "first")
         self._lines = disk.column(folder, "line")
         self._judged = disk.column(folder, "judged")
@@ -81,7 +87,8 @@ class Store:
         return len(self._first)
 
     def group(self, i: int) -> list[Sample]:
-        """New Sample objects of group `i` (0 <= i < len), with `group` = i and keys that no other sample has.
+        """New Sample objects of group `i` (0 <= i < len), with `group` = i and keys that no other sample has. Where
+        some rows have grades, all reads have, nan where nobody knows.
 
         Raises IndexError outside that range, and DataError where the files were cut short.
         """
@@ -108,11 +115,23 @@ class Store:
             behind = int(self._judged[i + 1]) if i + 1 < len(self) else self._judged_end
             if behind > at:
                 disk.judge(group, disk.read_at(judged, _BYTE, at, behind - at, self.folder).tobytes())
+        if self.dimensions:
+            for s in group:
+                if not s.grades or self.dimensions != self.stats.dimensions:
+                    s.grades = [(math.nan,) * len(self.dimensions) for _ in s.reads]
         return group
 
     def origin(self, i: int) -> Origin:
         """Where group `i` was read."""
         return Origin(self.source, int(self._lines[i]))
+
+    def groups_of(self, line: int, start: int) -> range:
+        """The groups of a line of the source, from group `start` on, which is the first of those behind earlier
+        lines."""
+        end = start
+        while end < len(self) and self._lines[end] == line:
+            end += 1
+        return range(start, end)
 
 
 def _close(fds: list[int]) -> None:
@@ -193,8 +212,10 @@ def _build(
                 line, rendered = row
                 samples = [r.sample for r in rendered]
                 stats.keep(rendered, stop_ids, bos_id)
+                digest = _digest([s.tokens for s in samples])
+                judged = isinstance(rendered, Judged) and rendered.kind != "tree"
                 with disk.writing(folder.parent):
-                    writer.add(samples, line, _digest(samples))
+                    writer.add(samples, line, digest, _digest([_prompt(samples[0])]) if judged else digest)
             if on_progress and stats.rows % _PROGRESS_EVERY == 0:
                 on_progress(stats.rows)
         with disk.writing(folder.parent):
@@ -218,20 +239,30 @@ def _render(
         rendered = renderer.render(example, stats.rows)
         if not rendered or not all(r.sample.tokens for r in rendered):
             raise RowError("no tokens", expected="at least one token in every sample")
-        if isinstance(rendered, Judged) and stats.dimensions and rendered.dimensions != stats.dimensions:
+        if isinstance(rendered, Judged) and stats.dimensions and rendered.dimensions not in ((), stats.dimensions):
             got, expected = (", ".join(names) for names in (rendered.dimensions, stats.dimensions))
-            raise RowError("scores in other dimensions", got=got, expected=f"{expected}, as in the rows before")
+            if rendered.learned:
+                raise RowError("scores in other dimensions", got=got, expected=f"{expected}, as in the rows before")
+            rendered.drop("grade in another dimension", len(rendered))
+            rendered.dimensions = ()
+            for one in rendered:
+                one.sample.grades = []
     except RowError as e:
         return e.at(f"{path}:{example.origin.line}")
     return example.origin.line, rendered
 
 
-def _digest(samples: Sequence[Sample]) -> int:
-    """64 bits of the tokens of a group, sample by sample."""
+def _prompt(s: Sample) -> list[int]:
+    """The tokens before the first trained one, which all samples of a judged group share."""
+    return s.tokens[: s.mask.index(True)] if True in s.mask else s.tokens
+
+
+def _digest(runs: Sequence[Sequence[int]]) -> int:
+    """64 bits of runs of tokens, such as those of a group, sample by sample."""
     state = hashlib.blake2b(digest_size=8)
-    for s in samples:
-        state.update(len(s.tokens).to_bytes(8, "little"))
-        state.update(np.array(s.tokens, disk.TOKEN).tobytes())
+    for tokens in runs:
+        state.update(len(tokens).to_bytes(8, "little"))
+        state.update(np.array(tokens, disk.TOKEN).tobytes())
     return int.from_bytes(state.digest(), "little")
 
 
@@ -253,15 +284,18 @@ def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
     """Indices of groups to train on and to hold out, both ascending; about `fraction` of the groups are held out.
 
     A group's side follows from its tokens, `seed` and `fraction` alone, so that exact duplicates are on the same side,
-    in this store and in others, and rows added to a file move no other row. Where that leaves a side empty, the tokens
-    nearest to it change sides. Raises ConfigError for a fraction outside (0, 1), and where all groups are alike.
+    in this store and in others, and rows added to a file move no other row. Of judged responses and steps it follows
+    from the prompt's tokens, so that no prompt is on both sides: a model that has seen other answers to it would look
+    better than it is. Where that leaves a side empty, the tokens nearest to it change sides. Raises ConfigError for a
+    fraction outside (0, 1), and where all groups are alike.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"eval_fraction got {fraction}, expected more than 0 and less than 1", key="eval_fraction")
-    place = _mix(store.hashes ^ _mix(np.array([seed % (1 << 64)], np.uint64)))
+    place = _mix(store.prompts ^ _mix(np.array([seed % (1 << 64)], np.uint64)))
     if len(place) < 2 or (place == place[0]).all():
+        what = "tokens" if len(np.unique(store.hashes)) < 2 else "prompt"
         raise ConfigError(
-            f"eval_fraction {fraction}: {store.source} has {len(place)} usable row(s) and all hold the same tokens; "
+            f"eval_fraction {fraction}: {store.source} has {len(place)} usable row(s) and all hold the same {what}; "
             "expected two that differ. Name held-out files with --eval-data instead",
             key="eval_fraction",
         )

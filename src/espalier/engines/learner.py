@@ -114,8 +114,10 @@ class TorchLearner:
         exact = {n: p.detach().clone() for n, p in trained} if low else {}
         self._frozen: dict[str, Tensor] = {}  # frozen weights that the compute dtype cannot hold, on the CPU
         if low:  # buffers keep their dtype: RoPE frequencies need float32
+            score = getattr(self.policy.model, adapters.SCORE, None)  # small, read in float32, and never rounded
+            wide = {id(p) for p in score.parameters()} if score is not None else set()
             for n, p in self.policy.model.named_parameters():
-                if p.dtype == torch.float32:
+                if p.dtype == torch.float32 and id(p) not in wide:
                     whole, p.data = p.data, p.data.to(self.options.compute)
                     if not p.requires_grad and not torch.equal(p.data.float(), whole):
                         self._frozen[n] = whole.cpu()
