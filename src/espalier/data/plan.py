@@ -221,7 +221,9 @@ class Plan:
             return bounds if steps else np.minimum(bounds, total)
         cuts, base, read, held = array("q", [0]), 0, 0, _NONE
         while len(cuts) <= steps if steps else base < total:
-            last = read + _CHUNK if steps else min(total, read + _CHUNK)
+            # A group counts for one or more, so what is left takes at most so many draws: small data has many passes.
+            left = (steps - len(cuts) + 1) * budget + 1
+            last = read + min(_CHUNK, left) if steps else min(total, read + _CHUNK)
             held = np.concatenate([held, self._sizes(read, last)])
             read = last
             ends = [0, *np.cumsum(held).tolist()]
