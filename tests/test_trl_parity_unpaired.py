@@ -1,4 +1,4 @@
-"""The same losses and gradients as TRL 1.16 on one micro-batch of random numbers: KTO, BCO and the reward model.
+"""The same losses and gradients as TRL 1.16 for KTO, BCO and the reward model, on random numbers and on a small model.
 
 Needs an interpreter in whose environment TRL 1.16 is installed: `TRL_PYTHON=/path/to/python make test-full`.
 
@@ -17,14 +17,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
+from espalier.algorithms.labelled import response_start
 from espalier.algorithms.reward import Reward
+from espalier.annotate import annotate
+from espalier.config import OptimConfig
+from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.models import heads
+from espalier.models.policy import Policy
 from espalier.ops import normalise
 from espalier.pack import pack, totals
-from espalier.types import Outputs, Sample
+from espalier.types import Batch, Outputs, Sample
 from samples import Groups, sample
+from tiny import VOCAB, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -157,3 +167,150 @@ def test_mates_are_others_answers_as_in_trl() -> None:
     assert [prompt for prompt, _ in mates] == list(range(5))
     assert all(b - a in (1, -4) for a, b in pairwise([answer for _, answer in mates]))
     assert sorted(answer for _, answer in mates) == [10, 11, 12, 13, 14]
+
+
+# --------------------------------------------------------------------------------------------------------- small models
+
+FAMILY = "gpt2"  # float64 from end to end
+ANSWERS = [3, 24, 1, 9, 5, 17, 9, 4]
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "kto": (KTO(), {"kind": "kto", "settings": {"beta": 0.1}}),
+    "kto-weights": (
+        KTO(beta=0.5, desirable_weight=1.7, undesirable_weight=0.6),
+        {"kind": "kto", "settings": {"beta": 0.5, "desirable_weight": 1.7, "undesirable_weight": 0.6}},
+    ),
+    "bco": (BCO(beta=0.3), {"kind": "bco", "settings": {"beta": 0.3, "loss_type": ["bco_pair"]}}),
+    "reward": (Reward(), {"kind": "reward", "settings": {}, "margins": []}),
+    "reward-margin": (
+        Reward(margin=0.5),
+        {"kind": "reward", "settings": {}, "margins": [0.5 * gap for gap in GAPS]},
+    ),
+    "reward-centering": (
+        Reward(centering=0.01),
+        {"kind": "reward", "settings": {"center_rewards_coefficient": 0.01}, "margins": []},
+    ),
+}
+# TRL's head computes log-probabilities in float32, whatever the model's dtype; scores stay in float64
+CLOSE = {"kto": 2e-5, "bco": 2e-5, "reward": 1e-11}
+
+
+def policy_of(kind: str) -> TorchLearner:
+    model = tiny_model(FAMILY)
+    if kind == "reward":
+        heads.attach(model, 1, seed=3)
+    options = LearnerOptions(budget=10_000, whole=kind == "reward", reads=kind == "reward")
+    return TorchLearner(Policy(model.to(WIDE), "forest", reads=kind == "reward"), OptimConfig(), options)
+
+
+def reference_model() -> Any:
+    """A model near the policy, surer of what it says, so that the reference point is above 0."""
+    reference, other = tiny_model(FAMILY), tiny_model(FAMILY, seed=1)
+    with torch.no_grad():
+        for p, q in zip(reference.parameters(), other.parameters(), strict=True):
+            p.lerp_(q, -0.2)
+    return reference.to(WIDE)
+
+
+class Beside:
+    """The reference's log-probabilities, in float64."""
+
+    moves = False
+
+    def __init__(self) -> None:
+        self.learner = TorchLearner(Policy(reference_model(), "forest"), OptimConfig(), LearnerOptions(budget=10_000))
+
+    def logprobs(self, groups: Groups) -> list[list[float]]:
+        return [said["logprobs"] for said in self.learner.forward(groups)]
+
+
+def rows_of(kind: str) -> Groups:
+    """Eight prompts with an answer each; for pairs four prompts, whose preferred answers come first."""
+    random = torch.Generator().manual_seed(11)
+
+    def run(n: int) -> list[int]:
+        return torch.randint(5, VOCAB, (n,), generator=random).tolist()
+
+    prompts, answers = [run(5 + 6 * i) for i in range(8)], [run(n) for n in ANSWERS]
+    if kind == "kto":
+        return [
+            [sample(p, a, group=i, key=i, label=float(label))]
+            for i, (p, a, label) in enumerate(zip(prompts, answers, LABELS, strict=True))
+        ]
+    groups = []
+    for i, gap in enumerate(GAPS):
+        sides = (answers[i], answers[i + 4])
+        labels = (gap, 0.0) if kind == "reward" else (1.0, 0.0)
+        group = [sample(prompts[i], a, group=i, label=label) for a, label in zip(sides, labels, strict=True)]
+        group[0].beats = [1]
+        if kind == "reward":
+            for s in group:
+                s.reads = [len(s) - 1]
+        groups.append(group)
+    return groups
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What TRL's whole trainers say."""
+    if not PYTHON:
+        pytest.skip("TRL_PYTHON is not set; set it to a Python in whose environment TRL 1.16 is installed")
+    made = tmp_path_factory.mktemp("trl")
+    scoring = policy_of("reward").policy.model
+    config = tiny_model(FAMILY).config
+    config.num_labels, config.pad_token_id = 1, 0
+    twin = AutoModelForSequenceClassification.from_config(config).to(WIDE)
+    twin.load_state_dict(scoring.state_dict())  # every weight of the one is a weight of the other
+    models = {"policy": tiny_model(FAMILY).to(WIDE), "reference": reference_model(), "reward": twin}
+    for name, model in models.items():
+        model.save_pretrained(made / name)
+        tiny_tokenizer(template=None).save_pretrained(made / name)
+    own = rows_of("kto")
+    rows = []
+    for (s,), (mate,) in zip(own, KTO().mates(own), strict=True):
+        at = response_start(s)
+        assert mate.tokens[:at] == s.tokens[:at]
+        rows.append({"prompt": s.tokens[:at], "answer": s.tokens[at:], "mate": mate.tokens[at:]})
+    cases = {name: case for name, (_, case) in MODELS.items()}
+    given = {"rows": rows, "labels": LABELS, "cases": cases}
+    (made / "models.json").write_text(json.dumps(given), encoding="utf-8")
+    script = Path(__file__).with_name("trl_unpaired.py")
+    done = subprocess.run([PYTHON, str(script), str(made)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+def on_the_model(algorithm: Any, kind: str) -> tuple[float, dict[str, Tensor]]:
+    """One micro-batch of the forest, mates, reference and reference point as a run has them."""
+    groups, learner = rows_of(kind), policy_of(kind)
+    reference: Any = Beside() if kind != "reward" else None
+    state = annotate(groups, algorithm, learner, reference, {})
+    assert kind != "kto" or state["kl"] > 0.1
+    if kind == "bco":
+        state = {"delta": 0.0}
+
+    def loss(outputs: Outputs, batch: Batch) -> Any:
+        if reference is not None:  # a batch keeps streams in float32, whose rounding is larger than what is measured
+            exact = [s.streams["ref_logprobs"][t] for s in batch.samples for t, m in enumerate(s.mask) if m]
+            batch.streams["ref_logprobs"] = torch.tensor(exact, dtype=WIDE)
+        return algorithm.loss(outputs, batch)["policy"]
+
+    result = learner.forward_backward(groups, loss, state, 0)
+    return result.loss, {n: p.grad for n, p in learner.policy.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_small_model_has_the_gradients_of_trl(folder: Path, name: str) -> None:
+    algorithm, case = MODELS[name]
+    kind = case["kind"]
+    want = load_file(folder / f"result-{name}.safetensors")
+    factor = 2.0 if kind == "bco" else 1.0
+    value, gradients = on_the_model(algorithm, kind)
+    assert set(gradients) == want.keys() - {"loss"}
+    scale = max(g.abs().max().item() for n, g in want.items() if n != "loss")
+    value_off = abs(factor * value - want["loss"].item()) / abs(want["loss"].item())
+    gradient_off = max((factor * g - want[n]).abs().max().item() for n, g in gradients.items()) / scale
+    print(
+        f"\n{name}: model: loss {want['loss'].item():.6f}, off by {value_off:.1e}; gradient off by {gradient_off:.1e}"
+    )
+    assert scale > 1e-3
+    assert value_off < CLOSE[kind] and gradient_off < CLOSE[kind]

@@ -1,10 +1,15 @@
 """What TRL's own KTO, DPO (bco_pair) and reward losses say about given numbers, for test_trl_parity_unpaired.py.
 
     python trl_unpaired.py < cases.json > results.json
+    python trl_unpaired.py FOLDER
 
 Runs in TRL's environment, not in Espalier's. The trainers' loss methods run as they are; in place of a model stands
 one that answers with the given log-probabilities or scores, and in place of a trainer its settings. Every result is
 {"loss": value, "slopes": gradient in the given numbers, "kl": TRL's reference point, where there is one}.
+
+With a FOLDER the trainers are whole and have the models in it: `policy`, `reference`, `reward` (with a tokenizer each),
+and `models.json`: rows of token ids (prompt, answer, mate), labels, and for each case its kind and settings. Writes
+`result-CASE.safetensors`: `loss` and the gradient of every weight.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from trl import DPOTrainer, KTOTrainer, RewardTrainer
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 
 
 def same(x: Any) -> Any:
@@ -116,7 +125,83 @@ def reward(case: dict[str, Any]) -> dict[str, Any]:
     return {"loss": loss.item(), "slopes": leaf.grad[:, 0].tolist()}
 
 
+# ------------------------------------------------------------------------------------------------------- small models
+
+WIDE = torch.float64
+PAD = 0
+WORDS = {
+    "kto": {"prompt": "a b", "completion": "c", "label": True},
+    "bco": {"prompt": "a b", "chosen": "c", "rejected": "d"},
+    "reward": {"chosen": "a b c", "rejected": "a b d"},
+}
+TRAINERS: dict[str, Any] = {
+    "kto": (KTOTrainer, KTOConfig),
+    "bco": (DPOTrainer, DPOConfig),
+    "reward": (RewardTrainer, RewardConfig),
+}
+
+
+def padded(prompts: list[list[int]], answers: list[list[int]], name: str = "") -> dict[str, Tensor]:
+    """Rows of ids, padded on the right, which of them are a row's own, and which its answer's."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, rows))
+    made = {
+        "input_ids": [row + [PAD] * (longest - len(row)) for row in rows],
+        "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
+        "completion_mask": [
+            [0] * len(p) + [1] * len(a) + [0] * (longest - len(p) - len(a))
+            for p, a in zip(prompts, answers, strict=True)
+        ],
+    }
+    return {name + key: torch.tensor(value) for key, value in made.items()}
+
+
+def whole(folder: Path, kind: str, settings: dict[str, Any]) -> Any:
+    """A trainer of the models in the folder."""
+    kind_of, config = TRAINERS[kind]
+    off = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+    args = config(output_dir=str(folder / "out"), **off, **settings)
+    words = Dataset.from_list([WORDS[kind]] * 2)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    tokenizer.pad_token = tokenizer.eos_token
+    if kind == "reward":
+        model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype=WIDE)
+        made = kind_of(model=model, args=args, train_dataset=words, processing_class=tokenizer)
+        model.config.pad_token_id = PAD
+        return made
+    model, reference = (AutoModelForCausalLM.from_pretrained(folder / n, dtype=WIDE) for n in ("policy", "reference"))
+    return kind_of(model=model, ref_model=reference, args=args, train_dataset=words, processing_class=tokenizer)
+
+
+def on_models(folder: Path) -> None:
+    given = json.loads((folder / "models.json").read_text(encoding="utf-8"))
+    rows, half = given["rows"], len(given["rows"]) // 2
+    prompts, answers, mates = ([row[name] for row in rows] for name in ("prompt", "answer", "mate"))
+    labels = torch.tensor(given["labels"], dtype=torch.bool)
+    twice = prompts[:half] * 2  # pairs have one prompt
+    for name, case in given["cases"].items():
+        made = whole(folder, case["kind"], case["settings"])
+        model: nn.Module = made.model
+        model.zero_grad(set_to_none=True)
+        if case["kind"] == "kto":
+            batch = {**padded(prompts, answers), **padded(prompts, mates, "KL_"), "label": labels}
+            loss = made._compute_loss(model, batch, return_outputs=False)
+        elif case["kind"] == "bco":
+            loss = made._compute_loss(model, padded(twice, answers), return_outputs=False)
+        else:
+            batch = {key: value for key, value in padded(twice, answers).items() if key != "completion_mask"}
+            if case["margins"]:
+                batch["margin"] = torch.tensor(case["margins"], dtype=WIDE)
+            loss = made.compute_loss(model, batch)
+        loss.backward()
+        found = {n: p.grad.contiguous() for n, p in model.named_parameters() if p.grad is not None}
+        save_file({"loss": loss.detach(), **found}, folder / f"result-{name}.safetensors")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        on_models(Path(sys.argv[1]))
+        sys.exit()
     losses = {"kto": kto, "bco": bco, "reward": reward}
     cases = json.load(sys.stdin)
     json.dump({name: losses[case["kind"]](case) for name, case in cases.items()}, sys.stdout)
