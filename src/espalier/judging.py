@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,24 +131,54 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
 
 
 def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
-    weights = list(total_weights(getattr(config.algorithm, "dimensions", ())).values())
+    weights = list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
+    graded, sources = config.algorithm.traits.wants == "grades", _correctness(groups)
     records: list[Judged] = []
     for chunk in _chunks(groups):
         said = iter(learner.score([g for _, g in chunk]))
         for source, group in chunk:
             scores = [next(said)[0] for _ in group]
-            records.append(_record(p, source, group, scores, weights or [1.0]))
+            record = _record(p, source, group, scores, weights, known=source in sources)
+            records.append(_compared(record, weights) if graded else record)
     alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
     probed = sensitivity(learner.score, alone, seed=config.loop.seed)
     return reward.judge(records, how, probed)
 
 
+def _correctness(groups: Groups) -> set[str]:
+    """Sources whose labels say what is correct: they are all 0 or 1, and some are 1 (of ranks none is)."""
+    labels: dict[str, set[float | None]] = {}
+    for source, group in groups:
+        labels.setdefault(source, set()).update(s.label for s in group)
+    return {source for source, found in labels.items() if 1.0 in found and found <= {0.0, 1.0}}
+
+
+def _compared(record: Judged, weights: Sequence[float]) -> Judged:
+    """The record of a group that was read for its grades alone, with the comparisons that these make: its labels are
+    the grades' totals, weighed as scores are."""
+    found: list[float | None] = []
+    for r in record.responses:
+        total = sum(w * x for w, x in zip(weights, r.grades, strict=True) if w)
+        found.append(None if math.isnan(total) else total)
+    known = [(i, total) for i, total in enumerate(found) if total is not None]
+    return replace(
+        record,
+        responses=[replace(r, label=total) for r, total in zip(record.responses, found, strict=True)],
+        pairs=[(i, j) for i, a in known for j, b in known if a > b],
+        ties=[(i, j) for i, a in known for j, b in known if a == b and i < j],
+    )
+
+
 def _record(
-    p: Parts, source: str, group: Sequence[Sample], scores: Sequence[tuple[float, ...]], weights: Sequence[float]
+    p: Parts,
+    source: str,
+    group: Sequence[Sample],
+    scores: Sequence[tuple[float, ...]],
+    weights: Sequence[float],
+    *,
+    known: bool,
 ) -> Judged:
-    """One held-out group. Labels that are all 0 or 1 are taken for correctness."""
-    labels = [s.label for s in group]
-    known = all(label in (0.0, 1.0) for label in labels)
+    """One held-out group; `known` takes its labels for correctness."""
     start = next((i for i, m in enumerate(group[0].mask) if m), len(group[0]))
     responses = [
         JudgedResponse(
@@ -157,7 +188,7 @@ def _record(
             text=str(p.model.loaded.tokenizer.decode([t for t, m in zip(s.tokens, s.mask, strict=True) if m])),
             label=s.label,
             grades=s.grades[0] if s.grades else (),
-            good=bool(s.label) if known else None,
+            good=bool(s.label) if known and s.label is not None else None,
         )
         for s, said in zip(group, scores, strict=True)
     ]
