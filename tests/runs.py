@@ -72,8 +72,12 @@ class Place:
         ]
 
     def run(self, run: Path, *more: str, hook: list[Any] | None = None, checks: bool = False) -> Ended:
+        return self.command(self.flags(run, *more, checks=checks), hook)
+
+    def command(self, argv: list[str], hook: list[Any] | None = None) -> Ended:
+        """Any command."""
         assert self.process.stdin is not None
-        request = {"argv": self.flags(run, *more, checks=checks), "hook": hook}
+        request = {"argv": argv, "hook": hook}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return Ended(**json.loads(self._answer()))

@@ -19,6 +19,7 @@ from espalier.errors import RowError
 from espalier.types import Chat, Message, Ranking, Response, Steps, Tree
 
 if TYPE_CHECKING:
+    from espalier.config import PreferenceConfig
     from espalier.data.render import Renderer
 
 UNCOMPARED = "in no comparison"
@@ -58,7 +59,7 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
         answers = known
     else:
         if form.wants == "labels":
-            _label(example, answers, group, form.preference.min_gap)
+            _label(example, answers, group, form.preference)
         judged = [a for a in answers if a.level is not None]
         group.drop(UNJUDGED, len(answers) - len(judged))
         answers = _distinct(judged, group)
@@ -71,9 +72,8 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     if form.wants in ("pairs", "comparisons"):
         answers = _compared(renderer, answers, group)
     if not answers:
-        raise _nothing(
-            group, {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, ""), renderer.max_length
-        )
+        missing = {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, "")
+        raise _nothing(group, missing, renderer.max_length)
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
@@ -87,7 +87,8 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
     found: list[_Answer] = []
     given: list[int] | None = None
     emptied: RowError | None = None
-    total = levels(example, score_weights(renderer.form.preference))
+    how = renderer.form.preference
+    total = levels(example, score_weights(how), how.judged_by)
     for place, (response, level) in enumerate(zip(example.responses, total, strict=True)):
         m = response.message
         if not (m.content.strip() or m.reasoning or m.tool_calls):
@@ -117,17 +118,17 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
     return found
 
 
-def _label(example: Ranking, answers: Sequence[_Answer], group: Judged, min_gap: float) -> None:
-    """Make levels of labels, 1 good and 0 bad: the responses' own, else whether they are on the better of exactly two
-    levels that are `min_gap` apart or more."""
+def _label(example: Ranking, answers: Sequence[_Answer], group: Judged, how: PreferenceConfig) -> None:
+    """Make levels of labels, 1 good and 0 bad: the responses' own, unless `judged_by` names ranks or scores, else
+    whether they are on the better of exactly two levels that are `min_gap` apart or more."""
     group.labelled = True
-    if any(response.good is not None for response in example.responses):
+    if how.judged_by in ("auto", "labels") and any(response.good is not None for response in example.responses):
         for answer in answers:
             good = answer.rendered.response.good if answer.rendered.response else None
             answer.level = None if good is None else float(good)
         return
     found = sorted({answer.level for answer in answers if answer.level is not None})
-    two = len(found) == 2 and found[1] - found[0] >= min_gap
+    two = len(found) == 2 and found[1] - found[0] >= how.min_gap
     for answer in answers:
         answer.level = float(answer.level == found[1]) if two and answer.level is not None else None
 
@@ -175,7 +176,8 @@ def _compared(renderer: Renderer, answers: Sequence[_Answer], group: Judged) -> 
         place for of in (found.beats, found.ties) for i, others in enumerate(of) for place in (i, *others) if others
     }
     if not used or (form.wants == "pairs" and not any(found.beats)):
-        raise _nothing(group, "no strict preference" if form.wants == "pairs" else "no comparison", renderer.max_length)
+        missing = "no strict preference" if form.wants == "pairs" else "no comparison"
+        raise _nothing(group, missing, renderer.max_length, len(answers))
     place_of = {place: number for number, place in enumerate(sorted(used))}
     for place in place_of:
         sample = answers[place].rendered.sample
@@ -194,8 +196,9 @@ def _draw_key(answers: Sequence[_Answer]) -> int:
     return int.from_bytes(state.digest(), "little")
 
 
-def _nothing(group: Judged, reason: str, limit: int = 0) -> RowError:
-    """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens."""
+def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0) -> RowError:
+    """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens; `left` of
+    them are judged and differ."""
     bad = [name for name in group.dropped if name in _FAULTS]
     why = bad[0] if bad else reason
     if why == CUT:
@@ -206,7 +209,8 @@ def _nothing(group: Judged, reason: str, limit: int = 0) -> RowError:
             fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
         )
     told = ", ".join(f"{name} ({count})" for name, count in group.dropped.items())
-    return RowError(why, got=told or "nothing of it", expected=_EXPECTED.get(reason, ""))
+    level = {0: "none that is judged", 1: "1 response"}.get(left, f"{left} responses, none better than another")
+    return RowError(why, got=told or level, expected=_EXPECTED.get(reason, ""))
 
 
 CUT = "identical after the cut"
