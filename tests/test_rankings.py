@@ -49,6 +49,13 @@ def test_one_kind_of_judgement_decides() -> None:
     assert levels(made(said(), said()), {}) == [None, None]
 
 
+def test_one_kind_of_judgement_decides_where_it_is_named() -> None:
+    both = made(said(rank=0, scores=(1.0,), good=False), said(rank=1, scores=(9.0,), good=True), said(good=True))
+    assert levels(both, {}) == levels(both, {}, "ranks") == [0.0, -1.0, None]
+    assert levels(both, {}, "scores") == [1.0, 9.0, None] and levels(both, {}, "labels") == [0.0, 1.0, 1.0]
+    assert levels(made(said(good=True), said(good=False)), {}, "ranks") == [None, None]
+
+
 def test_a_misspelt_weight_is_refused_with_the_nearest_name() -> None:
     two = made(said(scores=(4.0, 1.0)), said(scores=(2.0, 5.0)), dimensions=("helpful", "brief"))
     with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean 'helpful'\?"):

@@ -167,6 +167,20 @@ def test_labels_come_from_the_rows_own_or_from_two_levels():
     assert reason(r, pair("Yes", "Yes")) == "identical responses"
 
 
+def test_pairs_of_right_and_wrong_where_labels_decide():
+    told = [(8.0, False), (7.0, True), (9.0, True)]
+    row = Ranking(
+        (user("Q"),), tuple(Response(assistant(f"A{i}"), scores=(s,), good=g) for i, (s, g) in enumerate(told))
+    )
+    assert judgements(renderer("pairs", judged_by="labels").render(row)) == [
+        (0.0, [], []), (1.0, [0], [2]), (1.0, [0], [])
+    ]  # fmt: skip
+    assert judgements(renderer("pairs").render(row))[2] == (9.0, [0, 1], [])
+    assert reason(renderer("pairs", judged_by="ranks"), row) == "no strict preference"
+    assert [j[0] for j in judgements(renderer("labels").render(row))] == [0.0, 1.0, 1.0]
+    assert reason(renderer("labels", judged_by="scores"), row) == "no good-or-bad label"  # on three levels
+
+
 def test_a_share_of_labels_is_turned_around():
     r = renderer("labels", flip=0.25)
     rows = [Ranking((user(f"{n}"),), (Response(assistant("A"), good=True),)) for n in range(400)]

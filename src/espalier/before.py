@@ -116,6 +116,7 @@ def _taken(config: RunConfig) -> Iterator[str]:
     """What is asked for of judgements, where anything is."""
     asked = preference_of(config)
     said = [
+        f"{asked.judged_by} alone decide" * (asked.judged_by != "auto"),
         f"those less than {asked.min_gap:g} apart are left out" * bool(asked.min_gap),
         f"at most {asked.max_pairs:,} a prompt" * bool(asked.max_pairs),
         f"a share of {asked.flip:g} is turned around, of held-out ones too" * bool(asked.flip),

@@ -224,6 +224,8 @@ class LoopConfig:
 class PreferenceConfig:
     """What becomes of judgements: which comparisons of a ranking are trained on."""
 
+    judged_by: Literal["auto", "ranks", "scores", "labels"] = "auto"
+    """Which judgement decides where a row has several; auto takes ranks, else scores, else labels (good or bad)."""
     min_gap: NotNegative = 0.0
     """Leave out comparisons whose score (or rank) gap is below this; ties, whose gap is 0, are kept as ties."""
     max_pairs: CountOrZero = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from espalier.data.formats.common import nearest
 from espalier.errors import RowError
@@ -13,6 +13,7 @@ from espalier.types import Ranking, Response
 if TYPE_CHECKING:
     from espalier.config import PreferenceConfig
 
+Kind = Literal["auto", "ranks", "scores", "labels"]
 _GOLDEN, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
 _KEEP, _FLIP, _LABEL = 1, 2, 3  # what a number is drawn for
 
@@ -32,13 +33,14 @@ class Comparisons:
         return sum(map(len, self.beats))
 
 
-def levels(ranking: Ranking, weights: Mapping[str, float]) -> list[float | None]:
+def levels(ranking: Ranking, weights: Mapping[str, float], by: Kind = "auto") -> list[float | None]:
     """How good each response is among its siblings, higher being better; None where nobody says.
 
-    One kind of judgement decides for the whole ranking: ranks where any response has one (level -rank), else scores,
-    else good or bad (1 or 0). Scores of several dimensions become sum_d w_d s_d / sum_d |w_d|, with all w_d = 1 where
-    `weights` is empty and 0 for a dimension that it does not name; a response that lacks the score of a dimension with
-    w_d != 0 has no level, because its mean would be one of other things. A single nameless dimension is the total.
+    One kind of judgement decides for the whole ranking: the one that `by` names or, of auto, ranks where any response
+    has one (level -rank), else scores, else good or bad (1 or 0). Scores of several dimensions become
+    sum_d w_d s_d / sum_d |w_d|, with all w_d = 1 where `weights` is empty and 0 for a dimension that it does not name;
+    a response that lacks the score of a dimension with w_d != 0 has no level, because its mean would be one of other
+    things. A single nameless dimension is the total.
 
     Raises RowError where `weights` names a dimension that the ranking has not: it would weigh 0 without a word.
 
@@ -51,9 +53,10 @@ def levels(ranking: Ranking, weights: Mapping[str, float]) -> list[float | None]
     [2.0, 1.0, 5.0]
     """
     responses = ranking.responses
-    if any(response.rank is not None for response in responses):
+    if by == "ranks" or (by == "auto" and any(response.rank is not None for response in responses)):
         return [None if response.rank is None else float(-response.rank) for response in responses]
-    if any(score is not None for response in responses for score in response.scores):
+    scored = any(score is not None for response in responses for score in response.scores)
+    if by == "scores" or (by == "auto" and scored):
         if ranking.dimensions:
             _check_names(ranking.dimensions, weights)
         return [_total(response, ranking.dimensions, weights) for response in responses]
