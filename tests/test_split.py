@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 
 from espalier.data.content import content_hash, content_key
+from espalier.data.form import Form
 from espalier.data.store import split
 from espalier.errors import ConfigError, RowError
+from espalier.types import Chat, Example, Ranking, Response, Steps
 from test_store import build
+from test_store_rankings import build as judged
+from toys import assistant, user
+
+
+def pair(prompt: str, better: str, worse: str) -> Ranking:
+    return Ranking((user(prompt),), (Response(assistant(better), rank=0), Response(assistant(worse), rank=1)))
+
 
 # --------------------------------------------------------------------------------------------------------------- split
 
@@ -47,6 +56,37 @@ def test_what_cannot_be_split(tmp_path: Path) -> None:
         split(store, 0.5, seed=0)
     with pytest.raises(ConfigError, match="less than 1"):
         split(store, 1.0, seed=0)
+
+
+def test_no_prompt_of_judged_data_is_on_both_sides(tmp_path: Path) -> None:
+    """Three rows a prompt, with other answers each: the side follows from the prompt alone, in every store."""
+
+    def rows(answers: str) -> list[Example]:
+        return [pair(f"question {i}", f"{a}{i}", f"{a}{i} or so") for a in answers for i in range(60)]
+
+    def solved(labels: tuple[float, ...]) -> list[Example]:
+        return [Steps((user(f"question {i}"),), ("a", f"b{i}"), labels) for i in range(60)]
+
+    ranking = Form("ranking", "pairs", True)
+    stores = [
+        judged(tmp_path, rows("abc"), ranking),
+        judged(tmp_path, rows("de"), ranking, content_key="v2"),
+        judged(tmp_path, solved((1.0, 0.0)), Form("steps", reads=True), content_key="v3"),
+    ]
+    sides: dict[tuple[int, ...], set[bool]] = {}
+    for store in stores:
+        for side, places in enumerate(split(store, 0.3, seed=1)):
+            for i in places.tolist():
+                s = store.group(i)[0]
+                sides.setdefault(tuple(s.tokens[: s.mask.index(True)]), set()).add(bool(side))
+    assert len(sides) == 60 and {len(side) for side in sides.values()} == {1}
+    assert 8 <= sum(True in side for side in sides.values()) <= 30
+    chats: list[Example] = [Chat((user("Q"), assistant(f"A{i}"))) for i in range(60)]  # not judged: by all its tokens
+    train, held = split(judged(tmp_path, chats, Form(), content_key="v4"), 0.3, seed=1)
+    assert len(train) > 20 and len(held) > 5
+    alike = judged(tmp_path, [pair("Q", f"a{i}", "b") for i in range(9)], ranking, content_key="v5")
+    with pytest.raises(ConfigError, match="9 usable row\\(s\\) and all hold the same prompt"):
+        split(alike, 0.3, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- content

@@ -183,6 +183,24 @@ def test_dimensions_are_the_same_in_all_rows(tmp_path: Path) -> None:
     assert build(tmp_path, [first, listed(1.0, 2.0, dimensions=("brief",))], Form("ranking")).stats.kept == 2
 
 
+def test_comparisons_keep_rows_whatever_they_are_graded_in(tmp_path: Path) -> None:
+    """A row without grades, or with others than the first one's, has nan; the first row's are kept, also where a
+    response lacks one."""
+    helpful = listed(3.0, 4.0, dimensions=("helpful",))
+    ranked = Ranking((user("R"),), tuple(Response(assistant(t), rank=i) for i, t in enumerate("XY")))
+    rows: list[Example] = [ranked, helpful, listed(1.0, 2.0, dimensions=("brief",)), listed(5.0, 6.0, texts="ST")]
+    store = build(tmp_path, rows, Form("ranking", "pairs", True))
+    given = [[s.grades for s in store.group(i)] for i in range(4)]
+    assert given[1] == [[(3.0,)], [(4.0,)]] and store.dimensions == ("helpful",)
+    assert all(math.isnan(grade[0]) for i in (0, 2, 3) for (grade,) in given[i])
+    assert store.stats.dropped == {"grade in another dimension": 4}
+    assert (store.stats.lowest, store.stats.highest) == (3.0, 4.0)
+    store.dimensions = ("a", "b")  # as where sources before it have these
+    assert [[len(grade) for (grade,) in (s.grades for s in store.group(i))] for i in range(4)] == [[2, 2]] * 4
+    sums = totals([store.group(i) for i in range(4)])
+    assert sums["reads", "main"] == 0.0
+
+
 def test_sources_of_other_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"a": listed(3.0, 4.0, dimensions=("helpful",)), "b": listed(1.0, dimensions=("brief",))}
     monkeypatch.setattr("espalier.data.dataset.read", lambda source, **_: iter([made[source.name]]))
@@ -193,6 +211,12 @@ def test_sources_of_other_dimensions_are_refused(tmp_path: Path, monkeypatch: py
     assert open_data(DataConfig(data=files[:1]), renderer, cache=tmp_path, seed=0).dimensions == ("helpful",)
     with pytest.raises(DataError, match="its scores are about brief; expected helpful"):
         open_data(DataConfig(data=files), renderer, cache=tmp_path, seed=0)
+    made["b"] = listed(1.0, 2.0, dimensions=("brief",))
+    (tmp_path / "b.jsonl").write_text("another b")
+    compared = Renderer(CHATML, form=Form("ranking", "pairs", True))
+    opened = open_data(DataConfig(data=files), compared, cache=tmp_path, seed=0)
+    assert opened.dimensions == ("helpful",)
+    assert [math.isnan(store.group(0)[0].grades[0][0]) for store in opened.main] == [False, True]
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
