@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,13 +202,20 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     for source, default in (*main, *((source, "text") for source in parse_sources(config.data.replay))):
         form = renderer.form.consumes
         found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
-        for example in islice(found, rows):
+        good = bad = 0
+        while good < rows and (example := next(found, None)) is not None:
             try:
                 if isinstance(example, RowError):
                     raise example
                 shown.append((str(example.origin), renderer.render(example)))
+                good += 1
             except RowError as error:
-                console.print(f"rejected: {error.at(source.path)}", markup=False)
+                bad += 1
+                where = source.path if isinstance(example, RowError) else f"{source.path}:{example.origin.line}"
+                if bad <= rows:
+                    console.print(f"rejected: {error.at(where)}", markup=False, soft_wrap=True)
+        if bad > rows:
+            console.print(f"and {bad - rows:,} more rows are rejected before the last one shown", markup=False)
     view.show(shown, tokenizer, console)
     if html:
         view.html(shown, tokenizer, Path(html))

@@ -197,9 +197,9 @@ def _draw_key(answers: Sequence[_Answer]) -> int:
 
 
 def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0) -> RowError:
-    """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens; `left` of
-    them are judged and differ."""
-    bad = [name for name in group.dropped if name in _FAULTS]
+    """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens, where no
+    two are `left` that are judged and differ."""
+    bad = [name for name in group.dropped if name in _FAULTS and left < 2]
     why = bad[0] if bad else reason
     if why == CUT:
         return RowError(
@@ -210,6 +210,8 @@ def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0) -> RowEr
         )
     told = ", ".join(f"{name} ({count})" for name, count in group.dropped.items())
     level = {0: "none that is judged", 1: "1 response"}.get(left, f"{left} responses, none better than another")
+    if not bad and told:
+        told = f"{level}; left out: {told}"
     return RowError(why, got=told or level, expected=_EXPECTED.get(reason, ""))
 
 
