@@ -130,12 +130,14 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_a_precomputed_reference_trains_the_same_and_is_found_again(desk: Desk) -> None:
     flags = ("--epochs", 4, "--eval-fraction", 0.2)
     kept = desk.run("dpo", *flags, name="memory")
+    assert ", reference 0.00" in desk.out
     table = desk.run("dpo", *flags, "--reference", "precomputed", name="precomputed")
     assert furthest(kept.weights, table.weights) < 1e-5
     for one, two in zip(kept.lines, table.lines, strict=True):
         for name in (one.keys() & (NAMES["dpo"] | {"loss", "eval_loss", "eval_margin"})) - {"accuracy"}:
             assert one[name] == pytest.approx(two[name], abs=1e-4), name
     assert table.checks["reference"]["verdict"] == "pass"
+    assert ", reference 0.00" not in desk.out, "a table takes no memory"
     entries = list((desk.folder / "cache" / "reference").glob("[!.]*"))
     stamps = [path.stat().st_mtime_ns for path in entries]
     again = desk.run("dpo", *flags, "--reference", "precomputed", name="again")

@@ -33,6 +33,7 @@ from espalier.errors import RowError
 from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
+from espalier.reference import build_reference, reference_bytes
 from espalier.runs import RunConfig, preference_of
 from espalier.train import loss_of
 from espalier.types import Example, Sample
@@ -94,6 +95,8 @@ def describe(config: RunConfig, p: Parts) -> None:
     first = p.dataset.groups(0)
     budget = build.budget(config, p.device)
     need = build.estimate(p.model, budget, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
+    if extra := reference_bytes(config, p.model):
+        need["reference"] = extra // p.world.size
     gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
     total = sum(need.values()) / 2**30
     frozen = p.model.frozen
@@ -214,7 +217,6 @@ def _rendered(renderer: Renderer, example: Example) -> list[Rendered] | None:
 def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | None, list[Check]]:
     """The learner and the reference of a run, and what all checks say of them; nothing is updated."""
     from espalier.held import gated
-    from espalier.reference import build_reference
 
     before = checks_before(config, p)
     learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)

@@ -75,3 +75,16 @@ def _other(config: RunConfig, path: str, model: Model, learner: TorchLearner) ->
             key="reference_model",
         )
     return found, ModelReference(found.policy, learner.options, world=learner.world)
+
+
+def reference_bytes(config: RunConfig, model: Model) -> int:
+    """Bytes that a reference in memory adds, roughly: a copy of the trained weights (and, where it moves, their float32
+    masters), or a whole other model of the same size. A table adds none."""
+    asked, traits = reference_of(config), config.algorithm.traits
+    if asked is None or "ref_logprobs" not in traits.needs or asked.reference == "precomputed":
+        return 0
+    size = model.compute.itemsize
+    if asked.reference_model:
+        return model.frozen.total * size
+    masters = 4 if traits.sync_every and size < 4 else 0
+    return model.frozen.trainable * (size + masters)
