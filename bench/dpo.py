@@ -8,7 +8,7 @@ KIND is `espalier-memory` or `espalier-precomputed` (where the reference's log-p
 `trl-WHERE-MODE-BATCH` with WHERE memory or precomputed and MODE plain or sorted (neighbours of like length). TRL runs
 under --trl-python, a virtual environment of its own: pip install torch==2.13.0 trl==1.16.0. --sweep measures all eight
 TRL settings once first, with the reference in memory, and takes the fastest on; without it, sorted batches of 2.
-Rows are ShareGPT pairs (conversations, chosen, rejected); both sides cut samples at 1,024 tokens. A step has 8 pairs
+Rows are ShareGPT pairs (conversations, chosen, rejected); both sides cut samples at 2,048 tokens. A step has 8 pairs
 here and as many as the batch there (no accumulation, which would only cost it time). A run is one fresh process; its
 time starts after loading, tokenising and precomputing, with one untimed step first. Peak memory is of the process.
 
@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MAX_LENGTH = 1024
+MAX_LENGTH = 2048
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -43,12 +43,12 @@ def read_rows(path: str, n: int) -> list[dict[str, Any]]:
 
 
 def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int) -> tuple[int, float]:
+    from espalier import build
     from espalier.algorithms.dpo import DPO
     from espalier.annotate import annotate
-
-    from espalier import build
     from espalier.before import parts
     from espalier.config import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
+    from espalier.reference import build_reference
     from espalier.runs import DPORun
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
         )
         with parts(config) as p:
             learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-            reference = build.build_reference(config, p, learner)
+            reference = build_reference(config, p.model, p.opened, learner)
 
             def step(i: int) -> int:
                 groups = p.dataset.groups(i)
