@@ -117,3 +117,22 @@ def test_trained_and_stop_count_judged_examples(example: Example, form: Form) ->
         r.sample.tokens[-1] = 7
     ended.keep(group, renderer.stop_ids, None)
     assert preflight.stop([ended]).verdict == "fail"
+
+
+def test_what_is_cut_says_nothing_of_the_mask_and_does_not_hide_its_siblings() -> None:
+    def cut(places: tuple[int, ...]) -> Callable[[list[Sample]], None]:
+        def change(samples: list[Sample]) -> None:
+            everything(samples)
+            for place in places:
+                samples[place].stop = "length"
+
+        return change
+
+    assert verdict(RANKING, Form("ranking"), cut((0,))).verdict == "fail"
+    for example, form, places in (
+        (RANKING, Form("ranking"), (0, 1)),
+        (STEPS, Form("steps"), (0,)),
+        (TREE, Form(), (0,)),
+    ):
+        found = verdict(example, form, cut(places))
+        assert found.verdict == "skipped" and found.value == "no whole answer among the first rows"

@@ -142,19 +142,24 @@ def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int
     The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
     end: every trained message's content must stand in the decoded trained tokens, and every untrained one's in the
     decoded rest. Of a ranking each sample must train its own response and nothing of the prompt; of a solution, each
-    step must stand between the place where the step before it is read and its own.
+    step must stand between the place where the step before it is read and its own. What is cut to max_length is left
+    out; the check is skipped where nothing else is among the first rows.
     """
     seen = wrong = 0
     first = ""
     for example in examples:
         group = render(example)
-        if not group or any(r.sample.stop == "length" for r in group):
+        whole = [r for r in group if r.sample.stop != "length"]
+        if not whole or (len(whole) < len(group) and not isinstance(example, Ranking)):
             continue
+        group = whole
         for content, holds, said in _claims(example, group, decode, train_on):
             seen += 1
             if not holds:
                 wrong += 1
                 first = first or f"{example.origin}: {content[:60]!r} {said}"
+    if not seen:
+        return Check("mask", "no whole answer among the first rows", "all messages on the right side", "skipped")
     ok = wrong == 0
     return Check(
         "mask", f"{seen - wrong} of {seen} messages on the right side", "all", "pass" if ok else "fail",
