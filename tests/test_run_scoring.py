@@ -60,7 +60,7 @@ LEARNED: dict[str, tuple[str, tuple[str, ...]]] = {
 def test_every_objective_learns_the_rule(place: Place, name: str) -> None:
     data, more = LEARNED[name]
     held = {"pairs": "held", "lists": "held_lists", "two": "held_two"}[data]
-    run = place.run("reward", name.replace(" ", "-"), *flags(place, data, held), "--epochs", "4", *more)
+    run = place.run("reward", name.replace(" ", "-"), *flags(place, data, held), "--steps", "20", *more)
     found = workbench(run)["accuracy"]["all"]
     assert found["value"] > 0.9 and found["n"] >= 60, found
     made = steps_of(run)
