@@ -84,7 +84,8 @@ class Desk:
         out = self.folder / name
         argv = [
             *command.split(), "--model", self.model, "--data", data or self.pairs, "--out", str(out),
-            "--cache", str(self.folder / "cache"), "--samples-per-step", "8", "--lr", "1e-2", "--save-every", "1000", *map(str, flags),
+            "--cache", str(self.folder / "cache"), "--samples-per-step", "8", "--lr", "1e-2",
+            "--save-every", "1000", *map(str, flags),
         ]  # fmt: skip
         ended = cli.main(argv)
         said = self.capsys.readouterr()

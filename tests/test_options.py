@@ -13,7 +13,7 @@ from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 from espalier.fields import infos
 from espalier.options import PER_CALL, Parser, build, dump, flat, load, options
-from espalier.runs import SFTRun
+from espalier.runs import RUNS, SFTRun
 
 NEEDED = {"model": "m", "data": ["d.jsonl"], "out": "runs/x"}
 NEEDED_FLAGS = ["--model", "m", "--data", "d.jsonl", "--out", "runs/x"]
@@ -230,3 +230,19 @@ def test_help_lists_every_flag_under_its_section(
     assert "required" in next(line for line in lines if "--model " in line)
     heading = next(i for i, line in enumerate(lines) if line.startswith("Optim "))
     assert heading < next(i for i, line in enumerate(lines) if "--lr " in line)
+
+
+def test_help_of_every_command_says_what_each_flag_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of sections that only change a default of another, and of fields that hold lists."""
+    monkeypatch.setenv("COLUMNS", "160")
+    for name, cls in RUNS.items():
+        assert [key for key, option in options(cls).items() if not option.info.description] == [], name
+        with pytest.raises(SystemExit):
+            Parser(f"espalier {name}", "", "", cls).read(["--help"])
+        text = capsys.readouterr().out
+        assert "\nOptim  How gradients become updates.\n" in text and "('" not in text, name
+        if name == "dpo":
+            assert "plackett_luce.  [sigmoid]" in text and "[1e-06]" in text
+            assert "DPO  Learns from pairs how far an answer's probability should leave the reference's.\n" in text

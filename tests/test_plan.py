@@ -277,3 +277,13 @@ def test_permutations_of_past_epochs_are_let_go() -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 10 * n  # two permutations of 4 bytes a group
+
+
+def test_a_few_steps_of_small_data_draw_a_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps over groups of several samples are cut from the line itself, which has no end where steps decide."""
+    passes = []
+    order = Plan._order
+    monkeypatch.setattr(Plan, "_order", lambda self, p, number: passes.append(number) or order(self, p, number))
+    plan = Plan([PlanSource(np.full(6, 10, np.int32), np.full(6, 3, np.int32))], seed=0, steps=4, samples_per_step=9)
+    assert [len(plan.step(i)) for i in range(4)] == [3] * 4
+    assert max(passes) <= 4 * 9 // 6, "no group has less than a sample"

@@ -160,7 +160,7 @@ def test_another_model_as_the_reference_is_named_and_not_failed(desk: Desk) -> N
     same = desk.run("dpo", "--reference-model", desk.model, "--steps", 2, name="same")
     start = desk.run("dpo", "--steps", 2, name="start")
     assert furthest(same.weights, start.weights) < 1e-5 and same.steps[0]["loss"] == pytest.approx(LN2, abs=1e-6)
-    desk.run("bco", "--reference-model", other, "--steps", 2, name="bco")
+    desk.run("bco", "--reference-model", other, "--steps", 2, "--beta", 5, name="bco")  # good and bad then differ
     desk.run("kto", "--reference-model", other, "--steps", 2, name="kto")
     desk.model = saved(desk.folder / "gpt2", "gpt2")
     desk.run("dpo", "--reference-model", other, "--steps", 2, name="another architecture")
