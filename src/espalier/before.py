@@ -79,8 +79,8 @@ def parts(config: RunConfig) -> Iterator[Parts]:
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
-def describe(config: RunConfig, p: Parts) -> None:
-    """Print what the run resolved to, before anything is computed."""
+def describe_data(config: RunConfig, p: Parts) -> None:
+    """Print what was read, what became of it and why."""
     stats = [(s, s.stats) for s in p.opened.all]
     columns = ("source", "part", "rows", "kept", "rejected", "truncated", "samples", "tokens", "trained")
     p.say.table(
@@ -92,6 +92,13 @@ def describe(config: RunConfig, p: Parts) -> None:
             p.say.note(f"{s.source}: {line}")
     if repeated := sum(t.duplicates for _, t in stats):
         p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
+    for line in _taken(config):
+        p.say.note(line)
+
+
+def describe(config: RunConfig, p: Parts) -> None:
+    """Print what the run resolved to, before anything is computed."""
+    describe_data(config, p)
     first = p.dataset.groups(0)
     budget = build.budget(config, p.device)
     need = build.estimate(p.model, budget, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
@@ -104,7 +111,6 @@ def describe(config: RunConfig, p: Parts) -> None:
     forwards = len(microbatches(first, budget, layout, ranks=p.world.size))
     for line in (
         *p.model.notes,
-        *_taken(config),
         f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
         f"attention: {_attention(p)}",
         f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "

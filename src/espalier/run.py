@@ -32,7 +32,7 @@ def train(config: RunConfig) -> Path:
             run.path, text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
         )
     from espalier import build
-    from espalier.before import describe, parts, prepared, settle
+    from espalier.before import describe, describe_data, parts, prepared, settle
 
     try:
         with parts(config) as p:
@@ -42,6 +42,7 @@ def train(config: RunConfig) -> Path:
             if judge_of(config).eval_only:
                 from espalier import judging
 
+                describe_data(config, p)
                 learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
                 judging.judge(config, p, learner, judging.trained_on(p, judge_of(config).judged), run.path)
                 return run.path
