@@ -297,3 +297,16 @@ def test_judgements_are_left_out_capped_and_flipped_as_asked_and_it_is_printed(d
     turned, plain = runs["flip"].steps[0], runs["all"].steps[0]
     assert turned["logprobs_chosen"] == pytest.approx(plain["logprobs_rejected"], rel=1e-5)
     assert turned["logprobs_rejected"] == pytest.approx(plain["logprobs_chosen"], rel=1e-5)
+
+
+def test_held_out_judgements_are_never_flipped(desk: Desk) -> None:
+    other = [{**row, "prompt": f"held {row['prompt']}"} for row in SCORED]
+    data, held = desk.rows("scored", SCORED), desk.rows("held", other)
+    more = ("--steps", 1, "--samples-per-step", 18, "--eval-data", held, "--lr", 1e-9, "--skip-checks", "update")
+    plain, turned = (
+        desk.run("dpo", "--flip", flip, *more, data=data, name=f"flip{flip}").held_out[-1] for flip in (0, 0.9999)
+    )
+    assert turned["eval_logprobs_chosen"] == pytest.approx(plain["eval_logprobs_chosen"], rel=1e-4)
+    assert turned["eval_logprobs_chosen"] != pytest.approx(turned["eval_logprobs_rejected"], rel=1e-3)
+    desk.run("dpo", "--flip", 0.5, "--eval-fraction", 0.2, data=data, name="refused", code=2)
+    assert "flip would turn held-out judgements around" in desk.err

@@ -70,7 +70,8 @@ def parts(config: RunConfig) -> Iterator[Parts]:
         model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head)
         renderer = build.build_renderer(config, model.loaded)
         model.notes += build.padding_notes(model, renderer)
-        opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"))
+        held = build.held_renderer(config, model.loaded)
+        opened, dataset = build.build_data(config, renderer, say.reading("rows tokenised"), held)
         yield Parts(model, renderer, opened, dataset, world, device, say)
     finally:
         world.close()
@@ -128,7 +129,7 @@ def _taken(config: RunConfig) -> Iterator[str]:
         f"{asked.judged_by} alone decide" * (asked.judged_by != "auto"),
         f"those less than {asked.min_gap:g} apart are left out" * bool(asked.min_gap),
         f"at most {asked.max_pairs:,} a prompt" * bool(asked.max_pairs),
-        f"a share of {asked.flip:g} is turned around, of held-out ones too" * bool(asked.flip),
+        f"a share of {asked.flip:g} is turned around, of held-out ones none" * bool(asked.flip),
         f"score dimensions weigh {', '.join(asked.score_weights)}" * bool(asked.score_weights),
     ]
     if any(said):
@@ -185,7 +186,8 @@ def checks_before(config: RunConfig, p: Parts) -> list[Check]:
 
 def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]:
     """The first rows of every source that can be rendered, each with what is stored of it."""
-    held = zip(p.opened.held_sources, p.opened.held_out, strict=False)
+    flipped = preference_of(config).flip  # held-out files are rendered without it, by another renderer
+    held = zip(p.opened.held_sources, p.opened.held_out, strict=False) if not flipped else ()
     for source, store in (*zip(p.opened.sources, (*p.opened.main, *p.opened.replay), strict=True), *held):
         default = "text" if store.part == REPLAY else config.data.format
         form = config.algorithm.traits.consumes

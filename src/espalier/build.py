@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,20 @@ def put_head(loaded: Loaded, head: Head, seed: int) -> None:
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return Renderer(
-        loaded.tokenizer, train_on=train_on(config), max_length=longest(config.data, loaded.limit), form=form_of(config)
-    )
+    return _renderer(config, loaded, form_of(config))
+
+
+def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
+    """The renderer of files that are held out, where it is another one: labels there are never turned around."""
+    form = form_of(config)
+    if not form.preference.flip:
+        return None
+    return _renderer(config, loaded, replace(form, preference=replace(form.preference, flip=0.0)))
+
+
+def _renderer(config: RunConfig, loaded: Loaded, form: Form) -> Renderer:
+    limit = longest(config.data, loaded.limit)
+    return Renderer(loaded.tokenizer, train_on=train_on(config), max_length=limit, form=form)
 
 
 def padding_notes(model: Model, renderer: Renderer) -> list[str]:
@@ -164,13 +175,16 @@ def form_of(config: RunConfig) -> Form:
 
 
 def build_data(
-    config: RunConfig, renderer: Renderer, on_progress: Callable[[str, int], None] | None = None
+    config: RunConfig,
+    renderer: Renderer,
+    on_progress: Callable[[str, int], None] | None = None,
+    held_renderer: Renderer | None = None,
 ) -> tuple[Opened, Dataset]:
     """Tokenise (or find tokenised) all data, and put it in order. Raises ConfigError and DataError, for grades that the
     algorithm does not take, too."""
     opened = open_data(
         config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed,
- on_progress=on_progress,
+        held_renderer=held_renderer, on_progress=on_progress,
     )  # fmt: skip
     check_grades(config, opened)
     loop = config.loop

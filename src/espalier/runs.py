@@ -56,6 +56,8 @@ class RunConfig:
             raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
         if self.data.replay and not hasattr(self.algorithm, "replay_coef"):
             raise ConfigError("replay is given, but this algorithm has no term for it; train it with `espalier sft`")
+        if self.data.eval_fraction and preference_of(self).flip:
+            raise ConfigError("flip would turn held-out judgements around, too; hold files out with eval_data")
         if (reference := reference_of(self)) is not None:
             check_reference(reference, self.algorithm)
         if (judge := judge_of(self)).eval_only and held_out:

@@ -60,15 +60,17 @@ def open_data(
     *,
     cache: Path,
     seed: int,
+    held_renderer: Renderer | None = None,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Opened:
-    """Tokenise every source of a config, once, in the form that the renderer takes.
+    """Tokenise every source of a config, once, in the form that the renderer takes; files named as held out by
+    `held_renderer`, where it is another one.
 
     Raises ConfigError, DataError or RowError, as `open_store` does.
     """
     form = renderer.form.consumes
 
-    def store(source: Source, part: str, default_format: str) -> Store:
+    def store(source: Source, part: str, default_format: str, renderer: Renderer = renderer) -> Store:
         return open_store(
             source,
             lambda: read(source, default_format=default_format, alpaca_prompt=config.alpaca_prompt, form=form),
@@ -86,7 +88,7 @@ def open_data(
     texts = list(parse_sources(config.replay))
     replay = [store(s, REPLAY, "text") for s in texts]
     held_sources = list(parse_sources(config.eval_data))
-    held = [store(s, "main", config.format) for s in held_sources]
+    held = [store(s, "main", config.format, held_renderer or renderer) for s in held_sources]
     chosen: list[Any] = [None] * len(main)
     kept_back: list[Any] = [None] * len(held)
     if config.eval_fraction:
