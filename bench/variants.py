@@ -219,7 +219,7 @@ def reward(out: Path, seed: int, more: list[str]) -> dict[str, float]:
     data, held = (write(out / "answers.jsonl", "lists", seed, held_out) for held_out in (False, True))
     run = train(out, "reward", seed, "reward", data, ["--eval-data", str(held), "--lr", "3e-4", "--epochs", "2", *more])
     found = json.loads((run / "workbench.json").read_text())
-    return {"accuracy": found["accuracy"]["value"], "ece": found["calibration"]["ece"]}
+    return {"accuracy": found["accuracy"]["all"]["value"], "ece": found["calibration"]["ece"]}
 
 
 def do(out: Path, name: str, seed: int, tested: int, more: list[str]) -> None:
