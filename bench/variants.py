@@ -3,7 +3,7 @@
 usage: python bench/variants.py --out DIR [--seeds 3] [--jobs 2] [--only NAME ...] [--problems 2000] [--tested 500]
        python bench/variants.py cell --out DIR NAME SEED ...        (one training run; the parent calls it)
 
-The embedded base model, which can work problems out in steps, is fine-tuned on 600 demonstrations, 60 % of which give
+The embedded base model, which can work problems out in steps, is fine-tuned on 600 demonstrations, 70 % of which give
 the answer alone, so that its likeliest answer is a guess. That model answers `--problems` training problems eight times
 each at temperature 1; exact match says which answers are right. From these come K-way lists (for the reward model),
 pairs of a right and a wrong answer, and unpaired labels. Every algorithm starts from the same SFT model and sees the
@@ -30,7 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-DEMONSTRATIONS, TERSE = 600, 0.6  # so the likeliest answer skips the steps, which costs it most of its accuracy
+DEMONSTRATIONS, TERSE = 600, 0.7  # so the likeliest answer skips the steps, which costs it most of its accuracy
 SAMPLES, TEMPERATURE, MAX_TOKENS, PAIRS_A_PROMPT = 8, 1.0, 160, 3
 COMMON = [
     "--samples-per-step",
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--problems", type=int, default=2000)
+    parser.add_argument("--problems", type=int, default=3000)
     parser.add_argument("--tested", type=int, default=500)
     parser.add_argument("--name")
     parser.add_argument("--seed", type=int, default=0)
