@@ -119,7 +119,6 @@ def _doctor(argv: Arguments) -> int:
 
 
 _TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]"
-_TRAIN = "--model M --data D ... --out RUN [--config F.yaml] [--field value ...]"
 _RUN = "--model M --data D ... [--config F.yaml] [--field value ...]"
 COMMANDS = {
     **{
