@@ -203,7 +203,7 @@ def check_grades(config: RunConfig, opened: Opened) -> None:
     algorithm = config.algorithm
     if not isinstance(algorithm, Reward):
         return
-    learned = algorithm.objective == "pointwise" or algorithm.pointwise_coef > 0
+    learned = algorithm.learns_grades
     check_dimensions(tuple(total_weights(algorithm.dimensions)), opened.dimensions, learned=learned)
     if not learned:
         return

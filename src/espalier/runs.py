@@ -56,6 +56,7 @@ class RunConfig:
             raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
         if self.data.replay and not hasattr(self.algorithm, "replay_coef"):
             raise ConfigError("replay is given, but this algorithm has no term for it; train it with `espalier sft`")
+        check_judgements(preference_of(self), self.algorithm)
         if self.data.eval_fraction and preference_of(self).flip:
             raise ConfigError("flip would turn held-out judgements around, too; hold files out with eval_data")
         if (reference := reference_of(self)) is not None:
@@ -195,6 +196,24 @@ RUNS: dict[str, type[RunConfig]] = {
     run.command: run for run in (SFTRun, RewardRun, PRMRun, DPORun, SimPORun, ORPORun, CPORun, KTORun, BCORun)
 }
 """The config class of each command that trains."""
+
+
+def check_judgements(how: PreferenceConfig, algorithm: Algorithm) -> None:
+    """Raise ConfigError for a choice among judgements that no loss of the algorithm would see."""
+    wants, kept = algorithm.traits.wants, {"min_gap": how.min_gap, "max_pairs": how.max_pairs, "flip": how.flip}
+    if wants == "grades":
+        why = "pointwise learns from the grades of answers, one by one"
+        unread: dict[str, object] = {**kept, "judged_by": how.judged_by != "auto", "score_weights": how.score_weights}
+    elif algorithm.traits.orders:
+        why, unread = "plackett_luce learns from whole orders", {**kept}
+    elif wants == "labels":
+        why = f"{type(algorithm).__name__.lower()} learns from answers that are good or bad, one by one"
+        unread = {"max_pairs": how.max_pairs}
+    else:
+        return
+    for key, given in unread.items():
+        if given:
+            raise ConfigError(f"{key} is given, but {why}, which it does not change; drop it", key=key)
 
 
 def preference_of(config: RunConfig) -> PreferenceConfig:

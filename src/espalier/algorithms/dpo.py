@@ -89,7 +89,8 @@ class DPO:
     @property
     def traits(self) -> Traits:
         alpha = self.sync_alpha if self.sync_every else 0.0
-        return Traits("ranking", needs=("ref_logprobs",), whole=True, sync_every=self.sync_every, sync_alpha=alpha)
+        orders, moves = "plackett_luce" in self.weights, self.sync_every
+        return Traits("ranking", needs=("ref_logprobs",), whole=True, orders=orders, sync_every=moves, sync_alpha=alpha)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """A term for each variant, `nll` where it is on, and metrics, whose rewards are beta times the ratio."""

@@ -24,8 +24,7 @@ class Reward:
     plus centering times (s_w + s_l)^2, weighted as comparisons are, plus pointwise_coef times the pointwise term.
     Ouyang et al., arXiv:2203.02155, section 3.5 (all K answers of a prompt in one element, K = 4..9). With ties, losses
     are those of Rao and Kupper 1967 or Davidson 1970, and a tie counts as a pair does. plackett_luce knows ties by
-    itself (losses/lists.py); it reads labels, so that min_gap, max_pairs and flip do not touch it. One epoch at a rate
-    of 1e-5 is common: more epochs overfit.
+    itself (losses/lists.py). One epoch at a rate of 1e-5 is common: more epochs overfit.
     """
 
     objective: Literal["bradley_terry", "plackett_luce", "pointwise"] = "bradley_terry"
@@ -57,26 +56,33 @@ class Reward:
 
     def __post_init__(self) -> None:
         total_weights(self.dimensions)
-        pairs, ties = self.objective == "bradley_terry", self.ties != "none"
-        own = {"margin": self.margin, "label_smoothing": self.label_smoothing, "ties": ties}
-        own["weighting pairs"] = self.weighting == "pairs"
+        pairs, ties, flat = self.objective == "bradley_terry", self.ties != "none", self.weighting == "pairs"
+        own = {"margin": self.margin, "label_smoothing": self.label_smoothing, "ties": ties, "weighting pairs": flat}
         for wrong, why in (
             *((on and not pairs, f"{name} is for bradley_terry; drop it") for name, on in own.items()),
+            (self.tie_share != 1 / 3 and not ties, "tie_share is given, but ties is none; give ties, or drop it"),
             (ties and self.margin, "margin and ties are both given, and a tie has no margin; drop one"),
             (ties and self.label_smoothing, "label_smoothing and ties are both given, and only wins flip; drop one"),
-            (ties and self.weighting == "pairs", "weighting pairs counts no ties; keep weighting groups, or drop ties"),
+            (ties and flat, "weighting pairs counts no ties; keep weighting groups, or drop ties"),
             (self.centering and self.objective == "pointwise", "centering is of pairs; drop it"),
             (self.pointwise_coef and self.objective == "pointwise", "pointwise_coef is beside comparisons; drop it"),
             (self.grade_low >= self.grade_high, "grade_low is not below grade_high; give the ends of the human scale"),
+            ((self.grade_low, self.grade_high) != (1, 10) and not self.learns_grades, "grade_low and grade_high are "
+             "ends of a scale that nothing learns from; give objective pointwise or pointwise_coef, or drop them"),
             (self.calibrate_scale and self.calibrate_on == "none", "calibrate_scale is given; set calibrate_on, too"),
-        ):
+        ):  # fmt: skip
             if wrong:
                 raise ConfigError(why)
 
     @property
+    def learns_grades(self) -> bool:
+        """Whether a term reads the scores that people gave."""
+        return self.objective == "pointwise" or self.pointwise_coef > 0
+
+    @property
     def traits(self) -> Traits:
-        compared: Wants = "pairs" if self.ties == "none" else "comparisons"
-        return Traits("ranking", "grades" if self.objective == "pointwise" else compared, whole=True, reads=True)
+        wants: Wants = "grades" if self.objective == "pointwise" else "pairs" if self.ties == "none" else "comparisons"
+        return Traits("ranking", wants, whole=True, orders=self.objective == "plackett_luce", reads=True)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """A term for the objective and for each that stands beside it, and metrics over strict pairs.
@@ -89,7 +95,7 @@ class Reward:
         weights = list(total_weights(self.dimensions).values()) or [1.0]
         scores_SK = scores.of_samples(outputs, batch, len(weights))
         terms: dict[str, Term] = {}
-        if self.objective == "pointwise" or self.pointwise_coef:
+        if self.learns_grades:
             check_grades(batch.samples, len(weights), self.grade_low, self.grade_high)
             grades_SK = scores.standard(batch.grades_RK, self.grade_low, self.grade_high)
             terms["pointwise"] = Term(scores.pointwise(scores_SK, grades_SK), "reads", coef=self.pointwise_coef or 1.0)
@@ -101,8 +107,7 @@ class Reward:
         compared_C2, tied_C = scores.comparisons(batch, ties=self.ties != "none")
         scores_C2 = total_S[compared_C2]
         gap_C = scores_C2[:, 0] - scores_C2[:, 1]
-        groups = self.weighting == "groups"
-        share_C = scores.shares(batch.group_S[compared_C2[:, 0]], gap_C.dtype) if groups else 1.0
+        share_C = scores.shares(batch.group_S[compared_C2[:, 0]], gap_C.dtype) if self.weighting == "groups" else 1.0
         if self.objective == "bradley_terry":
             if self.ties != "none":
                 x_C = scores.with_ties(gap_C, tied_C, self.ties, self.tie_share)

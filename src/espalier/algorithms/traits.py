@@ -25,6 +25,7 @@ class Traits:
         the step (on mates they are filled in any case).
     linear: the loss is linear in the log-probabilities, with coefficients that do not depend on the outputs.
     whole: the loss needs a group in one forward.
+    orders: a loss reads whole orders, from labels, and not which comparisons of a ranking are kept.
     reads: the model is read by a scalar head at `Sample.reads` and its token probabilities are not computed.
     likelihood: held-out data is measured by likelihood (loss a token, perplexity); otherwise by the loss and its terms.
     sync_every, sync_alpha: after every so many steps the reference becomes alpha * policy + (1 - alpha) * reference;
@@ -36,6 +37,7 @@ class Traits:
     needs: tuple[Stream, ...] = ()
     linear: bool = False
     whole: bool = False
+    orders: bool = False
     reads: bool = False
     likelihood: bool = False
     sync_every: int = 0
