@@ -16,9 +16,10 @@ class CPO:
         L = sum_pairs -log sigma(beta (log pi(y_w|x) - log pi(y_l|x))) / pairs
             + sft_coef * sum_chosen -log pi(y_t | y_<t) / |chosen tokens|
 
-    Xu et al., arXiv:2401.08417, eq. 4 to 6. Log-probabilities are sums over tokens, so the loss starts far from ln 2
-    where lengths differ, and shorter answers are favoured. beta 0.1; the paper's rate is 1e-4, with LoRA on models of 7
-    and 13 billion weights.
+    Xu et al., arXiv:2401.08417, eq. 4 to 6. There the likelihood is a sequence's, a sum over its tokens; here it is a
+    mean over the step's chosen tokens, so that sft_coef 1 weighs less than the paper's by the length of an answer.
+    Log-probabilities in pairs are sums over tokens: the loss starts far from ln 2 where lengths differ, and shorter
+    answers are favoured. beta 0.1; the paper's rate is 1e-4, with LoRA on models of 7 and 13 billion weights.
     """
 
     beta: Positive = 0.1
