@@ -81,17 +81,16 @@ def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
         return ""
     import torch
 
+    weights, graded = _weights(config), config.algorithm.traits.wants == "grades"
     found: list[tuple[float, ...]] = []
     for groups in _chunks(trained_on(p, CALIBRATED)):
         said = iter(learner.score([g for _, g in groups]))
         for _, group in groups:
-            beaten = {place for s in group for place in s.beats}
-            scored = list(zip(group, [next(said) for _ in group], strict=True))
-            for place, (s, reads) in enumerate(scored):
-                if on == "all" or not s.beats or place not in beaten:
-                    found += reads if on == "all" or s.beats else []
+            taken = range(len(group)) if on == "all" else chosen(group, weights if graded else None)
+            for place, reads in enumerate([next(said) for _ in group]):
+                found += reads if place in taken else []
     if not found:
-        return f"not calibrated: no answer of the data is one of {on}"
+        return "not calibrated: no answer of the data is better than another to its prompt; use --calibrate-on all"
     scores_SK = torch.tensor(found, dtype=torch.float64)
     try:
         heads.recalibrate(model, scores_SK, scale)
@@ -100,6 +99,33 @@ def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
     made = heads.calibration_of(model)
     numbers = ", ".join(f"scale {s:.4g} bias {b:+.4g}" for s, b in zip(made.scale, made.bias, strict=True))
     return f"calibrated on {len(found):,} answers ({on}) of the training data: {numbers}"
+
+
+def chosen(group: Sequence[Sample], weights: Sequence[float] | None = None) -> set[int]:
+    """The places of a group's best answers: those that beat a sibling and that none beats, or, with the dimensions'
+    `weights`, those of the highest total grade where another one is lower. Of an answer alone nobody can say it.
+
+    Grades 7, 3, 7 and unknown: places 0 and 2.
+    """
+    if weights is None:
+        beaten = {place for s in group for place in s.beats}
+        return {place for place, s in enumerate(group) if s.beats and place not in beaten}
+    totals = {
+        place: t for place, s in enumerate(group) if (t := _total(s.grades[0] if s.grades else (), weights)) is not None
+    }
+    top = max(totals.values(), default=0.0)
+    return {place for place, t in totals.items() if t == top > min(totals.values())}
+
+
+def _total(grades: Sequence[float], weights: Sequence[float]) -> float | None:
+    """People's grades weighed as scores are; None where one that weighs anything is not known."""
+    total = sum(w * x for w, x in zip(weights, grades, strict=True) if w) if grades else math.nan
+    return None if math.isnan(total) else total
+
+
+def _weights(config: RunConfig) -> list[float]:
+    """The weight of each of the head's dimensions in the total."""
+    return list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
 
 
 def trained_on(p: Parts, count: int) -> Groups:
@@ -131,7 +157,7 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
 
 
 def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
-    weights = list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
+    weights = _weights(config)
     graded, sources = config.algorithm.traits.wants == "grades", _correctness(groups)
     records: list[Judged] = []
     for chunk in _chunks(groups):
@@ -156,10 +182,7 @@ def _correctness(groups: Groups) -> set[str]:
 def _compared(record: Judged, weights: Sequence[float]) -> Judged:
     """The record of a group that was read for its grades alone, with the comparisons that these make: its labels are
     the grades' totals, weighed as scores are."""
-    found: list[float | None] = []
-    for r in record.responses:
-        total = sum(w * x for w, x in zip(weights, r.grades, strict=True) if w)
-        found.append(None if math.isnan(total) else total)
+    found = [_total(r.grades, weights) for r in record.responses]
     known = [(i, total) for i, total in enumerate(found) if total is not None]
     return replace(
         record,
