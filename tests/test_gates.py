@@ -209,6 +209,9 @@ def test_one_sided_data_are_warned_about() -> None:
     check = gates.preferences(gates.counted(labels), "labels")
     assert check.verdict == "warn" and "91%" in check.way_out and "91 good; 9 bad" in check.value
     assert gates.preferences(gates.counted([*labels[1:], judged(label=0.0)]), "labels").verdict == "pass"
+    for label, said in ((1.0, "no bad answer at all"), (0.0, "no good answer at all")):
+        check = gates.preferences(gates.counted([judged(label=label)] * 30), "labels")
+        assert check.verdict == "fail" and said in check.way_out and "weigh" not in check.way_out
     longer = gates.preferences(gates.counted([judged()] * 20))
     assert longer.verdict == "warn" and "longer one" in longer.way_out
     assert gates.preferences(gates.counted([judged(win=1)] * 20)).way_out.count("shorter one") == 1

@@ -130,9 +130,10 @@ def counted(groups: Iterable[Sequence[Sample]], dropped: Mapping[str, int] | Non
 def preferences(stats: PreferenceStats, wants: Wants = "pairs") -> Check:
     """Whether the data hold what the algorithm `wants` (see `algorithms.traits.Traits`), and what they hold.
 
-    Fails where there is none of it: no strict preference at all, no comparison, no label, no grade. Warns where more
-    than 90 % of labels are of one class, and where the preferred answer is the longer one of more than 80 % of the
-    pairs of unequal length, or of fewer than 20 %: length then tells them apart.
+    Fails where there is none of it: no strict preference at all, no comparison, no label, no grade; and where labels
+    are all good or all bad. Warns where more than 90 % of labels are of one class, and where the preferred answer is
+    the longer one of more than 80 % of the pairs of unequal length, or of fewer than 20 %: length then tells them
+    apart.
     """
     unequal = stats.longer + stats.shorter
     share = stats.longer / unequal if unequal else 0.0
@@ -157,6 +158,13 @@ def preferences(stats: PreferenceStats, wants: Wants = "pairs") -> Check:
             "preferences", value, limit, "fail",
             "Nothing here says which answer is better: look at the reasons above and at ranks, scores or labels with "
             "`espalier inspect`; a min_gap that is too large drops every comparison.",
+        )  # fmt: skip
+    if wants == "labels" and not (stats.good and stats.bad):
+        kind, other = ("bad", "good") if stats.good else ("good", "bad")
+        return Check(
+            "preferences", value, limit, "fail",
+            f"There is no {kind} answer at all: add some; {other} ones alone say nothing of what to tell apart. "
+            "(--skip-checks preferences trains on them all the same.)",
         )  # fmt: skip
     way_out = ""
     if wants == "labels" and max(stats.good, stats.bad) > ONE_CLASS * labels:

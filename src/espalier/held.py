@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,7 @@ from espalier.before import Parts
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.firstloss import PairFacts, expected_first_loss
+from espalier.losses.lists import EXACT_TIE
 from espalier.preflight import Check
 from espalier.runs import RunConfig, reference_of
 from espalier.train import loss_of
@@ -31,7 +33,8 @@ Named = list[tuple[str, Callable[[], Check]]]
 
 
 class _First(NamedTuple):
-    """Some pairs of the first step: one pair a group, preferred sample first (or a good and a bad one)."""
+    """Some of the first step: a pair a group, preferred sample first, whole orders, or single good and bad answers.
+    `facts` hold one pair for every answer that none beats, or one answer with its other side of length 0."""
 
     groups: list[list[Sample]]
     facts: list[PairFacts]
@@ -49,15 +52,22 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
     def first() -> _First | None:
         return _first(config, p, learner, reference)
 
-    def preferences() -> Check:
+    def counted(most: int) -> gates.PreferenceStats:
         stats = gates.PreferenceStats()
         for store in p.opened.main:
             for name, count in store.stats.dropped.items():
                 stats.dropped[name] = stats.dropped.get(name, 0) + count
-            for i in range(0, len(store), max(1, len(store) // COUNTED_ROWS)):
+            for i in range(0, len(store), max(1, len(store) // most)):
                 stats.add(store.group(i))
-        check = gates.preferences(stats, traits.wants)
+        return stats
+
+    def preferences() -> Check:
         rows = sum(map(len, p.opened.main))
+        stats = counted(COUNTED_ROWS)
+        check = gates.preferences(stats, traits.wants)
+        if check.verdict == "fail" and stats.groups < rows:  # what is rare may be in the others
+            stats = counted(rows)
+            check = gates.preferences(stats, traits.wants)
         return check if stats.groups == rows else replace(check, value=f"of {rows:,} rows {check.value}")
 
     def held(reference: Reference, other: str) -> Check:
@@ -76,7 +86,9 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
     def loss() -> Check:
         found = first()
         if found is None:
-            return Check("first_loss", "no pair in the first step", "", "skipped")
+            return Check(
+                "first_loss", f"no {'label' if traits.wants == 'labels' else 'pair'} in the first step", "", "skipped"
+            )
         terms = learner.measure(found.groups, loss_of(config.algorithm), found.state).values()
         value = sum(t.coef * t.sum / t.total for t in terms if t.coef and t.total)
         moving = found.state.get("delta", found.state.get("kl", 0.0))
@@ -97,8 +109,9 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
 
 def _first(config: RunConfig, p: Parts, learner: TorchLearner, reference: Reference | None) -> _First | None:
     traits = config.algorithm.traits
-    pick = _labelled if traits.wants == "labels" else _paired
-    groups = list(islice(pick(_main(p.dataset.groups(0))), GATED_PAIRS))
+    labels, main = traits.wants == "labels", _main(p.dataset.groups(0))
+    whole = "plackett_luce" in getattr(config.algorithm, "weights", {})
+    groups = _labelled(main) if labels else list(islice((_ordered if whole else _paired)(main), GATED_PAIRS))
     if not groups:
         return None
     state = annotate(groups, config.algorithm, learner, reference, {})
@@ -111,13 +124,15 @@ def _first(config: RunConfig, p: Parts, learner: TorchLearner, reference: Refere
     flat = [s for g in groups for s in g]
     refs = [sum(s.streams.get("ref_logprobs", [])) for s in flat]
     lengths = [float(sum(s.mask[1:])) for s in flat]
-    if traits.wants == "labels":  # good ones and bad ones, each alone in its group
-        order = sorted(range(len(flat)), key=lambda i: -(flat[i].label or 0.0))
-        half = len(flat) // 2
-        places = list(zip(order[:half], order[half:], strict=True))
-    else:
-        places = [(i, i + 1) for i in range(0, len(flat), 2)]
-    facts = [PairFacts(said[w], said[l], refs[w], refs[l], lengths[w], lengths[l]) for w, l in places]
+    if labels:  # each alone in its group
+        numbers = zip(flat, said, refs, lengths, strict=True)
+        facts = [PairFacts(x, 0, r, 0, n, 0) if s.label else PairFacts(0, x, 0, r, 0, n) for s, x, r, n in numbers]
+        return _First(groups, facts, state)
+    facts = []
+    for start, group in zip(accumulate(map(len, groups), initial=0), groups, strict=False):
+        beaten = {place for s in group for place in s.beats}
+        for w, l in ((start + i, start + s.beats[0]) for i, s in enumerate(group) if s.beats and i not in beaten):
+            facts.append(PairFacts(said[w], said[l], refs[w], refs[l], lengths[w], lengths[l]))
     return _First(groups, facts, state)
 
 
@@ -135,10 +150,16 @@ def _paired(groups: Sequence[list[Sample]]) -> Iterator[list[Sample]]:
             yield [replace(better, beats=[1], ties=[]), replace(other, beats=[], ties=[])]
 
 
-def _labelled(groups: Sequence[list[Sample]]) -> Iterator[list[Sample]]:
-    """Good and bad samples by turns, as many of each, every one a group."""
-    flat: list[Any] = [s for g in groups for s in g]
-    good, bad = ([s for s in flat if s.label == label] for label in (1.0, 0.0))
-    for number, pair in enumerate(zip(good, bad, strict=False)):
-        for side, s in enumerate(pair):
-            yield [replace(s, beats=[], ties=[], group=2 * number + side)]
+def _ordered(groups: Sequence[list[Sample]]) -> Iterator[list[Sample]]:
+    """The groups whose order costs ln K! at equal strengths: those with a pair, and without a tie of so many answers
+    that pairs stand for its orders."""
+    for group in groups:
+        if any(s.beats for s in group) and max(Counter(s.label for s in group).values()) <= EXACT_TIE:
+            yield [replace(s, beats=list(s.beats), ties=list(s.ties)) for s in group]
+
+
+def _labelled(groups: Sequence[list[Sample]]) -> list[list[Sample]]:
+    """The first good and the first bad samples, up to GATED_PAIRS of either, every one a group."""
+    flat = [s for g in groups for s in g]
+    picked = [s for label in (1.0, 0.0) for s in [s for s in flat if s.label == label][:GATED_PAIRS]]
+    return [[replace(s, beats=[], ties=[], group=number)] for number, s in enumerate(picked)]

@@ -1,0 +1,67 @@
+"""The start-up gates of preference runs on the run's own first step: one-sided labels and whole orders are gated, too."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from desk import Desk, saved
+
+LN2 = math.log(2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: Any, model: str) -> Desk:
+    return Desk(tmp_path, model, capsys)
+
+
+def labelled(good: int, bad: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"q{i}", "completion": f"a{i}", "label": i < good} for i in range(good + bad)]
+
+
+@pytest.mark.parametrize(("command", "expected"), [("kto", 0.5), ("bco", LN2)])
+@pytest.mark.parametrize(("good", "bad"), [(12, 0), (0, 12), (11, 1)])
+def test_one_sided_labels_have_a_first_loss(desk: Desk, command: str, expected: float, good: int, bad: int) -> None:
+    desk.run(
+        f"check {command}", "--samples-per-step", 12, "--skip-checks", "preferences",
+        data=desk.rows("labels", labelled(good, bad)),
+    )  # fmt: skip
+    assert f"{command.upper()} {expected:.6f}" in desk.out and "in the first step" not in desk.out
+
+
+def test_labels_of_one_class_alone_are_refused(desk: Desk) -> None:
+    desk.run("check kto", data=desk.rows("labels", labelled(30, 0)), code=2)
+    assert "no bad answer at all" in desk.err + desk.out
+    desk.run("check kto", data=desk.rows("more", labelled(30, 1)), name="other")
+
+
+def test_a_rare_class_is_looked_for_in_all_rows(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("espalier.held.COUNTED_ROWS", 4)
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i != 7} for i in range(12)]
+    desk.run("check kto", data=desk.rows("labels", rows))
+    assert "11 good; 1 bad" in desk.out
+
+
+def test_whole_orders_are_gated_by_their_length(desk: Desk) -> None:
+    """Three prompts of 3 answers and three of 4: the mean of ln 3! and ln 4!, which pairs of them (ln 2) are far from."""
+    rows = [
+        {"prompt": f"q{i}", "responses": [f"a{i} {k}" for k in range(n)], "ranks": list(range(n))}
+        for i, n in enumerate((3, 3, 3, 4, 4, 4))
+    ]
+    data = desk.rows("ranked", rows)
+    flags = ("--samples-per-step", 21, "--steps", 1)
+    run = desk.run("dpo", "--variant", "plackett_luce", *flags, data=data)
+    order = (math.log(6) + math.log(24)) / 2
+    check = run.checks["first_loss"]
+    assert check["verdict"] == "pass" and check["value"] == f"DPO {order:.6f}"
+    run = desk.run("dpo", "--variant", "plackett_luce=0.5", "sigmoid", "--sft-coef", 0.1, *flags, data=data, name="b")
+    assert run.checks["first_loss"]["verdict"] == "pass"
+    assert run.checks["first_loss"]["value"] == f"DPO {run.steps[0]['loss']:.6f}"
