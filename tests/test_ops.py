@@ -43,6 +43,8 @@ def test_a_part_without_weight_is_zero_and_an_unknown_one_is_refused() -> None:
     loss, shares = normalise({"a": Term(x, "tokens")}, {("tokens", "main"): 0.0})
     loss.backward()
     assert (loss.item(), shares["a"].item(), x.grad) == (0.0, 0.0, torch.zeros(1))
+    terms = {"a": Term(x, "tokens"), "right": Term(x, "tokens", coef=0.0)}
+    assert normalise(terms, {("tokens", "main"): 0.0})[1].keys() == {"a"}, "there is no share of nothing"
     with pytest.raises(KeyError, match="tokens/replay; expected one of tokens/main"):
         normalise({"a": Term(x, "tokens", "replay")}, {("tokens", "main"): 1.0})
     loss, _ = normalise({"a": Term(x + 3, "tokens", coef=0.0)}, {("tokens", "main"): 1.0})

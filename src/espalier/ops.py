@@ -16,7 +16,8 @@ def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]
     share_k = sum(x_k) / totals[over_k, part_k];   loss = sum_k coef_k share_k
 
     Summed over all micro-batches and ranks, shares are the terms of the whole step. A term whose total is 0 (a part
-    without weight in this step) is 0. Raises KeyError for a part that the totals do not know.
+    without weight in this step) is 0; a metric over nothing, such as the accuracy of a step without a pair, is left out
+    of the shares. Raises KeyError for a part that the totals do not know.
     """
     shares: dict[str, Tensor] = {}
     loss: Tensor | None = None
@@ -26,7 +27,8 @@ def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]
             raise KeyError(f"term {name!r} is over {term.over}/{term.part}; expected one of {known}")
         total = totals[term.over, term.part]
         share = term.x.sum() / total if total else term.x.sum() * 0.0
-        shares[name] = share.detach()
+        if total or term.coef:
+            shares[name] = share.detach()
         if term.coef:
             loss = term.coef * share + (loss if loss is not None else 0.0)
     if loss is None:  # nothing but metrics in this step
