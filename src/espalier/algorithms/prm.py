@@ -25,8 +25,8 @@ class PRM:
     is good while all up to it are, `after_mistake: bad`; their outcome model is `supervision: outcome`.
 
     Rates: the head is new and the rest is not, so 1e-6 to 1e-5 for whole models of some billions of weights, 1e-5 to
-    1e-4 under LoRA, 1e-4 and more for models of some millions. One epoch: a second one learns solutions by heart. Where `accuracy` stays at max(bad, 1 - bad), bad steps are not told apart:
-    raise the rate, then `bad_weight`.
+    1e-4 under LoRA, 1e-4 and more for models of some millions. One epoch: a second one learns solutions by heart. Where
+    `accuracy` stays at max(bad, 1 - bad), bad steps are not told apart: raise the rate, then `bad_weight`.
 
     Metrics: `accuracy` (share of labelled steps on the right side of 1/2; a target of 1/2 counts half), `bad` and
     `bad_found` (shares that are bad, and that are bad and called so: `bad_found / bad` is the recall), `solution` (mean
