@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from desk import Desk, saved
+from desk import Desk, saved, write
+from espalier.config import PreferenceConfig
+from espalier.data.formats.reviews import read_reviews
+from espalier.data.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
+from espalier.losses.lists import plackett_luce
 from espalier.options import build
 from espalier.runs import RUNS, RunConfig
+from espalier.types import Message, Ranking, Response
 
 
 def config(command: str, **given: Any) -> RunConfig:
@@ -26,6 +35,67 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def desk(model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setenv("COLUMNS", "300")
     return Desk(tmp_path, model, capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------- ties
+
+UP, DOWN = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)  # 0.1 + 0.2 + 0.3 == 0.6000000000000001, 0.3 + 0.2 + 0.1 == 0.6
+MANY = (1.1, 1.1, 1.2)
+
+
+def added(numbers: tuple[float, ...]) -> float:
+    """From left to right; `sum` corrects rounding from Python 3.12 on."""
+    return reduce(operator.add, numbers)
+
+
+def scored(*scores: tuple[float, ...], names: tuple[str, ...] = ("a", "b", "c")) -> Ranking:
+    said = [Response(Message("assistant", f"answer {i}"), scores=given) for i, given in enumerate(scores)]
+    return Ranking((Message("user", "which"),), tuple(said), names)
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 1.0, "b": 3.0, "c": 1.0}, {"a": 0.7, "b": 0.7, "c": 0.7}], ids=str)
+def test_the_order_of_dimensions_makes_no_preference(weights: dict[str, float]) -> None:
+    assert added(UP) != added(DOWN)
+    up, down, more = levels(scored(UP, DOWN, (0.3, 0.2, 0.1001)), weights)
+    assert up == down and more is not None and up is not None and more > up + 1e-6
+    found = comparisons([up, down], PreferenceConfig(), key=0, seed=0)
+    assert found.beats == [[], []] and found.ties == [[1], []]
+
+
+def test_levels_that_differ_by_rounding_are_one_level() -> None:
+    drift = [1e12 + 0.5, 1e12, 1.0 + 1e-10, 1.0, None, 1.0 + 1e-6, -1e12, -1e12 - 0.5]
+    assert settled(drift) == [1e12, 1e12, 1.0, 1.0, None, 1.0 + 1e-6, -1e12 - 0.5, -1e12 - 0.5]
+    assert comparisons(drift[2:4], PreferenceConfig(), key=0, seed=0).ties == [[1], []]
+    low, high = comparisons([1.0, 1.0 + 1e-6], PreferenceConfig(), key=0, seed=0).beats
+    assert (low, high) == ([], [0])
+
+
+def test_a_gap_is_not_below_itself_by_rounding() -> None:
+    assert 0.3 - 0.2 < 0.1
+    assert comparisons([0.3, 0.2], PreferenceConfig(min_gap=0.1), key=0, seed=0).beats == [[1], []]
+    assert comparisons([0.3, 0.2], PreferenceConfig(min_gap=0.101), key=0, seed=0).dropped == {"gap below min_gap": 1}
+
+
+def test_a_whole_order_has_the_same_ties() -> None:
+    """Two answers that tie cost ln 2 whatever their strengths."""
+    strengths, group = torch.tensor([2.0, 0.5], dtype=torch.float64), torch.tensor([0, 0])
+    labels = torch.tensor([added(UP), added(DOWN)], dtype=torch.float64)
+    assert labels[0] != labels[1]
+    assert plackett_luce(strengths, labels, group).item() == pytest.approx(math.log(2), abs=1e-12)
+    apart = torch.tensor([0.600001, 0.6], dtype=torch.float64)
+    assert plackett_luce(strengths, apart, group).item() == pytest.approx(math.log1p(math.exp(-1.5)), abs=1e-12)
+
+
+def test_the_order_of_reviews_makes_no_preference(tmp_path: Path) -> None:
+    texts = [{"answer_id": name, "question_id": 1, "text": name} for name in ("x", "y")]
+    reviews = [{"answer1_id": "x", "answer2_id": "y", "score": list(two)} for two in zip(MANY, MANY[::-1], strict=True)]
+    write(tmp_path / "question.jsonl", [{"question_id": 1, "text": "which"}])
+    write(tmp_path / "answer.jsonl", texts)
+    write(tmp_path / "review.jsonl", reviews)
+    assert added(MANY) != added(MANY[::-1])
+    (found,) = read_reviews(str(tmp_path), "reviews")
+    assert isinstance(found, Ranking)
+    assert found.responses[0].scores == found.responses[1].scores
 
 
 # ------------------------------------------------------------------------------------------------------------- refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from espalier.config import PreferenceConfig
 
 Kind = Literal["auto", "ranks", "scores", "labels"]
+ROUNDING = 1e-9  # levels no further apart than this times max(1, |level|) are equal
+TOO_CLOSE = "gap below min_gap"
 _GOLDEN, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
 _KEEP, _FLIP, _LABEL = 1, 2, 3  # what a number is drawn for
 
@@ -40,7 +43,7 @@ def levels(ranking: Ranking, weights: Mapping[str, float], by: Kind = "auto") ->
     has one (level -rank), else scores, else good or bad (1 or 0). Scores of several dimensions become
     sum_d w_d s_d / sum_d |w_d|, with all w_d = 1 where `weights` is empty and 0 for a dimension that it does not name;
     a response that lacks the score of a dimension with w_d != 0 has no level, because its mean would be one of other
-    things. A single nameless dimension is the total.
+    things. A single nameless dimension is the total. Totals that differ by rounding alone are equal: see `settled`.
 
     Raises RowError where `weights` names a dimension that the ranking has not: it would weigh 0 without a word.
 
@@ -59,8 +62,29 @@ def levels(ranking: Ranking, weights: Mapping[str, float], by: Kind = "auto") ->
     if by == "scores" or (by == "auto" and scored):
         if ranking.dimensions:
             _check_names(ranking.dimensions, weights)
-        return [_total(response, ranking.dimensions, weights) for response in responses]
+        return settled([_total(response, ranking.dimensions, weights) for response in responses])
     return [None if response.good is None else float(response.good) for response in responses]
+
+
+def settled(levels: Sequence[float | None]) -> list[float | None]:
+    """Levels, of which those that differ by rounding alone are made equal: each takes the least level that is at most
+    `ROUNDING` max(1, |that level|) below it, so that whether two are equal is the same question everywhere.
+
+    >>> settled([0.1 + 0.2, 0.3, None, 0.31])
+    [0.3, 0.3, None, 0.31]
+    """
+    first: dict[float, float] = {}
+    least = -math.inf
+    for level in sorted({level for level in levels if level is not None}):
+        if level - least > ROUNDING * max(1.0, abs(least)) or not first:
+            least = level
+        first[level] = least
+    return [None if level is None else first[level] for level in levels]
+
+
+def closer(a: float, b: float, gap: float) -> bool:
+    """Whether two levels are less than `gap` apart, by more than rounding: 0.3 and 0.2 are 0.1 apart."""
+    return gap - abs(a - b) > ROUNDING * max(1.0, abs(a), abs(b))
 
 
 def _check_names(dimensions: tuple[str, ...], weights: Mapping[str, float]) -> None:
@@ -78,14 +102,12 @@ def _total(response: Response, dimensions: tuple[str, ...], weights: Mapping[str
     if not dimensions:
         (total,) = response.scores
         return total
-    total, whole = 0.0, 0.0
-    for name, score in zip(dimensions, response.scores, strict=True):
-        weight = weights.get(name, 0.0) if weights else 1.0
-        if weight and score is None:
-            return None
-        total += weight * (score or 0.0)
-        whole += abs(weight)
-    return total / whole if whole else None
+    shares = [weights.get(name, 0.0) if weights else 1.0 for name in dimensions]
+    weighed = [(weight, score) for weight, score in zip(shares, response.scores, strict=True) if weight]
+    known = [weight * score for weight, score in weighed if score is not None]
+    if not weighed or len(known) < len(weighed):
+        return None
+    return math.fsum(known) / math.fsum(map(abs, shares))  # fsum: the order of the dimensions changes nothing
 
 
 def score_weights(preference: PreferenceConfig) -> dict[str, float]:
@@ -101,7 +123,7 @@ def comparisons(
     seed: int,
     contents: Sequence[Hashable] | None = None,
 ) -> Comparisons:
-    """Every two responses with levels: a strict preference where these differ, a tie where they are equal.
+    """Every two responses with levels: a strict preference where these differ, a tie where they are equal (`settled`).
 
     Left out and counted in `dropped`: responses without a level ("not judged", one for each response), two of equal
     `contents` ("identical responses"; nothing tells them apart, whatever their levels), strict preferences whose gap is
@@ -128,13 +150,13 @@ def comparisons(
 
     drop("not judged", sum(level is None for level in levels))
     found: list[tuple[int, int, float]] = []  # places i < j and how much better i is
-    for i, j, gap in _gaps(levels):
+    for i, j, level, other in _both(settled(levels)):
         if contents is not None and contents[i] == contents[j]:
             drop("identical responses")
-        elif gap and abs(gap) < preference.min_gap:
-            drop("gap below min_gap")
+        elif level != other and closer(level, other, preference.min_gap):
+            drop(TOO_CLOSE)
         else:
-            found.append((i, j, gap))
+            found.append((i, j, level - other))
     limit = preference.max_pairs or len(found)
     if limit < len(found):
         drop("over max_pairs", len(found) - limit)
@@ -151,12 +173,13 @@ def comparisons(
     return Comparisons([sorted(beaten) for beaten in beats], ties, dropped)
 
 
-def _gaps(levels: Sequence[float | None]) -> Iterator[tuple[int, int, float]]:
+def _both(levels: Sequence[float | None]) -> Iterator[tuple[int, int, float, float]]:
+    """Places and levels of every two responses that have levels."""
     for i, level in enumerate(levels):
         for j in range(i + 1, len(levels)):
             other = levels[j]
             if level is not None and other is not None:
-                yield i, j, level - other
+                yield i, j, level, other
 
 
 def labels(ranking: Ranking, preference: PreferenceConfig, key: int, seed: int) -> list[bool | None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, permutations
 
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-9  # labels no further apart than this times max(1, |label|) are a tie
 EXACT_TIE = 4  # the orders of a tie are enumerated up to this many tied samples: 24 orders
 
 
@@ -17,8 +19,8 @@ def plackett_luce(scores_S: Tensor, labels_S: Tensor, group_S: Tensor) -> Tensor
 
         P(y_1 > y_2 > ... > y_K) = prod_k exp(s_k) / sum_{j >= k} exp(s_j)
 
-    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels are a tie, nan leaves
-    the sample out. group_S: numbers 0 .. G - 1, [S]. A group with fewer than two ranked samples is 0.
+    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels (up to `ROUNDING`) are
+    a tie, nan leaves the sample out. group_S: numbers 0 .. G - 1, [S]. A group with fewer than two ranked samples is 0.
 
     Ties: with O the orders that agree with the labels (every order inside a tie, none across ties),
 
@@ -104,11 +106,22 @@ def _plan(labels: list[float], groups: list[int]) -> _Plan:
     ranked.sort(key=lambda i: (groups[i], labels[i]))
     for group, members in groupby(ranked, key=lambda i: groups[i]):
         lower: list[int] = []
-        for _, tied in groupby(members, key=lambda i: labels[i]):  # worst first
-            tie = list(tied)
+        for tie in _ties(members, labels):
             plan.add(group, tie, lower)
             lower = [*lower, *tie]
     return plan
+
+
+def _ties(members: Iterable[int], labels: Sequence[float]) -> Iterator[list[int]]:
+    """Members of equal labels, worst first, of `members` in ascending order."""
+    tie: list[int] = []
+    for i in members:
+        if tie and labels[i] - (least := labels[tie[0]]) > ROUNDING * max(1.0, abs(least)):
+            yield tie
+            tie = []
+        tie.append(i)
+    if tie:
+        yield tie
 
 
 def _log_orders(scores_S: Tensor, plan: _Plan) -> Tensor:

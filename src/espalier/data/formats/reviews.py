@@ -5,6 +5,7 @@ Zheng et al., arXiv:2306.05685, section 3: a judge gives each of two answers to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
 
 
 def _response(one: _Answer) -> Response:
-    mean = sum(one.scores) / len(one.scores) if one.scores else None
+    mean = math.fsum(one.scores) / len(one.scores) if one.scores else None  # whatever the order of the reviews
     return Response(one.message, scores=(mean,), author=one.author)
 
 
