@@ -1,4 +1,4 @@
-"""The start-up gates of preference runs on the run's own first step: one-sided labels and whole orders are gated, too."""
+"""The start-up gates of preference runs on their own first step: one-sided labels and whole orders are gated, too."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_rare_class_is_looked_for_in_all_rows(desk: Desk, monkeypatch: pytest.
 
 
 def test_whole_orders_are_gated_by_their_length(desk: Desk) -> None:
-    """Three prompts of 3 answers and three of 4: the mean of ln 3! and ln 4!, which pairs of them (ln 2) are far from."""
+    """Three prompts of 3 answers and three of 4: the mean of ln 3! and ln 4!; a pair of them costs ln 2."""
     rows = [
         {"prompt": f"q{i}", "responses": [f"a{i} {k}" for k in range(n)], "ranks": list(range(n))}
         for i, n in enumerate((3, 3, 3, 4, 4, 4))

@@ -127,9 +127,53 @@ def test_less_than_certainty_is_neither(change: Line) -> None:
 
 
 def test_a_likelihood_term_does_not_hide_certainty() -> None:
-    assert kinds(certain(loss=2.0)) == []
-    assert kinds(certain(loss=2.0, nll=1.99)) == ["memorised"]
-    assert kinds(certain(loss=2.0, nll=1.99, margin=3.0)) == []
+    assert kinds(certain(loss=2.0)) == kinds(certain(loss=2.0, nll=1.99)) == kinds(certain(nll=1.99)) == []
+    assert kinds(certain(loss=2.0, nll=1.99, sigmoid=0.01)) == ["memorised"]
+    assert kinds(certain(loss=2.0, nll=1.99, sigmoid=0.03)) == []
+    assert kinds(certain(loss=2.0, sigmoid=0.01, ipo=0.03)) == [], "the largest of several decides"
+
+
+def test_the_logged_loss_of_pairs_decides_and_not_their_margin() -> None:
+    """ORPO: log odds 4.6 apart, so -log sigma 0.01, while the margin is odds_coef 0.1 of that. SimPO: beta times the
+    lead is 6 and gamma 5, so that the loss is log(1 + e^-1) = 0.3133, though the margin is large."""
+    orpo = certain(loss=1.2, nll=1.199, odds_ratio=0.01, margin=0.46)
+    assert kinds(orpo) == ["memorised"] and "mean odds_ratio 0.0100 <= 0.02" in explain(orpo)[0]["text"]
+    assert kinds(certain(loss=1.3, nll=1.0, simpo=0.3133, margin=6.0)) == []
+
+
+def labelled(steps: int, good: float, bad: float, *, share: float = 0.25, **more: float) -> list[Line]:
+    """What KTO logs: sums over a side divided by all answers. Means of log-ratios move by `good` and `bad` nats."""
+    draw, lines = random.Random(5), []
+    for k in range(steps):
+        moved = [x * max(0, k - 20) / (steps - 20) for x in (good, bad)]
+        line = {"step": k + 1, "loss": 0.4, "accuracy": 0.7, "good": share, "kl": 0.2}
+        for name, x, part in zip(("good", "bad"), moved, (share, 1 - share), strict=True):
+            line |= {f"rewards_{name}": 0.1 * x * part - more.get("delta", 0.0) * part}
+            line |= {f"logprobs_{name}": (draw.gauss(x, 0.5) - 100) * part}
+        lines.append({**line, **more})
+    return lines
+
+
+def test_single_answers_that_fall_are_explained() -> None:
+    assert kinds(labelled(120, 0, 0)) == ["stuck"] and kinds(labelled(120, 4, -4)) == []
+    found = explain(labelled(120, -8, -20))[0]
+    assert found["kind"] == "both_fall" and found["numbers"]["chosen_first"] == pytest.approx(-100, abs=0.5)
+    for part in ("good answers have become less likely", "bad ones too", "loss of its own", "desirable_weight"):
+        assert part in found["text"]
+    assert "margin does not grow" in explain(labelled(120, -20, -8))[0]["text"]
+    rises = explain(labelled(120, 1, 12))[0]
+    assert rises["kind"] == "rejected_rises" and rises["text"].startswith("bad answers have become more likely")
+
+
+def test_a_step_without_one_side_says_nothing_of_it() -> None:
+    lines = [{**line, "good": 1.0} if k == 110 else line for k, line in enumerate(labelled(120, -8, -20))]
+    assert kinds(lines[:120]) and "bad ones too" in explain(lines[:110])[0]["text"]
+
+
+def test_the_shift_of_bco_is_no_fall() -> None:
+    """Rewards are logged less delta; it rises from 0 to 1 while nothing moves."""
+    lines = [{**labelled(1, 0, 0, delta=k / 100)[0], "step": k + 1, "logprobs_good": -25.0} for k in range(100)]
+    assert "chosen_falls" not in kinds(lines) and "both_fall" not in kinds(lines)
 
 
 def test_standing_still_after_the_warmup() -> None:

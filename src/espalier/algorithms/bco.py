@@ -65,9 +65,10 @@ class BCO:
         from espalier.ops import by_sample
 
         ratios_S = by_sample(outputs.logprobs - batch.streams["ref_logprobs"], batch.rows, len(batch.samples))
+        logprobs_S = by_sample(outputs.logprobs, batch.rows, len(batch.samples))
         good_S = torch.tensor([is_good(s) for s in batch.samples], device=ratios_S.device)
         delta = batch.state["delta"]
-        metrics = unpaired.metrics(self.beta * ratios_S - delta, good_S)
+        metrics = unpaired.metrics(self.beta * ratios_S - delta, logprobs_S, good_S)
         metrics["delta"] = Term(torch.full_like(ratios_S, delta).detach(), "sequences", coef=0.0)
         x_S = unpaired.bco(ratios_S, good_S, delta, beta=self.beta)
         return {"policy": {"bco": Term(x_S, "sequences"), **metrics}}

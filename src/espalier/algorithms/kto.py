@@ -68,9 +68,10 @@ class KTO:
         from espalier.ops import by_sample
 
         ratios_S = by_sample(outputs.logprobs - batch.streams["ref_logprobs"], batch.rows, len(batch.samples))
+        logprobs_S = by_sample(outputs.logprobs, batch.rows, len(batch.samples))
         good_S = torch.tensor([is_good(s) for s in batch.samples], device=ratios_S.device)
         kl, weights = batch.state["kl"], (self.desirable_weight, self.undesirable_weight)
         x_S = unpaired.kto(ratios_S, good_S, kl, beta=self.beta, desirable=weights[0], undesirable=weights[1])
-        metrics = unpaired.metrics(self.beta * ratios_S, good_S, *weights)
+        metrics = unpaired.metrics(self.beta * ratios_S, logprobs_S, good_S, *weights)
         metrics["kl"] = Term(torch.full_like(ratios_S, kl).detach(), "sequences", coef=0.0)
         return {"policy": {"kto": Term(x_S, "sequences"), **metrics}}

@@ -22,6 +22,12 @@ STILL = 1e-3
 SATURATED = 20.0  # sigma of it is 1 - 2e-9: such a pair has no gradient left
 MOVED = 0.05  # a mean reward at which a policy has left its reference
 
+PAIR_TERMS = (
+    *("sigmoid", "sigmoid_norm", "robust", "ipo", "hinge", "apo_zero", "apo_down", "plackett_luce"),  # DPO
+    *("simpo", "cpo", "odds_ratio", "bradley_terry"),
+)
+"""Losses of pairs and orders, as they are logged: without their weight in the loss, and without what stands beside."""
+
 Numbers = Mapping[str, float]
 
 
@@ -58,13 +64,16 @@ class PreferenceWatch:
 
     Of the numbers it reads `loss`, `accuracy`, `margin`, `rewards_chosen`, `rewards_rejected`, `logprobs_chosen`,
     `logprobs_rejected`, with `length_chosen` and `length_rejected` (then log-probabilities count a token), `nll`,
-    `epoch`, `kl`, `rewards_good`, `rewards_bad`, and `eval_accuracy`; what is missing is not judged.
+    `PAIR_TERMS`, `epoch`, `kl`, and `eval_accuracy`; what is missing is not judged. Of single answers it reads `good`,
+    the share of good ones, and rewards and log-probabilities of `good` and `bad`, which are sums over a side divided by
+    all answers: divided by the share they are means, and stand for those of `chosen` and `rejected`.
 
     window: steps whose mean is taken; a shift is the last window against the first, and counts where it exceeds 3
     standard errors of both means. warmup: steps in which the learning rate grows and nothing need move.
 
     chosen_falls, both_fall, rejected_rises: log-probability shifted by more than 5 % of the first, or the reward by 0.5
-    memorised, separable:  accuracy >= 0.999 with a mean loss <= 0.02 over a window; separable where held-out accuracy
+    memorised, separable:  accuracy >= 0.999 with a mean loss <= 0.02 over a window, of each of `PAIR_TERMS` where one
+                           is logged; separable where held-out accuracy
                            is 0.95 or more, or, with nothing held out, where the window is in the first epoch
     stuck:                 a window after warmup, |margin| <= 0.001 and the loss within 0.001 (relative, from 1 on) of
                            the first step's, where that began at margin 0 (DPO: ln 2)
@@ -99,6 +108,7 @@ class PreferenceWatch:
             self._held_out = (step, known["eval_accuracy"])
         if "loss" not in known:
             return []
+        known |= _sides(known)
         self._began = self._began or step
         self._seen += 1
         if len(self._first) < self.window:
@@ -131,13 +141,20 @@ class PreferenceWatch:
             return None
         margin = self._shift(lambda n: n.get("margin"))
         grew = margin is not None and margin.sure and margin.by > 0
-        lines = [f"chosen answers have become less likely ({self._words('chosen')})"]
+        labelled = "good" in self._last[-1]
+        good, bad = ("good", "bad") if labelled else ("chosen", "rejected")
+        lines = [f"{good} answers have become less likely ({self._words('chosen')})"]
         other = self._logprobs("rejected")
         if other is not None:
-            lines.append(f"rejected ones {'too' if rejected else 'have not'} ({self._words('rejected')})")
+            lines.append(f"{bad} ones {'too' if rejected else 'have not'} ({self._words('rejected')})")
         if margin is not None:
             lines.append(f"the margin went from {margin.first:.3g} to {margin.now:.3g}")
-        if not grew:
+        if labelled and grew:
+            verdict = (
+                "Every answer has a loss of its own here, so good ones should rise. They fall where bad ones weigh more "
+                "(imbalance below 0) or share most of their tokens; a concern when sampled answers get worse."
+            )
+        elif not grew:
             verdict = (
                 "This is a concern: the margin does not grow, so nothing is gained for it. Lower lr, and look for "
                 "pairs whose sides are mixed up."
@@ -153,10 +170,13 @@ class PreferenceWatch:
                 "Expected where the pairs' answers are not ones that the policy would give; a concern when held-out "
                 "accuracy falls or sampled answers get worse."
             )
-        text = f"{', '.join(lines)} ({self._span()}). {verdict}{self._held()} Against it: sft_coef (RPO) holds chosen "
-        text += (
-            "answers up, a larger beta or a lower lr keeps the policy nearer to where it began, apo_zero raises chosen."
+        nearer = "a larger beta or a lower lr keeps the policy nearer to where it began"
+        against = (
+            f"more weight on good answers (kto: desirable_weight) holds them up, {nearer}."
+            if labelled
+            else f"sft_coef (RPO) holds chosen answers up, {nearer}, apo_zero raises chosen."
         )
+        text = f"{', '.join(lines)} ({self._span()}). {verdict}{self._held()} Against it: {against}"
         numbers = {"chosen_first": shift.first, "chosen_now": shift.now}
         numbers |= {"rejected_first": other.first, "rejected_now": other.now} if other is not None else {}
         numbers |= {"margin_first": margin.first, "margin_now": margin.now} if margin is not None else {}
@@ -176,23 +196,24 @@ class PreferenceWatch:
             else "This is a concern: the margin does not grow. Are chosen and rejected mixed up, or is the likelihood "
             "term much larger than the preference term?"
         )
-        text = f"rejected answers have become more likely ({self._words('rejected')}; {self._span()}). {verdict}"
+        other = "bad" if "good" in self._last[-1] else "rejected"
+        text = f"{other} answers have become more likely ({self._words('rejected')}; {self._span()}). {verdict}"
         numbers = {"rejected_first": shift.first, "rejected_now": shift.now}
         return self._finding("rejected_rises", size, numbers, text + self._held())
 
     def _memorised(self) -> Finding | None:
         """Every training pair is told apart with certainty. Whether that is memory is judged by held-out pairs, and
         without any by the epoch: in the first one a step's pairs were never trained on, so they are as good."""
-        accuracy, loss = self._mean("accuracy"), self._mean("loss")
-        if accuracy is None or loss is None or accuracy < ALL:
+        accuracy = self._mean("accuracy")
+        terms = {name: x for name in PAIR_TERMS if (x := self._mean(name)) is not None}
+        if not terms and self._mean("nll") is None and (whole := self._mean("loss")) is not None:
+            terms = {"loss": whole}  # a likelihood in it would never get to 0
+        if accuracy is None or accuracy < ALL or not terms:
             return None
-        how = f"mean loss {loss:.4f} <= {SMALL}"
-        margin = self._mean("margin")
-        if self._mean("nll") is not None and margin is not None:  # the loss holds a likelihood, which never gets to 0
-            loss = math.log1p(math.exp(-max(margin, 0.0)))
-            how = f"log(1 + exp(-mean margin)) {loss:.4f} <= {SMALL}"
+        name, loss = max(terms.items(), key=lambda item: item[1])
         if loss > SMALL:
             return None
+        how = f"mean {name} {loss:.4f} <= {SMALL}"
         began, epoch = (self._last[k].get("epoch", math.inf) for k in (0, -1))  # unknown is late
         seen = f"accuracy {accuracy:.4g} and {how} over {self._span(last=True)}"
         numbers = {"accuracy": accuracy, "loss": loss} | ({"epoch": epoch} if math.isfinite(epoch) else {})
@@ -323,6 +344,25 @@ def explain(history: Iterable[Mapping[str, Any]], **settings: Any) -> list[dict[
     """The findings of a whole run, from the lines of metrics.jsonl: kind, step, size, numbers, text. `settings` are
     those of `PreferenceWatch`."""
     return [asdict(finding) for finding in PreferenceWatch.replay(history, **settings).findings]
+
+
+def _sides(numbers: Numbers) -> dict[str, float]:
+    """Of single answers, what the sides of pairs are called: means over the good ones as chosen, over the bad ones as
+    rejected, and the margin of their rewards, to which BCO's moving `delta` is added back. A side without an answer
+    has none.
+
+    >>> _sides({"good": 0.25, "rewards_good": 0.5, "rewards_bad": -0.75})
+    {'rewards_chosen': 2.0, 'rewards_rejected': -1.0, 'margin': 3.0}
+    """
+    found: dict[str, float] = {}
+    if "good" in numbers:
+        for side, name, share in (("chosen", "good", numbers["good"]), ("rejected", "bad", 1 - numbers["good"])):
+            for what, shift in (("rewards", numbers.get("delta", 0.0)), ("logprobs", 0.0)):
+                if share > 0 and (x := numbers.get(f"{what}_{name}")) is not None:
+                    found[f"{what}_{side}"] = x / share + shift
+        if "rewards_chosen" in found and "rewards_rejected" in found:
+            found["margin"] = found["rewards_chosen"] - found["rewards_rejected"]
+    return found
 
 
 def _per_token(numbers: Numbers, side: str) -> float | None:
