@@ -36,9 +36,10 @@ class DPO:
         apo_down       sigma(beta s_w) + 1 - sigma(m): both down, l more                         arXiv:2408.06266
         plackett_luce  -log P(whole order), strengths beta s, over groups in place of pairs      arXiv:2305.18290, A.3
 
-    sigmoid at m = 0 is ln 2. With sft_coef it is RPO (arXiv:2404.19733, where it is 1), with label_smoothing
-    conservative DPO. beta 0.1 to 0.5: less moves the policy further. Rates that work are small: 5e-7 for whole models
-    of 7 billion weights, 5e-6 for LoRA, 1e-5 and more for models of some millions.
+    sigmoid at m = 0 is ln 2. With sft_coef it is RPO (arXiv:2404.19733, where it is 1, of each answer's mean per token
+    in place of one mean over the step's chosen tokens), with label_smoothing conservative DPO. beta 0.1 to 0.5: less
+    moves the policy further. Rates that work are small: 5e-7 for whole models of 7 billion weights, 5e-6 for LoRA, 1e-5
+    and more for models of some millions.
     """
 
     variant: Annotated[Names, MinLen(1)] = ("sigmoid",)
