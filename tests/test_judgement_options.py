@@ -16,10 +16,12 @@ from espalier.config import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
 from espalier.data.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
+from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
 from espalier.options import build
 from espalier.runs import RUNS, RunConfig
 from espalier.types import Message, Ranking, Response
+from espalier.workbench.records import Judged, JudgedResponse
 
 
 def config(command: str, **given: Any) -> RunConfig:
@@ -84,6 +86,12 @@ def test_a_whole_order_has_the_same_ties() -> None:
     assert plackett_luce(strengths, labels, group).item() == pytest.approx(math.log(2), abs=1e-12)
     apart = torch.tensor([0.600001, 0.6], dtype=torch.float64)
     assert plackett_luce(strengths, apart, group).item() == pytest.approx(math.log1p(math.exp(-1.5)), abs=1e-12)
+
+
+def test_grades_that_are_judged_have_the_same_ties() -> None:
+    said = [JudgedResponse(score=0.0, length=1, grades=grades) for grades in (UP, DOWN, (0.3, 0.3, 0.3))]
+    found = _compared(Judged("data", 1, said, [], []), [1.0, 1.0, 1.0])
+    assert found.pairs == [(2, 0), (2, 1)] and found.ties == [(0, 1)]
 
 
 def test_the_order_of_reviews_makes_no_preference(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier import build, checkpoint, files
-from espalier.algorithms.dimensions import total_weights
+from espalier.algorithms.dimensions import NAMELESS, total_weights
 from espalier.before import Parts
 from espalier.config import ModelConfig
+from espalier.data.rankings import score_weights, settled
 from espalier.data.store import Store
 from espalier.engines.forwards import Forwards
 from espalier.engines.learner import TorchLearner
@@ -20,7 +21,7 @@ from espalier.engines.reference import frozen
 from espalier.errors import ConfigError
 from espalier.models import heads
 from espalier.rundir import RunDir
-from espalier.runs import RunConfig, judge_of
+from espalier.runs import RunConfig, judge_of, preference_of
 from espalier.train import Finished
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, tables
@@ -159,16 +160,35 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
 def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
     weights = _weights(config)
     graded, sources = config.algorithm.traits.wants == "grades", _correctness(groups)
+    given = score_weights(preference_of(config))
+    asked = [given.get(name, 0.0) if given else 1.0 for name in p.opened.dimensions]
     records: list[Judged] = []
     for chunk in _chunks(groups):
         said = iter(learner.score([g for _, g in chunk]))
         for source, group in chunk:
             scores = [next(said)[0] for _ in group]
-            record = _record(p, source, group, scores, weights, known=source in sources)
+            record = _record(p, source, group, scores, weights, asked, known=source in sources)
             records.append(_compared(record, weights) if graded else record)
     alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
     probed = sensitivity(learner.score, alone, seed=config.loop.seed)
-    return reward.judge(records, how, probed)
+    return reward.judge(records, how, probed, {"" if name == NAMELESS else name: w for name, w in _people(config, p)})
+
+
+def _people(config: RunConfig, p: Parts) -> list[tuple[str, float]]:
+    """Dimensions of the data's grades and what they weigh in people's total: as comparisons were made of them where
+    `score_weights` says so, else as in the model's total, else alike."""
+    asked = score_weights(preference_of(config)) or total_weights(getattr(config.algorithm, "dimensions", ()))
+    return [(name, asked.get(name, 0.0) if asked else 1.0) for name in p.opened.dimensions]
+
+
+def _by_grades(group: Sequence[Sample], weights: Sequence[float]) -> bool:
+    """Whether the labels of a group, which its pairs come from, are the means of its grades, by these weights."""
+    whole = sum(map(abs, weights))
+    for s in group:
+        total = _total(s.grades[0], weights) if s.grades else None
+        if total is None or s.label is None or not math.isclose(s.label * whole, total, abs_tol=1e-9):
+            return False
+    return True
 
 
 def _correctness(groups: Groups) -> set[str]:
@@ -182,11 +202,12 @@ def _correctness(groups: Groups) -> set[str]:
 def _compared(record: Judged, weights: Sequence[float]) -> Judged:
     """The record of a group that was read for its grades alone, with the comparisons that these make: its labels are
     the grades' totals, weighed as scores are."""
-    found = [_total(r.grades, weights) for r in record.responses]
+    found = settled([_total(r.grades, weights) for r in record.responses])
     known = [(i, total) for i, total in enumerate(found) if total is not None]
     return replace(
         record,
         responses=[replace(r, label=total) for r, total in zip(record.responses, found, strict=True)],
+        by_grades=True,
         pairs=[(i, j) for i, a in known for j, b in known if a > b],
         ties=[(i, j) for i, a in known for j, b in known if a == b and i < j],
     )
@@ -198,10 +219,11 @@ def _record(
     group: Sequence[Sample],
     scores: Sequence[tuple[float, ...]],
     weights: Sequence[float],
+    asked: Sequence[float],
     *,
     known: bool,
 ) -> Judged:
-    """One held-out group; `known` takes its labels for correctness."""
+    """One held-out group; `known` takes its labels for correctness. `asked` are weights of grades, see `_by_grades`."""
     start = next((i for i, m in enumerate(group[0].mask) if m), len(group[0]))
     responses = [
         JudgedResponse(
@@ -217,7 +239,8 @@ def _record(
     ]
     pairs = [(i, j) for i, s in enumerate(group) for j in s.beats]
     ties = [(i, j) for i, s in enumerate(group) for j in s.ties]
-    return Judged(source, start, responses, pairs, ties, prompt=" ".join(map(str, group[0].tokens[:start])))
+    prompt = " ".join(map(str, group[0].tokens[:start]))
+    return Judged(source, start, responses, pairs, ties, prompt=prompt, by_grades=_by_grades(group, asked))
 
 
 def _steps(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:

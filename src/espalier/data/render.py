@@ -19,8 +19,8 @@ from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, T
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RENDER_VERSION = 2
-"""Part of the fingerprint: raised whenever the same example would give other tokens."""
+RENDER_VERSION = 3
+"""Part of the fingerprint: raised whenever the same example would give other tokens or judgements."""
 
 TrainOn = Literal["assistant", "last", "all"]
 _FORMS = {
