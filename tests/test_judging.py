@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.judging import chosen
+from espalier.judging import _by_grades, chosen
 from espalier.types import Sample
 from samples import sample
 from scoring import Place, lists
@@ -36,6 +36,19 @@ def test_the_chosen_of_graded_answers_have_the_highest_total() -> None:
     assert chosen(graded((8.0, 2.0), (7.0, 0.0)), [0.75, -0.25]) == {0}
     assert chosen(graded((8.0, 6.0), (7.0, 0.0)), [0.75, -0.25]) == {1}
     assert chosen(graded((0.0,), (-1.0,)), [1.0]) == {0}
+
+
+def test_pairs_that_are_made_of_grades_are_known() -> None:
+    """(8, 2) and (7, 0) weighed 3 and -1 are 22/4 and 21/4; ranks 0 and -1 are no grades."""
+    group = graded((8.0, 2.0), (7.0, 0.0))
+    for labels, weights, expected in (
+        ((5.5, 5.25), [3.0, -1.0], True), ((5.0, 3.5), [1.0, 1.0], True), ((5.0, 3.5), [3.0, -1.0], False),
+        ((0.0, -1.0), [1.0, 1.0], False),
+    ):  # fmt: skip
+        group[0].label, group[1].label = labels
+        assert _by_grades(group, weights) == expected
+    group[1].grades = []
+    assert not _by_grades(group, [1.0, 1.0])
 
 
 @pytest.mark.parametrize("k", [3, 1])

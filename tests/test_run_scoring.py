@@ -168,7 +168,9 @@ def test_the_workbench_is_whole(trained: Any, capsys: Any) -> None:
     low, high = (found["accuracy"]["all"][name] for name in ("low", "high"))
     assert low <= found["accuracy"]["all"]["value"] <= high and 0 < found["calibration"]["ece"] < 0.5
     assert found["sensitivity"]["ok"] and found["sensitivity"]["order"] < 1e-5
-    assert found["agreement"]["pairs_and_grades"]["agree"] > 100, "grades are read beside comparisons"
+    views = found["agreement"]["pairs_and_grades"]
+    assert views["by_grades"] > 100 and not views["agree"], "comparisons are made of the grades here"
+    assert all(isinstance(x["n"], int) for x in found["accuracy"]["source"].values())
     (dimension,) = found["agreement"]["grades"]
     assert dimension["across"] > 0.8
     page = (run / "workbench.html").read_text()

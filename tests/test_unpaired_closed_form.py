@@ -11,6 +11,7 @@ from torch import Tensor
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
+from espalier.losses import unpaired
 from espalier.ops import normalise
 from espalier.pack import pack, totals
 from espalier.types import Batch, Outputs, Sample
@@ -97,6 +98,15 @@ def test_bco_ends_where_the_logit_is_that_of_the_labels() -> None:
 
     optimizer.step(closure)
     assert 0.5 * (logits.detach().softmax(0) - target).abs().sum().item() <= 0.005
+
+
+def test_metrics_are_sums_over_a_side_divided_by_all_answers() -> None:
+    """Four answers with labels 1, 0, 0, 1: mean log-probabilities (-2 - 3) / 2 of good, (-4 - 6) / 2 of bad ones."""
+    said, good = torch.tensor([-2.0, -4.0, -6.0, -3.0]), torch.tensor([True, False, False, True])
+    terms = unpaired.metrics(torch.tensor([1.0, 0.5, -1.0, 2.0]), said, good)
+    found = {name: term.x.sum().item() / 4 for name, term in terms.items()}
+    assert found["logprobs_good"] / found["good"] == -2.5 and found["logprobs_bad"] / (1 - found["good"]) == -5
+    assert (found["rewards_good"], found["rewards_bad"], found["accuracy"]) == (0.75, -0.125, 0.75)
 
 
 def test_kto_raises_an_answer_exactly_where_good_outweighs_bad() -> None:

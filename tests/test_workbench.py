@@ -225,7 +225,12 @@ def test_agreement_within_prompts_across_them_and_among_people() -> None:
     first, second = found["grades"]
     assert first["kendall"]["value"] == 1 and first["across"] == pytest.approx(1) and first["n"] == 4
     assert second["kendall"]["value"] == 1 and second["n"] == 2
-    assert found["pairs_and_grades"] == {"agree": 0, "same": 1, "against": 0}
+    assert found["pairs_and_grades"] == {"agree": 0, "same": 1, "against": 0, "by_grades": 0}
+    weighed = agreement.agreement(rows, [0, 1], HOW, {"brief": 1.0, "kind": -1.0})
+    assert weighed["pairs_and_grades"]["agree"] == 1, "2 - 1 above 1 - 2"
+    assert [x["name"] for x in weighed["grades"]] == ["brief", "kind"]
+    made = agreement.agreement([replace(r, by_grades=True) for r in rows], [0, 1], HOW)
+    assert made["pairs_and_grades"] == {"agree": 0, "same": 0, "against": 0, "by_grades": 1}
     totals = [replace(r, responses=[replace(x, scores=()) for x in r.responses]) for r in rows]
     assert agreement.agreement(totals, [0, 1], HOW)["grades"][0]["across"] == pytest.approx(-0.6)
 

@@ -151,8 +151,8 @@ class PreferenceWatch:
             lines.append(f"the margin went from {margin.first:.3g} to {margin.now:.3g}")
         if labelled and grew:
             verdict = (
-                "Every answer has a loss of its own here, so good ones should rise. They fall where bad ones weigh more "
-                "(imbalance below 0) or share most of their tokens; a concern when sampled answers get worse."
+                "Every answer has a loss of its own here, so good ones should rise. They fall where bad ones weigh "
+                "more (imbalance below 0) or share most of their tokens; a concern when sampled answers get worse."
             )
         elif not grew:
             verdict = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,18 +49,24 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float((left * right).sum()) / size if size else None
 
 
-def agreement(records: Sequence[Judged], cluster: Sequence[int], how: Resampling) -> dict[str, Any]:
+def agreement(
+    records: Sequence[Judged], cluster: Sequence[int], how: Resampling, weights: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Rank correlations of the model's scores with people's judgements.
 
     labels: of the total score with the labels, within prompts: the mean over the groups in which both vary, resampled
     by prompt. grades: for each dimension the same with people's grade in it, and `across` all responses (Spearman),
     which a pairwise objective is not trained for. A dimension's score is the model's own in that dimension where it has
-    one for each, else its total.
+    one for each, else its total; `name` is the dimension's.
 
     pairs_and_grades: whether people's pairwise and pointwise judgements agree with each other, over pairs whose
-    responses are graded in every dimension: how often the preferred one has the higher, the same and the lower mean
-    grade. What they disagree about bounds the accuracy a model can reach on one when trained on the other.
+    responses are graded in every dimension: how often the preferred one has the higher, the same and the lower total
+    grade. What they disagree about bounds the accuracy a model can reach on one when trained on the other. Pairs that
+    were made of the grades can only agree: they are counted apart, as `by_grades`.
+
+    weights: names of the grades' dimensions and what each weighs in their total; without them all weigh alike.
     """
+    names, shares = list(weights or {}), list((weights or {}).values())
     dimensions = max((len(r.grades) for g in records for r in g.responses), default=0)
     graded = []
     for k in range(dimensions):
@@ -68,13 +74,20 @@ def agreement(records: Sequence[Judged], cluster: Sequence[int], how: Resampling
         grades = [[_known(r.grades[k]) if k < len(r.grades) else None for r in g.responses] for g in records]
         flat = [(s, y) for a, b in zip(scores, grades, strict=True) for s, y in zip(a, b, strict=True) if y is not None]
         across = spearman([s for s, _ in flat], [y for _, y in flat]) if flat else None
-        graded.append({**_both(scores, grades, cluster, how), "across": across, "n": len(flat)})
+        graded.append(
+            {
+                "name": names[k] if k < len(names) else "",
+                **_both(scores, grades, cluster, how),
+                "across": across,
+                "n": len(flat),
+            }
+        )
     totals = [[r.score for r in g.responses] for g in records]
     labels = [[r.label for r in g.responses] for g in records]
     return {
         "labels": _both(totals, labels, cluster, how),
         "grades": graded,
-        "pairs_and_grades": _people(records),
+        "pairs_and_grades": _people(records, shares),
     }
 
 
@@ -112,11 +125,15 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _people(records: Sequence[Judged]) -> dict[str, int]:
-    out = {"agree": 0, "same": 0, "against": 0}
+def _people(records: Sequence[Judged], weights: Sequence[float]) -> dict[str, int]:
+    out = {"agree": 0, "same": 0, "against": 0, "by_grades": 0}
     for p in pairs(records):
         sides = (p.first.grades, p.second.grades)
-        if all(side and all(math.isfinite(x) for x in side) for side in sides):
-            gap = sum(sides[0]) / len(sides[0]) - sum(sides[1]) / len(sides[1])
+        if not all(side and all(math.isfinite(x) for x in side) for side in sides):
+            continue
+        if records[p.group].by_grades:
+            out["by_grades"] += 1
+        else:
+            gap = math.fsum(w * (a - b) for w, a, b in zip(weights or [1.0] * len(sides[0]), *sides, strict=True))
             out["agree" if gap > 0 else "against" if gap < 0 else "same"] += 1
     return out

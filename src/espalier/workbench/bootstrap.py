@@ -41,7 +41,8 @@ class Estimate:
     prompts: int
 
     def as_dict(self) -> dict[str, float | int | None]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.count, "prompts": self.prompts}
+        n = int(self.count) if self.count == int(self.count) else self.count
+        return {"value": self.value, "low": self.low, "high": self.high, "n": n, "prompts": self.prompts}
 
 
 def ratio(

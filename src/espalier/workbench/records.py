@@ -33,7 +33,7 @@ class Judged:
 
     pairs: (i, j) where people prefer response i to response j. ties: (i, j) that they find equal. prompt: groups with
     the same prompt, where one is given, are resampled together, because their answers are not independent; without one
-    a group stands for itself.
+    a group stands for itself. by_grades: pairs and ties were made of the responses' grades, not judged by themselves.
     """
 
     source: str
@@ -42,6 +42,7 @@ class Judged:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     ties: list[tuple[int, int]] = field(default_factory=list)
     prompt: str = ""
+    by_grades: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,12 @@ from espalier.workbench.records import Judged, checked, clusters, pairs, ties
 
 
 def judge(
-    records: Sequence[Judged], how: Resampling | None = None, sensitivity: Mapping[str, Any] | None = None
+    records: Sequence[Judged],
+    how: Resampling | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Measure a reward model on held-out groups.
+    """Measure a reward model on held-out groups. `weights` are those of the grades' dimensions, by name.
 
     Keys of the result, each None or with value None where the data cannot say it:
 
@@ -66,7 +69,7 @@ def judge(
         "ties": at_ties([p.gap for p in tied], gaps),
         "length": length_bias(records, cluster, how),
         "format": format_bias(records, cluster, how),
-        "agreement": agreement(records, cluster, how),
+        "agreement": agreement(records, cluster, how, weights),
         "best_of_n": best_of_n(records, cluster, how),
         "sensitivity": dict(sensitivity) if sensitivity is not None else None,
         "intervals": {"seed": how.seed, "resamples": how.resamples, "confidence": how.confidence, "over": "prompts"},

@@ -55,14 +55,16 @@ def findings(report: Numbers) -> list[tuple[str, str, str]]:
     out += [("format", f"{verb} it to plain text", said(form[who])) for who, verb in VERBS.items()]
     out.append(("format", "model beyond people", said(form["excess"], "+.1%")))
     out.append(("format", "score for it between equals", said(form["gap_at_ties"], "+.3f")))
-    for what, x in [("labels", agree["labels"]), *((f"grade {k}", x) for k, x in enumerate(agree["grades"]))]:
+    for what, x in [("labels", agree["labels"]), *((f"grade {x['name']}".strip(), x) for x in agree["grades"])]:
         out += [
             ("agreement", f"{what}, {name} within prompts", said(x[name], ".3f")) for name in ("spearman", "kendall")
         ]
         if "across" in x:
             out.append(("agreement", f"{what}, Spearman across all", number(x["across"])))
     views = agree["pairs_and_grades"]
-    if any(views.values()):
+    if views["by_grades"]:
+        out.append(("agreement", "people's pairs and people's grades", "the pairs are made of the grades"))
+    if any(views[name] for name in ("agree", "same", "against")):
         text = f"{views['agree']:,} agree, {views['same']:,} graded alike, {views['against']:,} against"
         out.append(("agreement", "people's pairs and people's grades", text))
     if (curve := report["best_of_n"]) is not None:
