@@ -165,3 +165,39 @@ def test_what_no_term_of_a_reward_model_reads(unread: dict[str, Any], read: dict
 def test_a_refused_choice_is_named_where_it_was_given(desk: Desk) -> None:
     desk.run("dpo", "--variant", "plackett_luce", "--flip", 0.1, code=2)
     assert "--flip is given, but plackett_luce learns from whole orders" in desk.err
+
+
+# ------------------------------------------------------------------------------------------------------------- printed
+
+LABELS = [{"prompt": f"is {i} even", "response": "yes" if i % 4 else "no", "label": i % 2 == 0} for i in range(8)]
+SCORED = [{"prompt": f"name {i}", "responses": [f"best {i}", f"bad {i}"], "scores": [3, 1]} for i in range(8)]
+CLOSE = {"prompt": "name it", "responses": ["this one", "that one"], "scores": [3, 2.75]}
+MARKS = [{"many": 3, "few": 1}, {"many": 1, "few": 2}]
+NAMED = [{"prompt": f"say {i}", "responses": [f"a{i}", f"b{i} too"], "scores": MARKS} for i in range(8)]
+SHORT = ("--samples-per-step", 8, "--steps", 1)
+
+
+def test_kto_says_where_min_gap_touches_nothing(desk: Desk) -> None:
+    desk.run("kto", "--min-gap", 0.5, *SHORT, data=desk.rows("labels", LABELS), name="labels")
+    assert "min_gap touches no row that is kept" in desk.out and "judgements:" not in desk.out
+    desk.run("kto", "--min-gap", 0.5, *SHORT, data=desk.rows("scored", SCORED), name="scored")
+    assert "judgements: those less than 0.5 apart are left out" in desk.out and "touches no row" not in desk.out
+
+
+def test_two_levels_that_are_too_close_are_no_labels(desk: Desk) -> None:
+    data = desk.rows("close", [*SCORED, CLOSE])
+    desk.run("bco", "--min-gap", 0.5, *SHORT, data=data, code=2)
+    assert "got none; left out: gap below min_gap (2); expected labels, or responses on exactly two levels" in desk.err
+    assert "not judged" not in desk.err
+    run = desk.run("bco", "--min-gap", 0.5, "--on-bad-row", "skip", *SHORT, data=data, name="skipped")
+    assert [row["line"] for row in run.rejected] == [9]
+    desk.run("bco", "--min-gap", 0.25, *SHORT, data=data, name="kept")
+
+
+def test_score_weights_are_said_to_apply_to_named_scores_alone(desk: Desk) -> None:
+    for name, command in (("pairs", "dpo"), ("scores", "kto")):
+        data = desk.pairs if name == "pairs" else desk.rows(name, SCORED)
+        desk.run(command, "--score-weights", "many=1", *SHORT, data=data, name=name)
+        assert "score_weights touch no row that is kept" in desk.out and "score dimensions weigh" not in desk.out
+    desk.run("kto", "--score-weights", "many=1", *SHORT, data=desk.rows("named", NAMED), name="named")
+    assert "judgements: score dimensions weigh many=1" in desk.out and "touch no row" not in desk.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +33,7 @@ from espalier.errors import RowError
 from espalier.microbatches import microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
-from espalier.reference import build_reference, reference_bytes
+from espalier.reference import build_reference, check_model, reference_bytes
 from espalier.runs import RunConfig, preference_of
 from espalier.train import loss_of
 from espalier.types import Example, Sample
@@ -66,6 +66,7 @@ def parts(config: RunConfig) -> Iterator[Parts]:
     world = worlds.start(device)
     say = Progress(0, rank=world.rank)
     try:
+        check_model(config)
         noise, head = getattr(config.algorithm, "neftune_alpha", 0.0), build.head_of(config)
         model = build.build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head)
         renderer = build.build_renderer(config, model.loaded)
@@ -93,7 +94,7 @@ def describe_data(config: RunConfig, p: Parts) -> None:
             p.say.note(f"{s.source}: {line}")
     if repeated := sum(t.duplicates for _, t in stats):
         p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
-    for line in _taken(config):
+    for line in _taken(config, [t for _, t in stats]):
         p.say.note(line)
 
 
@@ -122,18 +123,26 @@ def describe(config: RunConfig, p: Parts) -> None:
         p.say.note(line)
 
 
-def _taken(config: RunConfig) -> Iterator[str]:
-    """What is asked for of judgements, where anything is."""
+def _taken(config: RunConfig, stats: Sequence[StoreStats]) -> Iterator[str]:
+    """What is asked for of judgements, where anything is, and what of it touches none that these rows have."""
     asked = preference_of(config)
+    have = {kind for t in stats for kind in t.judged_by}
+    # Labels that are learned from as they are have no gap; as comparisons, good and bad are 1 apart.
+    gaps = config.algorithm.traits.wants != "labels" or bool(have - {"labels"})
+    weights = "dimensions" in have
     said = [
         f"{asked.judged_by} alone decide" * (asked.judged_by != "auto"),
-        f"those less than {asked.min_gap:g} apart are left out" * bool(asked.min_gap),
+        f"those less than {asked.min_gap:g} apart are left out" * bool(asked.min_gap and gaps),
         f"at most {asked.max_pairs:,} a prompt" * bool(asked.max_pairs),
         f"a share of {asked.flip:g} is turned around, of held-out ones none" * bool(asked.flip),
-        f"score dimensions weigh {', '.join(asked.score_weights)}" * bool(asked.score_weights),
+        f"score dimensions weigh {', '.join(asked.score_weights)}" * bool(asked.score_weights and weights),
     ]
     if any(said):
         yield f"judgements: {'; '.join(filter(None, said))}"
+    if asked.min_gap and not gaps:
+        yield "min_gap touches no row that is kept: labels good and bad decide in all of them, not ranks or scores"
+    if asked.score_weights and not weights:
+        yield "score_weights touch no row that is kept: scores of named dimensions decide in none of them"
 
 
 def _counted(stats: StoreStats) -> Iterator[str]:

@@ -55,15 +55,24 @@ def levels(ranking: Ranking, weights: Mapping[str, float], by: Kind = "auto") ->
     >>> levels(both, {"brief": 1.0})
     [2.0, 1.0, 5.0]
     """
-    responses = ranking.responses
-    if by == "ranks" or (by == "auto" and any(response.rank is not None for response in responses)):
+    responses, by = ranking.responses, decides(ranking, by)
+    if by == "ranks":
         return [None if response.rank is None else float(-response.rank) for response in responses]
-    scored = any(score is not None for response in responses for score in response.scores)
-    if by == "scores" or (by == "auto" and scored):
+    if by == "scores":
         if ranking.dimensions:
             _check_names(ranking.dimensions, weights)
         return settled([_total(response, ranking.dimensions, weights) for response in responses])
     return [None if response.good is None else float(response.good) for response in responses]
+
+
+def decides(ranking: Ranking, by: Kind = "auto") -> Literal["ranks", "scores", "labels"]:
+    """Which judgement decides for a ranking: the one that `by` names or, of auto, the first that a response has."""
+    if by != "auto":
+        return by
+    if any(response.rank is not None for response in ranking.responses):
+        return "ranks"
+    scored = any(score is not None for response in ranking.responses for score in response.scores)
+    return "scores" if scored else "labels"
 
 
 def settled(levels: Sequence[float | None]) -> list[float | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from espalier.data.rankings import comparisons, labels, levels, score_weights
+from espalier.data.rankings import TOO_CLOSE, closer, comparisons, decides, labels, levels, score_weights
 from espalier.data.rendered import EMPTIED, Draft, Judged, Rendered
 from espalier.data.steplabels import relabel
 from espalier.data.trees import threads
@@ -20,6 +20,7 @@ from espalier.types import Chat, Message, Ranking, Response, Steps, Tree
 
 if TYPE_CHECKING:
     from espalier.config import PreferenceConfig
+    from espalier.data.form import Form
     from espalier.data.render import Renderer
 
 UNCOMPARED = "in no comparison"
@@ -49,6 +50,7 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     """
     form = renderer.form
     group = Judged("ranking")
+    group.judged_by = _decides(example, form)
     answers = _answers(renderer, example, key, group)
     if form.reads or form.wants == "grades":
         _grade(example, answers, group)
@@ -59,7 +61,7 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
         answers = known
     else:
         if form.wants == "labels":
-            _label(example, answers, group, form.preference)
+            answers = _labelled(answers, group, form.preference)
         judged = [a for a in answers if a.level is not None]
         group.drop(UNJUDGED, len(answers) - len(judged))
         answers = _distinct(judged, group)
@@ -73,7 +75,8 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
         answers = _compared(renderer, answers, group)
     if not answers:
         missing = {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, "")
-        raise _nothing(group, missing, renderer.max_length)
+        graded = "Answers that are compared are for --objective bradley_terry" if form.wants == "grades" else ""
+        raise _nothing(group, missing, renderer.max_length, fix=graded)
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
@@ -118,19 +121,32 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
     return found
 
 
-def _label(example: Ranking, answers: Sequence[_Answer], group: Judged, how: PreferenceConfig) -> None:
-    """Make levels of labels, 1 good and 0 bad: the responses' own, unless `judged_by` names ranks or scores, else
-    whether they are on the better of exactly two levels that are `min_gap` apart or more."""
+def _decides(example: Ranking, form: Form) -> str:
+    """Which judgement decides, in the words of `Judged.judged_by`; where labels are wanted, they go first."""
+    how = form.preference.judged_by
+    if form.wants == "labels" and how == "auto" and any(response.good is not None for response in example.responses):
+        return "labels"
+    found = decides(example, how)
+    return "dimensions" if found == "scores" and example.dimensions else found
+
+
+def _labelled(answers: list[_Answer], group: Judged, how: PreferenceConfig) -> list[_Answer]:
+    """Make levels of labels, 1 good and 0 bad: the responses' own where these decide, else whether they are on the
+    better of exactly two levels. Where such two are less than `min_gap` apart, no answer is left."""
     group.labelled = True
-    if how.judged_by in ("auto", "labels") and any(response.good is not None for response in example.responses):
+    if group.judged_by == "labels":
         for answer in answers:
             good = answer.rendered.response.good if answer.rendered.response else None
             answer.level = None if good is None else float(good)
-        return
+        return answers
     found = sorted({answer.level for answer in answers if answer.level is not None})
-    two = len(found) == 2 and found[1] - found[0] >= how.min_gap
+    if len(found) == 2 and closer(found[0], found[1], how.min_gap):
+        unjudged = [answer for answer in answers if answer.level is None]
+        group.drop(TOO_CLOSE, len(answers) - len(unjudged))
+        return unjudged
     for answer in answers:
-        answer.level = float(answer.level == found[1]) if two and answer.level is not None else None
+        answer.level = float(answer.level == found[1]) if len(found) == 2 and answer.level is not None else None
+    return answers
 
 
 def _grade(example: Ranking, answers: Sequence[_Answer], group: Judged) -> None:
@@ -177,7 +193,7 @@ def _compared(renderer: Renderer, answers: Sequence[_Answer], group: Judged) -> 
     }
     if not used or (form.wants == "pairs" and not any(found.beats)):
         missing = "no strict preference" if form.wants == "pairs" else "no comparison"
-        raise _nothing(group, missing, renderer.max_length, len(answers))
+        raise _nothing(group, missing, renderer.max_length, len(answers), _elsewhere(answers))
     place_of = {place: number for number, place in enumerate(sorted(used))}
     for place in place_of:
         sample = answers[place].rendered.sample
@@ -196,7 +212,17 @@ def _draw_key(answers: Sequence[_Answer]) -> int:
     return int.from_bytes(state.digest(), "little")
 
 
-def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0) -> RowError:
+def _elsewhere(answers: Sequence[_Answer]) -> str:
+    """Which command answers are for that cannot be compared, each being judged for itself."""
+    responses = [a.rendered.response for a in answers if a.rendered.response is not None]
+    if any(r.good is not None for r in responses):
+        return "Answers that are labelled good or bad are for `espalier kto` or `espalier bco`"
+    if len(responses) == 1 and any(score is not None for score in responses[0].scores):
+        return "Single answers with scores are for `espalier reward --objective pointwise`"
+    return ""
+
+
+def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0, fix: str = "") -> RowError:
     """Why a row is refused: `reason`, or what was wrong with its responses, which are cut to `limit` tokens, where no
     two are `left` that are judged and differ."""
     bad = [name for name in group.dropped if name in _FAULTS and left < 2]
@@ -209,10 +235,12 @@ def _nothing(group: Judged, reason: str, limit: int = 0, left: int = 0) -> RowEr
             fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
         )
     told = ", ".join(f"{name} ({count})" for name, count in group.dropped.items())
-    level = {0: "none that is judged", 1: "1 response"}.get(left, f"{left} responses, none better than another")
+    level = {0: "none that is judged" if UNJUDGED in group.dropped else "none", 1: "1 response"}.get(
+        left, f"{left} responses, none better than another"
+    )
     if not bad and told:
         told = f"{level}; left out: {told}"
-    return RowError(why, got=told or level, expected=_EXPECTED.get(reason, ""))
+    return RowError(why, got=told or level, expected=_EXPECTED.get(reason, ""), fix="" if bad else fix)
 
 
 CUT = "identical after the cut"

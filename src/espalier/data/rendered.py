@@ -39,6 +39,7 @@ class Judged(list[Rendered]):
     dropped: how often what was left out, by reason. dimensions: the names of what `Sample.grades` are about, where a
     run reads scores and the row has some. learned: the run learns from grades alone, so that a row with others than the
     rows before it is refused; elsewhere it only loses them. labelled: `Sample.label` is 1 for good and 0 for bad.
+    judged_by: which judgement of a ranking decides: ranks, scores, dimensions (scores of named ones) or labels.
     """
 
     def __init__(self, kind: Literal["ranking", "steps", "tree"]) -> None:
@@ -48,6 +49,7 @@ class Judged(list[Rendered]):
         self.dimensions: tuple[str, ...] = ()
         self.learned = False
         self.labelled = False
+        self.judged_by = ""
 
     def drop(self, reason: str, count: int = 1) -> None:
         if count:

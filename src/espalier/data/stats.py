@@ -52,6 +52,7 @@ class StoreStats:
     kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses where a run takes
     those, of steps where it takes steps. `dimensions` names what grades of responses are about, the same in all rows
     that have some; `lowest` and `highest` are the least and the largest of them, None where nobody gave one.
+    `judged_by` counts rankings by the judgement that decides: ranks, scores, dimensions (scores of named ones), labels.
     """
 
     rows: int = 0
@@ -83,6 +84,7 @@ class StoreStats:
     dimensions: tuple[str, ...] = ()
     lowest: float | None = None
     highest: float | None = None
+    judged_by: dict[str, int] = field(default_factory=dict)
 
     @property
     def stop_share(self) -> float:
@@ -114,6 +116,8 @@ class StoreStats:
         self.dimensions = row.dimensions or self.dimensions
         for reason, count in row.dropped.items():
             _add(self.dropped, reason, count)
+        if row.judged_by:
+            _add(self.judged_by, row.judged_by, 1)
         if row.kind == "ranking":
             self.responses[len(row)] = self.responses.get(len(row), 0) + 1
             given = [x for s in samples for grade in s.grades for x in grade if not math.isnan(x)]
