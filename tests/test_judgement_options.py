@@ -190,7 +190,7 @@ def test_two_levels_that_are_too_close_are_no_labels(desk: Desk) -> None:
     assert "got none; left out: gap below min_gap (2); expected labels, or responses on exactly two levels" in desk.err
     assert "not judged" not in desk.err
     run = desk.run("bco", "--min-gap", 0.5, "--on-bad-row", "skip", *SHORT, data=data, name="skipped")
-    assert [row["line"] for row in run.rejected] == [9]
+    assert len(run.rejected) == 1 and "close.jsonl:9: " in str(run.rejected)
     desk.run("bco", "--min-gap", 0.25, *SHORT, data=data, name="kept")
 
 
