@@ -14,8 +14,8 @@ from espalier.engines.learner import TorchLearner
 from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.protocols import Reference
 from espalier.engines.reference import ModelReference, StartReference
-from espalier.errors import ConfigError
-from espalier.models.load import Loaded
+from espalier.errors import ConfigError, ModelError
+from espalier.models.load import Loaded, check_causal
 from espalier.runs import RunConfig, reference_of
 
 
@@ -49,6 +49,20 @@ def build_reference(
     forwards = other[1].forwards if other else learner.forwards
     stores = [s for s in opened.all if s.part == "main"]
     return PrecomputedReference(forwards, stores, cache=cache, weights=weights, progress=said)
+
+
+def check_model(config: RunConfig) -> None:
+    """Whether another model as the reference is one, by its config alone, so that it is known before data is read.
+
+    Raises ConfigError where it is missing or no causal language model, such as a reward model.
+    """
+    asked = reference_of(config)
+    if asked is None or not asked.reference_model:
+        return
+    try:
+        check_causal(asked.reference_model, trust_remote_code=config.model.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"reference_model: {error}", key="reference_model") from error
 
 
 def weights_of(loaded: Loaded, adapter: str, cache: Path) -> dict[str, str]:

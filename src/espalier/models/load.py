@@ -228,7 +228,12 @@ def locate(path: str, *, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:  # the client raises its own, the HTTP library's and OSError
-        raise ModelError(f"{path} is no local directory, and the hub does not give it: {_line(error)}") from error
+        raise ModelError(f"{path} is no local directory, and the hub does not give it: {_line(error)[:160]}") from error
+
+
+def check_causal(path: str, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError where a model is missing, or is by its config no causal language model; no weight is read."""
+    _read_config(path, locate(path), trust_remote_code)
 
 
 def _declares_own(folder: Path) -> bool:
