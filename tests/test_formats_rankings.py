@@ -298,7 +298,7 @@ ANSWER = {"prompt": "Q", "response": "a"}
         ("scores", ANSWER | {"score": True}, "wrong type"),
         ("scores", ANSWER | {"score": None}, "missing key"),
         ("scores", ANSWER | {"helpfulness": 9, "scale": [0, 4]}, "score out of range; field helpfulness"),
-        ("labels", ANSWER | {"label": "good"}, "wrong type; field label"),
+        ("labels", ANSWER | {"label": "fine"}, "wrong type; field label"),
         ("labels", {"text": "a", "label": True}, "missing key"),
         ("labels", {"instruction": "Q", "instances": [{"output": "a"}] * 2, "label": True}, "several answers"),
     ],

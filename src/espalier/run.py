@@ -52,9 +52,11 @@ def train(config: RunConfig) -> Path:
             finished = _train(config, p, learner, reference, run)
             if finished.chosen is None:
                 name = checkpoint.step_name(finished.state.step)
-                p.say.note(f"stopped by {finished.stopped}, saved as {name}; {resumption(run.path)}")
-                if finished.stopped == "SIGINT":
+                saved = f"stopped by {finished.stopped}, saved as {name}"
+                if finished.stopped == "SIGINT":  # whoever catches it says how to go on
+                    p.say.note(saved)
                     raise KeyboardInterrupt
+                p.say.note(f"{saved}; {resumption(run.path)}")
                 return run.checkpoints / name / "model"
             _finish(config, p, learner, finished, run)
             return run.model

@@ -20,7 +20,9 @@ def expand(example: Example, form: str) -> Sequence[Example | RowError]:
     good or bad as a whole. steps: solutions in steps alone. Everything else is a RowError.
     """
     if form == "steps":
-        return [example if isinstance(example, Steps) else _not(example, "no steps", "a solution in steps with labels")]
+        if isinstance(example, Steps):
+            return [example]
+        return [_not(example, "no steps", "a solution in steps with labels", _command(example))]
     if form == "ranking":
         match example:
             case Ranking():
@@ -30,7 +32,8 @@ def expand(example: Example, form: str) -> Sequence[Example | RowError]:
             case Steps(solved=bool()):
                 response = Response(_joined(example), good=example.solved)
                 return [Ranking(example.prompt, (response,), origin=example.origin)]
-        return [_not(example, "no judgement", "a pair, a ranked list, scores, labels or a tree of ranked answers")]
+        expected = "a pair, a ranked list, scores, labels or a tree of ranked answers"
+        return [_not(example, "no judgement", expected, _command(example))]
     match example:
         case Ranking():
             return [best(example)]
@@ -75,5 +78,20 @@ def _joined(steps: Steps) -> Message:
     return Message("assistant", steps.separator.join(steps.steps))
 
 
-def _not(example: Example, reason: str, expected: str) -> RowError:
-    return RowError(reason, got=_KIND.get(type(example), f"a {type(example).__name__.lower()}"), expected=expected)
+def _not(example: Example, reason: str, expected: str, fix: str = "") -> RowError:
+    got = _KIND.get(type(example), f"a {type(example).__name__.lower()}")
+    return RowError(reason, got=got, expected=expected, fix=fix)
+
+
+def _command(example: Example) -> str:
+    """Which command such examples are for."""
+    match example:
+        case Steps():
+            return "Solutions in steps are for `espalier prm`"
+        case Ranking(responses=(_,)) if example.responses[0].good is not None:
+            return "Answers that are labelled good or bad are for `espalier kto` or `espalier bco`"
+        case Ranking():
+            return "Pairs, ranks and scores are for `espalier dpo` or `espalier reward`"
+        case Tree():
+            return "Trees are for `espalier sft` or, with ranks, `espalier dpo` and `espalier reward`"
+    return "Conversations and texts without a judgement are for `espalier sft`"

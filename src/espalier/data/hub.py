@@ -33,6 +33,9 @@ def hub_rows(shown: str) -> Iterator[Row | RowError]:
             yield problem.at(f"{shown}:{number}") if problem else Row(number, row)
     except DataError:
         raise
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as e:
+        offline = " (offline: the hub cannot be reached)" if isinstance(e, ConnectionError) else ""
+        raise DataError(f"{shown}: no such file or folder, nor a data set on the hub{offline}") from e
     except Exception as e:  # `datasets` and the network raise errors of many libraries, with no common base
         reason = " ".join(str(e).split())[:500]
         raise DataError(

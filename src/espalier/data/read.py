@@ -20,8 +20,9 @@ from espalier.data.rows import NAMES, open_file
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin
 
-READ_VERSION = 2
+READ_VERSION = 3
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
+ELSEWHERE = "These are solutions in steps, which `espalier prm` learns from"
 WINDOW = 16
 """Rows that vote on a source's format."""
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?(#[\w.-]+)?")
@@ -194,6 +195,8 @@ def _examples(
                 raise unknown(row.value)
             yield from convert(name, row.value, Origin(source.name, row.line), alpaca_prompt=alpaca_prompt)
         except RowError as e:
+            if name == "steps" and form != "steps":
+                e.fix = f"{e.fix}. {ELSEWHERE}" if e.fix else ELSEWHERE
             yield e.at(f"{source.path}:{row.line}")
 
     every = counted()

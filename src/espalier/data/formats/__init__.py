@@ -62,7 +62,7 @@ def sniff(row: Any, form: As = "chat") -> str | None:
         ("nodes", trees.is_node(row)),
         ("steps", _is_steps(row) or (form == "steps" and ranked.is_ranked(row))),
         ("ranked", ranked.is_ranked(row)),
-        ("labels", labels.is_labelled(row)),
+        ("labels", labels.is_labelled(row, words=form == "ranking")),
         ("scores", form == "ranking" and labels.is_scored(row)),
     )
     return next((name for name, fits in looks if fits), None) or chats.sniff_chat(row)

@@ -27,6 +27,7 @@ from espalier.errors import RowError
 from espalier.types import Message, Origin, Ranking, Response
 
 Scale = tuple[float, float]
+WORDS = {"good": True, "bad": False, "true": True, "false": False}
 TEXTS = ("text", "content", "response", "completion", "answer", "output", "value")
 
 
@@ -111,12 +112,20 @@ def score(value: Any, field: str, scale: Scale | None = None) -> float | None:
     return float(value)
 
 
+def is_word(value: Any) -> bool:
+    """Whether a value is one of the words that stand for true and false."""
+    return isinstance(value, str) and value.strip().lower() in WORDS
+
+
 def flag(value: Any, field: str) -> bool | None:
-    """True or false, which may be written as 1 and 0, or None for null. Raises RowError for anything else."""
+    """True or false, which may be written as 1 and 0 or as good and bad, or None for null. Raises RowError for anything
+    else."""
     if value is None or isinstance(value, bool):
         return value
+    if is_word(value):
+        return bool(WORDS[value.strip().lower()])
     if not isinstance(value, int | float) or value not in (0, 1):
-        raise wrong_type(field, value, "true or false")
+        raise wrong_type(field, value, "true or false, or good or bad")
     return bool(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.data.formats.chats import read_chat, sniff_chat
 from espalier.data.formats.common import Fields, first_key, missing, wrong_type
-from espalier.data.formats.judged import flag, ranking, scale_of, score
+from espalier.data.formats.judged import flag, is_word, ranking, scale_of, score
 from espalier.types import Chat, Origin, Ranking, Response
 
 LABELS = ("label", "kto_tag")
@@ -15,9 +15,11 @@ DIMENSIONS = (
 )
 
 
-def is_labelled(row: Fields) -> bool:
-    """Whether a row is a conversation beside which a label stands that is true or false."""
-    return isinstance(row.get(first_key(row, LABELS) or ""), bool) and sniff_chat(row) not in (None, "text")
+def is_labelled(row: Fields, *, words: bool = False) -> bool:
+    """Whether a row is a conversation beside which a label stands that is true or false, with `words` also good or bad
+    in words."""
+    label = row.get(first_key(row, LABELS) or "")
+    return (isinstance(label, bool) or (words and is_word(label))) and sniff_chat(row) not in (None, "text")
 
 
 def is_scored(row: Fields) -> bool:
@@ -32,7 +34,7 @@ def is_scored(row: Fields) -> bool:
 def read_labels(row: Fields, origin: Origin) -> Ranking:
     """A Ranking of one response with a label: the last turn of a conversation in any format, and `label` (`kto_tag`).
 
-    Raises RowError, also where the label is neither true (1) nor false (0).
+    Raises RowError, also where the label is neither true (1, good) nor false (0, bad).
     """
     key = first_key(row, LABELS)
     if key is None:
