@@ -148,11 +148,11 @@ def test_dpo_is_ln_2_where_policy_and_reference_agree() -> None:
 def test_ipo_by_hand() -> None:
     tau = 0.25
     gaps = [R[w] / LENGTHS[w] - R[l] / LENGTHS[l] - 1 / (2 * tau) for w, l in PAIRS]
-    loss, terms, gradient = evaluate(DPO(variant=("ipo",), beta=tau))
+    loss, terms, gradient = evaluate(DPO(variant=("ipo",), beta=tau, ipo_average=True))
     assert loss == terms["ipo"] == pytest.approx(sum(g * g for g in gaps) / 6, rel=1e-12)
     assert gradient.tolist() == pytest.approx(spread(both([2 * g for g in gaps]), mean=True), abs=1e-12)
     gaps = [R[w] - R[l] - 1 / (2 * tau) for w, l in PAIRS]
-    loss, _, gradient = evaluate(DPO(variant=("ipo",), beta=tau, ipo_average=False))
+    loss, _, gradient = evaluate(DPO(variant=("ipo",), beta=tau))
     assert loss == pytest.approx(sum(g * g for g in gaps) / 6, rel=1e-12)
     assert gradient.tolist() == pytest.approx(spread(both([2 * g for g in gaps])), abs=1e-12)
 
@@ -306,12 +306,12 @@ def test_trust_region_moves_the_reference() -> None:
         ({"variant": ("robust",)}, "robust needs label_smoothing"),
         ({"variant": ("robust",), "label_smoothing": 0.5}, "label_smoothing: got 0.5"),
         ({"variant": ("hinge",), "label_smoothing": 0.1}, "label_smoothing is for sigmoid, sigmoid_norm, robust"),
-        ({"ipo_average": False}, "ipo is no variant"),
+        ({"ipo_average": True}, "ipo is no variant"),
         ({"variant": ("apo_zero",), "f_divergence": "js"}, "a constant that cancels"),
         ({"divergence_alpha": 0.3}, "f_divergence is reverse_kl"),
         ({"variant": ("plackett_luce",), "ld_alpha": 0.5}, "ld_alpha cuts"),
         ({"sync_alpha": 0.5}, "sync_every is 0"),
-        ({"beta": 0}, "beta: got 0"),
+        ({"beta": -0.1}, "beta: got -0.1"),
         ({"f_divergence": "jss"}, "Did you mean js"),
     ],
 )

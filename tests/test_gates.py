@@ -42,7 +42,7 @@ def test_expected_losses_by_hand() -> None:
     [
         ({}, LN2), ({"label_smoothing": 0.1}, LN2), ({"variant": ("robust",), "label_smoothing": 0.1}, LN2),
         ({"variant": ("sigmoid_norm",)}, LN2), ({"variant": ("ipo",)}, 25.0), ({"variant": ("hinge",)}, 1.0),
-        ({"variant": ("ipo",), "ipo_average": False, "beta": 0.25}, 4.0), ({"variant": ("apo_zero",)}, 1.0),
+        ({"variant": ("ipo",), "ipo_average": True, "beta": 0.25}, 4.0), ({"variant": ("apo_zero",)}, 1.0),
         ({"variant": ("apo_down",)}, 1.0), ({"variant": ("plackett_luce",)}, LN2), ({"sft_coef": 0.5}, LN2 + 1.0),
         ({"variant": ("sigmoid", "hinge=0.5")}, LN2 + 0.5), ({"f_divergence": "js"}, LN2), ({"ld_alpha": 0.5}, LN2),
     ],
@@ -122,8 +122,8 @@ def run_of(seed: int) -> tuple[list[list[Sample]], torch.Tensor, list[tuple[floa
 @pytest.mark.parametrize(
     "algorithm",
     [
-        DPO(), DPO(variant=("sigmoid_norm",), beta=5.0), DPO(label_smoothing=0.2), DPO(variant=("ipo",)),
-        DPO(variant=("robust",), label_smoothing=0.2), DPO(variant=("ipo",), ipo_average=False), DPO(sft_coef=0.7),
+        DPO(), DPO(variant=("sigmoid_norm",)), DPO(label_smoothing=0.2), DPO(variant=("ipo",)),
+        DPO(variant=("robust",), label_smoothing=0.2), DPO(variant=("ipo",), ipo_average=True), DPO(sft_coef=0.7),
         DPO(variant=("hinge", "apo_zero=2", "apo_down=0.3")), DPO(f_divergence="js"), DPO(f_divergence="alpha"),
         DPO(variant=("plackett_luce",)), SimPO(sft_coef=0.3), ORPO(), CPO(),
     ],

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from desk import Desk, saved, write
+from espalier.algorithms.dpo import DPO
 from espalier.config import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
 from espalier.data.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
+from espalier.firstloss import expected_first_loss
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
 from espalier.options import build
@@ -165,6 +167,33 @@ def test_what_no_term_of_a_reward_model_reads(unread: dict[str, Any], read: dict
 def test_a_refused_choice_is_named_where_it_was_given(desk: Desk) -> None:
     desk.run("dpo", "--variant", "plackett_luce", "--flip", 0.1, code=2)
     assert "--flip is given, but plackett_luce learns from whole orders" in desk.err
+
+
+# --------------------------------------------------------------------------------------------------------- its own beta
+
+STILL, LED = (-5.0, -8.0, -5.0, -8.0, 2.0, 4.0), (-4.0, -8.0, -5.0, -8.0, 2.0, 4.0)  # a lead of 1, of 1/2 a token
+
+
+@pytest.mark.parametrize(
+    ("variant", "beta", "strength"),
+    [
+        ("sigmoid", 0, 0.1), ("ipo", 0, 0.1), ("sigmoid_norm", 0, 5.0), ("sigmoid_norm=0.5", 0, 5.0),
+        (["sigmoid_norm", "hinge"], 0, 0.1), ("sigmoid_norm", 0.2, 0.2), ("sigmoid", 2, 2.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_beta_is_the_papers_of_the_variant_where_none_is_given(variant: Any, beta: float, strength: float) -> None:
+    algorithm = config("dpo", variant=variant, beta=beta).algorithm
+    assert isinstance(algorithm, DPO) and algorithm.strength == strength
+
+
+def test_first_losses_at_the_papers_defaults() -> None:
+    """IPO sums, with tau 0.1: (0 - 5)^2, and (1 - 5)^2 with a lead of 1. A lead of 1/2 a token counts 5/2."""
+    assert expected_first_loss(DPO(variant=("ipo",)), [STILL]) == pytest.approx(25)
+    assert expected_first_loss(DPO(variant=("ipo",)), [LED]) == pytest.approx(16)
+    assert expected_first_loss(DPO(variant=("ipo",), ipo_average=True), [LED]) == pytest.approx(4.5**2)
+    lead = expected_first_loss(DPO(variant=("sigmoid_norm",)), [LED])
+    assert lead == pytest.approx(math.log1p(math.exp(-2.5)))
 
 
 # ------------------------------------------------------------------------------------------------------------- printed

@@ -59,8 +59,8 @@ def test_sums_weigh_what_lies_beyond_the_shorter_answer() -> None:
         ("sigmoid", LN2, 0.9 * math.log(1 + math.exp(-3)) + 0.1 * math.log(1 + math.exp(3)), {"smoothing": 0.1}),
         ("sigmoid_norm", LN2, math.log(1 + math.exp(-1.25)), {}),
         ("robust", LN2, (0.8 * math.log(1 + math.exp(-3)) - 0.2 * math.log(1 + math.exp(3))) / 0.6, {"smoothing": 0.2}),
-        ("ipo", 1.0, (2.5 - 1) ** 2, {}),
-        ("ipo", 1.0, (6 - 1) ** 2, {"ipo_average": False}),
+        ("ipo", 1.0, (6 - 1) ** 2, {}),
+        ("ipo", 1.0, (2.5 - 1) ** 2, {"ipo_average": True}),
         ("hinge", 1.0, 0.0, {}),
         ("apo_zero", 1.0, 1 - sigma(1) + sigma(-2), {}),
         ("apo_down", 1.0, sigma(1) + 1 - sigma(3), {}),
@@ -154,8 +154,8 @@ FORMULAS: list[tuple[str, dict[str, float], Gradient]] = [
     ("robust", {"smoothing": E}, of_margin(lambda m: sigma(m) - (1 - E) / (1 - 2 * E))),
     ("hinge", {}, of_margin(lambda m: -1.0 if m < 1 else 0.0)),
     ("sigmoid_norm", {}, of_means(lambda d: -BETA * sigma(-BETA * d))),
-    ("ipo", {}, of_means(lambda d: 2 * (d - 1 / (2 * BETA)))),
-    ("ipo", {"ipo_average": False}, lambda w, l, _w, _l: (2 * (w - l) - 1 / BETA, 1 / BETA - 2 * (w - l))),
+    ("ipo", {"ipo_average": True}, of_means(lambda d: 2 * (d - 1 / (2 * BETA)))),
+    ("ipo", {}, lambda w, l, _w, _l: (2 * (w - l) - 1 / BETA, 1 / BETA - 2 * (w - l))),
     (
         "apo_zero",
         {},
@@ -238,10 +238,10 @@ def test_conservative_dpo_rests_where_the_policy_is_as_sure_as_the_labels() -> N
 def test_losses_of_differences_ignore_what_both_sides_share() -> None:
     scores, lengths = examples(5)
     for name, settings, _ in FORMULAS:
-        if name in ("sigmoid", "robust", "hinge") or settings.get("ipo_average") is False:
+        if name in ("sigmoid", "robust", "hinge") or (name == "ipo" and not settings):
             got = pairs.loss(name, scores + 3.5, lengths, BETA, **settings)
             assert (got - pairs.loss(name, scores, lengths, BETA, **settings)).abs().max() < 1e-12, name
     same = lengths[:, :1].expand(-1, 2)
-    for name in ("sigmoid_norm", "ipo"):
-        moved = pairs.loss(name, scores + 2 * same, same, BETA)
-        assert (moved - pairs.loss(name, scores, same, BETA)).abs().max() < 1e-12, name
+    for name, average in (("sigmoid_norm", False), ("ipo", True)):
+        moved = pairs.loss(name, scores + 2 * same, same, BETA, ipo_average=average)
+        assert (moved - pairs.loss(name, scores, same, BETA, ipo_average=average)).abs().max() < 1e-12, name

@@ -61,21 +61,24 @@ def cpo(loss_type: str, **settings: Any) -> tuple[str, dict[str, Any]]:
 
 CASES: dict[str, tuple[Any, tuple[str, dict[str, Any]]]] = {
     "sigmoid": (DPO(beta=0.3), dpo()),
-    "sigmoid_norm": (DPO(variant=("sigmoid_norm",), beta=5), dpo("sigmoid_norm", beta=5)),
+    "sigmoid_norm": (DPO(variant=("sigmoid_norm",)), dpo("sigmoid_norm", beta=5)),
     "robust": (DPO(variant=("robust",), beta=0.3, label_smoothing=0.2), dpo("robust", label_smoothing=0.2)),
-    "ipo": (DPO(variant=("ipo",), beta=0.3), dpo("ipo")),
+    "ipo": (DPO(variant=("ipo",), beta=0.3, ipo_average=True), dpo("ipo")),
     "hinge": (DPO(variant=("hinge",), beta=0.3), dpo("hinge")),
     "apo_zero": (DPO(variant=("apo_zero",), beta=0.3), dpo("apo_zero")),
     "apo_down": (DPO(variant=("apo_down",), beta=0.3), dpo("apo_down")),
     "rpo": (DPO(beta=0.3, sft_coef=0.7), dpo(["sigmoid", "sft"], loss_weights=[1.0, 0.7])),
     "sum": (
-        DPO(variant=("sigmoid=0.5", "ipo=2", "apo_zero"), beta=0.3),
+        DPO(variant=("sigmoid=0.5", "ipo=2", "apo_zero"), beta=0.3, ipo_average=True),
         dpo(["sigmoid", "ipo", "apo_zero"], loss_weights=[0.5, 2.0, 1.0]),
     ),
     "ld": (DPO(beta=0.3, ld_alpha=0.4), dpo(ld_alpha=0.4)),
-    "ld-ipo": (DPO(variant=("ipo",), beta=0.3, ld_alpha=0.4), dpo("ipo", ld_alpha=0.4)),
+    "ld-ipo": (DPO(variant=("ipo",), beta=0.3, ld_alpha=0.4, ipo_average=True), dpo("ipo", ld_alpha=0.4)),
     "js": (DPO(beta=0.3, f_divergence="js"), dpo(f_divergence_type="js_divergence")),
-    "js-ipo": (DPO(variant=("ipo",), beta=0.3, f_divergence="js"), dpo("ipo", f_divergence_type="js_divergence")),
+    "js-ipo": (
+        DPO(variant=("ipo",), beta=0.3, f_divergence="js", ipo_average=True),
+        dpo("ipo", f_divergence_type="js_divergence"),
+    ),
     # TRL counts alpha from the other end (its coefficient is 1 - alpha), and knows no clamp for float64
     "alpha": (
         DPO(beta=0.3, f_divergence="alpha", divergence_alpha=0.3),

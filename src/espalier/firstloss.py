@@ -96,7 +96,7 @@ def expected_terms(
 def _dpo(algorithm: Any, facts: Sequence[PairFacts], sizes: Sequence[int] | None) -> dict[str, Expected] | None:
     """Every variant of DPO. With all ratios 0: ln 2; ipo (1 / (2 beta))^2; hinge, apo_zero and apo_down 1;
     plackett_luce the mean of ln K!."""
-    beta, e = algorithm.beta, algorithm.label_smoothing
+    beta, e = algorithm.strength, algorithm.label_smoothing
     ratios = [_ratios(p) for p in facts]
     still = all(w == 0 == l for w, l in ratios)
     if algorithm.ld_alpha != 1 and not still:

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from espalier.algorithms.traits import Traits
 from espalier.algorithms.variants import weighted
 from espalier.errors import ConfigError
-from espalier.fields import CountOrZero, Fraction, Names, NotNegative, Number, Positive, section
+from espalier.fields import CountOrZero, Fraction, Names, NotNegative, Number, section
 from espalier.types import Batch, Outputs, Term
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class DPO:
         m = beta (s_w - s_l)      s = log pi(y|x) - log ref(y|x), a sum over tokens, or f'(pi / ref) (f_divergence)
 
         sigmoid        -log sigma(m)                                                             arXiv:2305.18290
-        sigmoid_norm   -log sigma(m) of scores averaged over tokens; beta 5 there                arXiv:2411.15124
+        sigmoid_norm   -log sigma(m) of scores averaged over tokens; beta 5                      arXiv:2411.15124
         robust         sigmoid made unbiased for a share label_smoothing of flipped labels       arXiv:2403.00409
-        ipo            (m / beta - 1 / (2 beta))^2 of scores averaged over tokens                arXiv:2310.12036
+        ipo            (m / beta - 1 / (2 beta))^2; of averages over tokens with ipo_average     arXiv:2310.12036
         hinge          max(0, 1 - m)                                                             arXiv:2309.06657
         apo_zero       1 - sigma(beta s_w) + sigma(beta s_l): w up, l down                       arXiv:2408.06266
         apo_down       sigma(beta s_w) + 1 - sigma(m): both down, l more                         arXiv:2408.06266
@@ -45,13 +45,13 @@ class DPO:
     variant: Annotated[Names, MinLen(1)] = ("sigmoid",)
     """One or several losses, each NAME or NAME=WEIGHT, added up: sigmoid, sigmoid_norm, robust, ipo, hinge, apo_zero,
     apo_down, plackett_luce."""
-    beta: Positive = 0.1
-    """Strength of the KL to the reference; IPO's tau."""
+    beta: NotNegative = 0.0
+    """Strength of the KL to the reference, IPO's tau; 0 takes 0.1, and of sigmoid_norm alone the 5 of its paper."""
     label_smoothing: Annotated[Number, Ge(0), Lt(0.5)] = 0.0
     """Share of labels taken to be wrong; of sigmoid, sigmoid_norm and robust."""
     sft_coef: NotNegative = 0.0
     """Weight of the mean negative log-likelihood of preferred answers (RPO)."""
-    ipo_average: bool = True
+    ipo_average: bool = False
     """Average IPO's scores over tokens, so that its target is a margin a token; off sums them, as its formula reads."""
     ld_alpha: Fraction = 1.0
     """Weight of the tokens beyond the pair's shorter answer (LD-DPO, arXiv:2409.06411); 1 is off."""
@@ -65,19 +65,18 @@ class DPO:
     """Share of the policy in the moved reference; 1 replaces it."""
 
     def __post_init__(self) -> None:
-        names, smoothed, moves = self.weights.keys(), self.label_smoothing > 0, self.sync_every > 0
-        apo = names & {"apo_zero", "apo_down"}
+        names, smoothed = self.weights.keys(), self.label_smoothing > 0
         for wrong, message in (
             (smoothed and not names & set(SMOOTHED), f"label_smoothing is for {', '.join(SMOOTHED)} only; drop it"),
             ("robust" in names and not smoothed, "robust needs label_smoothing, the share of flipped labels; give it"),
-            (not self.ipo_average and "ipo" not in names, "ipo_average is off, but ipo is no variant; drop it"),
-            (self.f_divergence != "reverse_kl" and apo, "f_divergence cannot be had with apo_zero or apo_down, which "
-             "take rewards one by one: they are known up to a constant that cancels in a pair; drop one"),
+            (self.ipo_average and "ipo" not in names, "ipo_average is on, but ipo is no variant; drop it"),
+            (self.f_divergence != "reverse_kl" and names & {"apo_zero", "apo_down"}, "f_divergence cannot be had with "
+             "apo_zero or apo_down, whose rewards one by one are known up to a constant that cancels in a pair; drop one"),
             (self.divergence_alpha != 0.5 and self.f_divergence != "alpha", "divergence_alpha is given, f_divergence "
              f"is {self.f_divergence}; set that to alpha, or drop it"),
             (self.ld_alpha != 1 and "plackett_luce" in names, "ld_alpha cuts at the length that two answers share, and "
              "plackett_luce compares more; drop one"),
-            (self.sync_alpha != 0.6 and not moves, "sync_alpha is given, but sync_every is 0; give that, or drop it"),
+            (self.sync_alpha != 0.6 and not self.sync_every, "sync_alpha is given, sync_every is 0; give both or none"),
         ):  # fmt: skip
             if wrong:
                 raise ConfigError(message)
@@ -88,10 +87,14 @@ class DPO:
         return weighted(self.variant, VARIANTS, "variant")
 
     @property
+    def strength(self) -> float:
+        """The beta that the losses take."""
+        return self.beta or (5.0 if self.weights.keys() == {"sigmoid_norm"} else 0.1)
+
+    @property
     def traits(self) -> Traits:
-        alpha = self.sync_alpha if self.sync_every else 0.0
-        orders, moves = "plackett_luce" in self.weights, self.sync_every
-        return Traits("ranking", needs=("ref_logprobs",), whole=True, orders=orders, sync_every=moves, sync_alpha=alpha)
+        orders, every, alpha = "plackett_luce" in self.weights, self.sync_every, self.sync_alpha * (self.sync_every > 0)
+        return Traits("ranking", needs=("ref_logprobs",), whole=True, orders=orders, sync_every=every, sync_alpha=alpha)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """A term for each variant, `nll` where it is on, and metrics, whose rewards are beta times the ratio."""
@@ -101,18 +104,17 @@ class DPO:
         def scores(ratios: Tensor) -> Tensor:
             return pairs.divergence(ratios, self.f_divergence, self.divergence_alpha)
 
-        rows, lengths_S, wins_P2 = batch.rows, batch.lengths_S, batch.wins_P2
-        ratio = outputs.logprobs - batch.streams["ref_logprobs"]
+        rows, lengths_S, wins_P2, e = batch.rows, batch.lengths_S, batch.wins_P2, self.label_smoothing
+        beta, ratio = self.strength, outputs.logprobs - batch.streams["ref_logprobs"]
         ratios_P2 = pairs.sums(ratio, rows, lengths_S, wins_P2, self.ld_alpha)
         terms = {}
         for name, weight in self.weights.items():
             if name == "plackett_luce":
-                scores_S = self.beta * scores(by_sample(ratio, rows, len(lengths_S)))
+                scores_S = beta * scores(by_sample(ratio, rows, len(lengths_S)))
                 terms[name] = Term(lists.plackett_luce(scores_S, batch.labels_S, batch.group_S), "groups", coef=weight)
             else:
-                sides = scores(ratios_P2), lengths_S[wins_P2]
-                x_P = pairs.loss(name, *sides, self.beta, self.label_smoothing, self.ipo_average)
+                x_P = pairs.loss(name, scores(ratios_P2), lengths_S[wins_P2], beta, e, self.ipo_average)
                 terms[name] = Term(x_P, "pairs", coef=weight)
         if self.sft_coef:
             terms["nll"] = pairs.chosen_nll(outputs.logprobs, batch, self.sft_coef)
-        return {"policy": {**terms, **pairs.metrics(self.beta * ratios_P2, outputs.logprobs, batch)}}
+        return {"policy": {**terms, **pairs.metrics(beta * ratios_P2, outputs.logprobs, batch)}}

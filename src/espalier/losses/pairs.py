@@ -94,7 +94,7 @@ def chosen_nll(logprobs: Tensor, batch: Batch, coef: float) -> Term:
 
 
 def loss(
-    variant: str, scores_P2: Tensor, lengths_P2: Tensor, beta: float, smoothing: float = 0.0, ipo_average: bool = True
+    variant: str, scores_P2: Tensor, lengths_P2: Tensor, beta: float, smoothing: float = 0.0, ipo_average: bool = False
 ) -> Tensor:
     """The loss that a variant of DPO is, [P], of scores summed over `lengths_P2` tokens; see the functions below.
 
