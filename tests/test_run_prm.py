@@ -51,7 +51,7 @@ def test_first_mistakes_are_found_and_the_workbench_is_whole(trained: Path, plac
     assert found["solutions"]["min"]["auc"]["value"] > 0.95
     config = json.loads((trained / "model" / "config.json").read_text())
     assert config["espalier_head"] == "steps" and config["architectures"] == ["LlamaForSequenceClassification"]
-    assert not (trained / "workbench.html").exists()
+    assert (trained / "workbench.html").read_text().count("<svg") == 2, "reliability and first mistakes"
 
 
 def test_an_exported_model_says_the_same_when_it_is_judged_alone(place: Place, trained: Path) -> None:
@@ -160,6 +160,8 @@ def test_an_outcome_model_is_compared_on_the_same_solutions(place: Place, traine
     found = workbench(run)["against_outcome"]
     assert found["judges"].keys() == {"outcome", "product", "min", "last", "mean"}
     assert found["problems"] + found["left_out"] == 20
+    page = (run / "workbench.html").read_text()
+    assert page.count("<svg") == 3 and "product beyond outcome" in page and "<script" not in page
     judges = found["judges"]
     assert judges["outcome"]["auc"]["value"] > 0.9 and judges["min"]["auc"]["value"] > 0.95
     assert found["gains"].keys() == {"product", "min", "last", "mean"}

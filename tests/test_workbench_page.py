@@ -6,16 +6,18 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from espalier.errors import ModelError
-from espalier.workbench import bootstrap, page, reward, tables
+from espalier.workbench import bootstrap, page, process, reward, steps_page, tables
 from espalier.workbench.charts import Series, chart
 from espalier.workbench.records import Judged, JudgedResponse
 from espalier.workbench.sensitivity import sensitivity
+from espalier.workbench.solutions import Solved
 
 HOW = bootstrap.Resampling(seed=1, resamples=200)
 GROUPS = [[3.0, 1.0], [2.0], [5.0, 4.0, 7.0]]
@@ -122,3 +124,53 @@ def test_bad_records_are_refused() -> None:
     for pair in ((0, 0), (0, 1), (-1, 0)):
         with pytest.raises(ValueError, match="expected two of its 1 responses"):
             reward.judge([Judged("a", 3, [JudgedResponse(1.0)], [pair])])
+
+
+# ------------------------------------------------------------------------------------------------------ steps, grades
+
+
+def solved() -> list[Solved]:
+    """Six problems of two solutions, one right and one whose second step is bad."""
+    found = []
+    for k in range(6):
+        found.append(Solved(f"p{k}", (2.0, 1.0 + k / 10), (1.0, 1.0), True))
+        found.append(Solved(f"p{k}", (2.0, -1.0 + k / 4), (1.0, 0.0), False))
+    return found
+
+
+def test_the_page_of_steps_shows_every_figure_and_loads_nothing() -> None:
+    report = process.process(solved(), HOW)
+    alone = steps_page.page(report)
+    assert alone.count("<svg") == 2, "without an outcome model there is nothing to choose beside"
+    scores = [1.0, 0.0] * 6
+    html = steps_page.page({**report, "against_outcome": process.against_outcome(solved(), scores, HOW)}, "A & B")
+    assert "<script" not in html and "<title>A &amp; B</title>" in html and "12 solutions, 24 steps" in html
+    assert not re.search(r"(?:src|href|url|import|http)\s*[=(:]", html)
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 3
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    for part in ("ProcessBench F1", "product, AUC", "min beyond outcome, best of 2", "Brier score"):
+        assert part in html
+
+
+def test_the_reliability_of_steps_stands_where_it_belongs() -> None:
+    """One step at p = 1/2, bad: half across, at the bottom."""
+    svg = steps_page.reliability(process.process([Solved("p", (0.0,), (0.0,))], HOW))
+    assert re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg) == [("228.0", "240.0")]
+
+
+def test_solutions_that_nobody_judged_have_a_page() -> None:
+    assert "<svg" not in steps_page.page(process.process([Solved("p", (1.0,), (None,))], HOW))
+
+
+def test_grades_are_called_by_their_dimension() -> None:
+    rows = judged()
+    for weights, name in (({"helpful": 1.0}, "grade helpful"), ({"": 1.0}, "grade"), (None, "grade")):
+        found = [what for _, what, _ in tables.findings(reward.judge(rows, HOW, None, weights))]
+        assert f"{name}, spearman within prompts" in found
+    made = reward.judge([replace(r, by_grades=True) for r in rows], HOW)
+    assert ("agreement", "people's pairs and people's grades", "the pairs are made of the grades") in tables.findings(
+        made
+    )
+    assert all(isinstance(x["n"], int) for x in made["length"]["preferred_longer"].values())

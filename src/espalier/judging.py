@@ -24,7 +24,7 @@ from espalier.rundir import RunDir
 from espalier.runs import RunConfig, judge_of, preference_of
 from espalier.train import Finished
 from espalier.types import Sample
-from espalier.workbench import page, process, reward, tables
+from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
 from espalier.workbench.records import Judged, JudgedResponse
 from espalier.workbench.sensitivity import sensitivity
@@ -47,7 +47,7 @@ def finish(config: RunConfig, p: Parts, learner: TorchLearner, finished: Finishe
 
 
 def judge(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, out: Path) -> None:
-    """Score groups, print what the workbench says of them, and write `workbench.json`, for answers a page beside it."""
+    """Score groups, print what the workbench says of them, and write `workbench.json` and a page beside it."""
     if not groups:
         p.say.note("nothing is held out, so the model is not judged: give eval_data or eval_fraction")
         return
@@ -66,8 +66,11 @@ def judge(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, ou
         p.say.table(section.capitalize(), ("what", "found"), rows)
     files.make_dir(out)
     files.write_atomic(out / "workbench.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    if not steps:
-        files.write_atomic(out / "workbench.html", page.page(report, f"Reward model {Path(config.model.model).name}"))
+    name = Path(config.model.model).name
+    shown = (
+        steps_page.page(report, f"Process reward model {name}") if steps else page.page(report, f"Reward model {name}")
+    )
+    files.write_atomic(out / "workbench.html", shown)
     p.say.note(f"judged on {len(groups):,} groups: {out / 'workbench.json'}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -22,28 +22,30 @@ h2{margin-bottom:.3rem}
 
 def page(report: Mapping[str, Any], title: str = "Reward model") -> str:
     """The whole page: no script, nothing loaded. `report` is what `reward.judge` returns."""
-    charts = "".join(
-        f"<figure><figcaption>{escape(name)}</figcaption>{svg}</figure>"
-        for name, svg in (
-            ("Reliability", reliability(report)), ("Accuracy and length", lengths(report)),
-            ("Best of n", curve(report)),
-        )
-        if svg
-    )  # fmt: skip
-    sections: dict[str, list[str]] = {}
-    for section, what, value in findings(report):
-        if value != NOTHING:
-            sections.setdefault(section, []).append(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>")
-    body = "".join(f"<h2>{escape(name)}</h2><table>{''.join(rows)}</table>" for name, rows in sections.items())
+    charts = [
+        ("Reliability", reliability(report)), ("Accuracy and length", lengths(report)), ("Best of n", curve(report)),
+    ]  # fmt: skip
     counts, how = report["counts"], report["intervals"]
     said = (
         f"{counts['groups']:,} held-out groups, {counts['responses']:,} responses, {counts['pairs']:,} strict pairs, "
         f"{counts['ties']:,} ties. Intervals: {how['confidence']:.0%}, {how['resamples']:,} resamples of prompts, seed "
         f"{how['seed']}."
     )
+    return document(title, said, charts, findings(report))
+
+
+def document(title: str, said: str, charts: Sequence[tuple[str, str]], found: Sequence[tuple[str, str, str]]) -> str:
+    """A page of what was `said`, of `charts` as (name, SVG), left out where empty, and of the figures `found` as
+    (section, what, value), in a table for each section."""
+    figures = "".join(f"<figure><figcaption>{escape(name)}</figcaption>{svg}</figure>" for name, svg in charts if svg)
+    sections: dict[str, list[str]] = {}
+    for section, what, value in found:
+        if value != NOTHING:
+            sections.setdefault(section, []).append(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>")
+    body = "".join(f"<h2>{escape(name)}</h2><table>{''.join(rows)}</table>" for name, rows in sections.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-        f'<h1>{escape(title)}</h1><p>{said}</p><div class="charts">{charts}</div>{body}</html>\n'
+        f'<h1>{escape(title)}</h1><p>{said}</p><div class="charts">{figures}</div>{body}</html>\n'
     )
 
 
