@@ -71,7 +71,7 @@ class DPO:
             ("robust" in names and not smoothed, "robust needs label_smoothing, the share of flipped labels; give it"),
             (self.ipo_average and "ipo" not in names, "ipo_average is on, but ipo is no variant; drop it"),
             (self.f_divergence != "reverse_kl" and names & {"apo_zero", "apo_down"}, "f_divergence cannot be had with "
-             "apo_zero or apo_down, whose rewards one by one are known up to a constant that cancels in a pair; drop one"),
+             "apo_zero or apo_down, whose single rewards are known up to a constant that cancels in a pair; drop one"),
             (self.divergence_alpha != 0.5 and self.f_divergence != "alpha", "divergence_alpha is given, f_divergence "
              f"is {self.f_divergence}; set that to alpha, or drop it"),
             (self.ld_alpha != 1 and "plackett_luce" in names, "ld_alpha cuts at the length that two answers share, and "
