@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from desk import Desk, saved, write
+from desk import PAIRS, Desk, saved, write
+from espalier import build as build_module
 from espalier.algorithms.dpo import DPO
 from espalier.config import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
@@ -20,10 +22,12 @@ from espalier.errors import ConfigError
 from espalier.firstloss import expected_first_loss
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
-from espalier.options import build
-from espalier.runs import RUNS, RunConfig
+from espalier.microbatches import Layout, forward_size
+from espalier.options import Parser, build, options
+from espalier.runs import RUNS, RunConfig, unread_in_judging
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.records import Judged, JudgedResponse
+from preferences import pair_groups
 
 
 def config(command: str, **given: Any) -> RunConfig:
@@ -164,6 +168,25 @@ def test_what_no_term_of_a_reward_model_reads(unread: dict[str, Any], read: dict
     config("reward", **unread, **read)
 
 
+@pytest.mark.parametrize("command", RUNS)
+def test_help_leaves_out_what_is_refused_whatever_its_value(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    values = {"replay": "r", "replay_fraction": 0.5, "alpaca_prompt": True, "outcome_model": "m", "max_pairs": 1}
+    with pytest.raises(SystemExit):
+        Parser(command, "", "", RUNS[command]).read(["--help"])
+    text = capsys.readouterr().out
+    for key, option in options(RUNS[command]).items():
+        refused = key in RUNS[command].refused
+        flag = f"--[no-]{option.flag[2:]} " if option.info.annotation is bool else f"{option.flag} "
+        assert (flag in text) != refused, key
+        if refused:
+            with pytest.raises(ConfigError, match=f"^{key} is given, but .*; drop it"):
+                config(command, **{key: values[key]})
+    assert ("--replay " in text) == (command == "sft") == ("--alpaca-prompt" in text.replace("[no-]", ""))
+
+
 def test_a_refused_choice_is_named_where_it_was_given(desk: Desk) -> None:
     desk.run("dpo", "--variant", "plackett_luce", "--flip", 0.1, code=2)
     assert "--flip is given, but plackett_luce learns from whole orders" in desk.err
@@ -230,3 +253,47 @@ def test_score_weights_are_said_to_apply_to_named_scores_alone(desk: Desk) -> No
         assert "score_weights touch no row that is kept" in desk.out and "score dimensions weigh" not in desk.out
     desk.run("kto", "--score-weights", "many=1", *SHORT, data=desk.rows("named", NAMED), name="named")
     assert "judgements: score dimensions weigh many=1" in desk.out and "touch no row" not in desk.out
+
+
+def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of two long answers and their prompt, against twelve short ones."""
+    long = {"prompt": "7+7?", "chosen": "14 " * 40, "rejected": "15 " * 40}
+    data = desk.rows("long", [*PAIRS, long])
+    desk.run("check dpo", "--tokens-per-microbatch", 4096, data=data)
+    assert "never cut" not in desk.out and "of at most 4,096" in desk.out
+    asked: list[int] = []
+    monkeypatch.setattr(build_module, "estimate", lambda *given, **how: asked.append(given[1]) or {"activations": 0})
+    desk.run("check dpo", "--tokens-per-microbatch", 64, "--steps", 1, data=data)
+    (said,) = re.findall(r"a group is never cut: the largest one has (\d+) tokens and runs alone", desk.out)
+    assert asked == [int(said)] and 64 < int(said) < 1000
+
+
+def test_tokens_of_a_forward() -> None:
+    """A prompt of 20 and answers of 6 and 9, whose last tokens nothing reads: 20 + 5 + 8, 25 + 28, and 4 * 28 padded."""
+    (group,) = pair_groups(1)
+    assert forward_size([group], Layout(whole=True)) == 33 and forward_size([group], Layout(share=False)) == 53
+    assert forward_size([group, group], Layout(padded=True)) == 112
+
+
+def test_what_means_nothing_in_this_run_is_said(desk: Desk) -> None:
+    desk.run("check dpo", "--sync-every", 50, "--steps", 3)
+    assert "the reference never moves: sync_every is 50, and there are 3 steps" in desk.out
+    desk.run("check dpo", "--sync-every", 3, "--steps", 3, "--variant", "sigmoid_norm", "hinge")
+    assert "never moves" not in desk.out and "beta 0.1 for all variants, where sigmoid_norm alone has 5" in desk.out
+    desk.run("check dpo", "--variant", "sigmoid_norm", "--steps", 1)
+    assert "beta 5 " in desk.out
+    desk.run("check reward", "--dimensions", "a", "b", "--steps", 1)
+    assert "of dimensions a, b only the total is trained: no response has a score in them" in desk.out
+
+
+def test_judging_says_which_flags_it_does_not_read() -> None:
+    flags = {"lr": 1e-3, "warmup": 0.5, "steps": 7, "centering": 0.1, "tokens_per_microbatch": 64, "dimensions": ["a"]}
+    assert unread_in_judging(config("reward", eval_only=True, **flags)) == ["lr", "warmup", "steps", "centering"]
+    assert unread_in_judging(config("reward", **flags)) == unread_in_judging(config("reward", eval_only=True)) == []
+
+
+def test_a_run_that_only_judges_prints_them_once(desk: Desk) -> None:
+    desk.run("reward", "--steps", 1, name="trained")
+    desk.model = str(desk.folder / "trained" / "model")
+    desk.run("reward", "--eval-only", "--steps", 3, name="judged")
+    assert desk.out.count("eval_only trains nothing; not used:") == 1

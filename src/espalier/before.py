@@ -17,6 +17,8 @@ import numpy
 import torch
 
 from espalier import build, preflight
+from espalier.algorithms.dpo import DPO
+from espalier.algorithms.reward import Reward
 from espalier.annotate import annotate
 from espalier.build import Model
 from espalier.data.dataset import Dataset, Opened
@@ -30,15 +32,16 @@ from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.errors import RowError
-from espalier.microbatches import microbatches
+from espalier.microbatches import Layout, forward_size, microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
 from espalier.reference import build_reference, check_model, reference_bytes
-from espalier.runs import RunConfig, preference_of
+from espalier.runs import RunConfig, preference_of, unread_in_judging
 from espalier.train import loss_of
 from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32
+SIZED = 64
 
 
 @dataclass(slots=True)
@@ -94,6 +97,8 @@ def describe_data(config: RunConfig, p: Parts) -> None:
             p.say.note(f"{s.source}: {line}")
     if repeated := sum(t.duplicates for _, t in stats):
         p.say.note(f"{repeated:,} rows are exact duplicates of earlier ones")
+    if unread := unread_in_judging(config):
+        p.say.note(f"eval_only trains nothing; not used: {', '.join(unread)}")
     for line in _taken(config, [t for _, t in stats]):
         p.say.note(line)
 
@@ -103,24 +108,54 @@ def describe(config: RunConfig, p: Parts) -> None:
     describe_data(config, p)
     first = p.dataset.groups(0)
     budget = build.budget(config, p.device)
-    need = build.estimate(p.model, budget, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
+    layout = build.token_layout(p.model, whole=config.algorithm.traits.whole)
+    forwards = microbatches(first, budget, layout, ranks=p.world.size)
+    largest = max(budget, *(forward_size(forward, layout) for forward in forwards), _largest(p, budget, layout))
+    need = build.estimate(p.model, largest, ranks=p.world.size, checkpointing=config.loop.grad_checkpointing)
     if extra := reference_bytes(config, p.model):
         need["reference"] = extra // p.world.size
     gib = {name: f"{size / 2**30:.2f}" for name, size in need.items()}
     total = sum(need.values()) / 2**30
     frozen = p.model.frozen
-    layout = build.token_layout(p.model, whole=config.algorithm.traits.whole)
-    forwards = len(microbatches(first, budget, layout, ranks=p.world.size))
+    piece = "group" if layout.whole else "sample"
     for line in (
         *p.model.notes,
         f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(p.model.compute)[6:]}",
         f"attention: {_attention(p)}",
         f"{p.dataset.steps:,} steps, {p.dataset.epoch_of(p.dataset.steps):.2f} epochs; the first step has "
         f"{sum(len(g) for g in first):,} samples and {sum(len(s) for g in first for s in g):,} tokens in "
-        f"{forwards} micro-batches of at most {budget:,} on {p.world.size} process{'es' * (p.world.size > 1)}",
+        f"{len(forwards)} micro-batches of at most {budget:,} on {p.world.size} process{'es' * (p.world.size > 1)}",
+        *[f"a {piece} is never cut: the largest one has {largest:,} tokens and runs alone"] * (largest > budget),
+        *_resolved(config, p),
         f"memory about {total:.2f} GiB a process, libraries aside: {', '.join(f'{n} {v}' for n, v in gib.items())}",
     ):
         p.say.note(line)
+
+
+def _largest(p: Parts, budget: int, layout: Layout) -> int:
+    """Tokens of the largest piece (what is never cut) above the budget, 0 where there is none: of the `SIZED` groups of
+    each source that have the most tokens, counting a shared prefix for each sample."""
+    found = 0
+    for store in p.opened.all:
+        above = numpy.flatnonzero(store.lengths > (0 if layout.padded else budget))  # padding adds to them
+        for i in above[numpy.argsort(-store.lengths[above], kind="stable")][:SIZED]:
+            group = store.group(int(i))
+            pieces = [group] if layout.whole else [[s] for s in group]
+            found = max([found, *(forward_size([piece], layout) for piece in pieces)])
+    return found if found > budget else 0
+
+
+def _resolved(config: RunConfig, p: Parts) -> Iterator[str]:
+    """What settings come to that mean something else, or nothing, in this run."""
+    algorithm = config.algorithm
+    if isinstance(algorithm, DPO) and not algorithm.beta:
+        several = "sigmoid_norm" in algorithm.weights and len(algorithm.weights) > 1
+        yield f"beta {algorithm.strength:g}" + " for all variants, where sigmoid_norm alone has 5" * several
+    if (every := algorithm.traits.sync_every) > p.dataset.steps:
+        yield f"the reference never moves: sync_every is {every:,}, and there are {p.dataset.steps:,} steps"
+    if isinstance(algorithm, Reward) and len(algorithm.dimensions) > 1 and not algorithm.learns_grades:
+        why = "pointwise_coef is 0" if p.opened.dimensions else "no response has a score in them"
+        yield f"of dimensions {', '.join(algorithm.dimensions)} only the total is trained: {why}"
 
 
 def _taken(config: RunConfig, stats: Sequence[StoreStats]) -> Iterator[str]:

@@ -62,6 +62,13 @@ def microbatches(groups: Sequence[Group], budget: int, layout: Layout, *, ranks:
     return [[p.group for p in sorted(b, key=lambda p: p.order)] for b in bins]
 
 
+def forward_size(groups: Sequence[Group], layout: Layout) -> int:
+    """Tokens that one forward over `groups` lays down; padded, its samples times the longest of them."""
+    if layout.padded:
+        return _size([s for group in groups for s in group], layout)
+    return sum(_size(group, layout) for group in groups)
+
+
 def _is_long(piece: _Piece, layout: Layout) -> bool:
     return bool(layout.long_from) and piece.longest > layout.long_from
 

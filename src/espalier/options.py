@@ -216,7 +216,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        """Usage, what the command does, and each section's flags with what they hold, their effect and default."""
+        """Usage, what the command does, and each section's flags with what they hold, their effect and default.
+
+        Left out are flags that the command refuses (`refused` of its config class) and those of hidden sections.
+        """
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -233,7 +236,7 @@ class Parser(argparse.ArgumentParser):
                 table.add_column(width=32, overflow="fold")
                 table.add_column(ratio=1)
                 for option in options(cls).values():
-                    if option.group == group:
+                    if option.group == group and option.name not in getattr(cls, "refused", ()):
                         table.add_row(*_row(option))
                 console.print(table)
         if self.file:

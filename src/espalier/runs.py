@@ -26,7 +26,7 @@ from espalier.config import (
     StepLabelsConfig,
 )
 from espalier.errors import ConfigError
-from espalier.fields import Positive, section
+from espalier.fields import Positive, infos, section
 
 if TYPE_CHECKING:
     from espalier.algorithms.traits import Algorithm
@@ -42,6 +42,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     command: ClassVar[str]
+    refused: ClassVar[tuple[str, ...]] = ("replay", "replay_fraction", "alpaca_prompt")
+    """Keys that its sections share with other commands, and that it has no use for."""
 
     if TYPE_CHECKING:
 
@@ -54,9 +56,9 @@ class RunConfig:
             raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
         if self.data.alpaca_prompt and self.data.format not in ("auto", "alpaca"):
             raise ConfigError(f"alpaca_prompt is on, but format is {self.data.format}; it applies to Alpaca rows only")
-        if self.data.replay and not hasattr(self.algorithm, "replay_coef"):
-            raise ConfigError("replay is given, but this algorithm has no term for it; train it with `espalier sft`")
         check_judgements(preference_of(self), self.algorithm)
+        if key := next((key for key in given(self) if key in self.refused), ""):
+            raise ConfigError(f"{key} is given, but `espalier {self.command}` has no use for it; drop it", key=key)
         if self.data.eval_fraction and preference_of(self).flip:
             raise ConfigError("flip would turn held-out judgements around, too; hold files out with eval_data")
         if (reference := reference_of(self)) is not None:
@@ -65,8 +67,6 @@ class RunConfig:
             raise ConfigError("eval_only judges all of data, and nothing is trained; drop eval_data and eval_fraction")
         if judge.eval_only and self.loop.resume:
             raise ConfigError("eval_only is on, and there is nothing to resume; drop resume")
-        if judge.outcome_model and self.algorithm.traits.consumes != "steps":
-            raise ConfigError("outcome_model is given, but it is compared with process reward models; drop it")
 
 
 # ---------------------------------------------------------------------------------- learning rates that papers start at
@@ -104,6 +104,7 @@ class SFTRun(RunConfig):
     """Supervised fine-tuning."""
 
     command: ClassVar[str] = "sft"
+    refused: ClassVar[tuple[str, ...]] = ()
     algorithm: SFT = field(default_factory=SFT)
 
 
@@ -112,6 +113,7 @@ class RewardRun(RunConfig):
     """Reward model: one number, or several, for a whole answer."""
 
     command: ClassVar[str] = "reward"
+    refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "outcome_model")
     optim: HeadOptim = field(default_factory=HeadOptim)
     algorithm: Reward = field(default_factory=Reward)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -175,6 +177,7 @@ class KTORun(RunConfig):
     """Unpaired good and bad answers against a reference point."""
 
     command: ClassVar[str] = "kto"
+    refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "max_pairs")
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: KTO = field(default_factory=KTO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -186,10 +189,36 @@ class BCORun(RunConfig):
     """Good and bad answers by a binary classifier."""
 
     command: ClassVar[str] = "bco"
+    refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "max_pairs")
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: BCO = field(default_factory=BCO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+def given(config: RunConfig, *sections: str) -> list[str]:
+    """Keys of these sections (of all, where none is named) that are not at their defaults."""
+    found = []
+    for name in sections or infos(type(config)):
+        part = getattr(config, name)
+        for key, info in infos(type(part)).items():
+            if not info.is_required() and getattr(part, key) != info.get_default(call_default_factory=True):
+                found.append(key)
+    return found
+
+
+JUDGING_READS = {
+    *("out", "seed", "tokens_per_microbatch", "deterministic", "overwrite", "compile"),
+    *("objective", "dimensions", "pointwise_coef", "grade_low", "grade_high"),
+}
+"""Keys of the loop and of algorithms that say something where a scoring model is judged and nothing is trained."""
+
+
+def unread_in_judging(config: RunConfig) -> list[str]:
+    """Keys that are given, and that say something about training alone; none where something is trained."""
+    if not judge_of(config).eval_only:
+        return []
+    return [key for key in given(config, "optim", "loop", "algorithm") if key not in JUDGING_READS]
 
 
 RUNS: dict[str, type[RunConfig]] = {
