@@ -269,7 +269,7 @@ def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monke
 
 
 def test_tokens_of_a_forward() -> None:
-    """A prompt of 20 and answers of 6 and 9, whose last tokens nothing reads: 20 + 5 + 8, 25 + 28, and 4 * 28 padded."""
+    """A prompt of 20, answers of 6 and 9, whose last tokens nothing reads: 20 + 5 + 8, 25 + 28, and 4 * 28 padded."""
     (group,) = pair_groups(1)
     assert forward_size([group], Layout(whole=True)) == 33 and forward_size([group], Layout(share=False)) == 53
     assert forward_size([group, group], Layout(padded=True)) == 112
