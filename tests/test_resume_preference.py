@@ -60,9 +60,10 @@ KILLS: dict[str, list[Any]] = {
 def argv(place: Place, run: Path, name: str, *more: str) -> list[str]:
     command, *flags = COMMANDS[name]
     data = place.folder / ("pairs.jsonl" if command == "dpo" else "labels.jsonl")
+    held = ("--eval-data", str(data)) if "--flip" in flags else ("--eval-fraction", "0.2")  # held-out rows never flip
     return [
         *(command, "--model", str(place.model), "--data", str(data), "--cache", str(place.folder / "cache")),
-        *("--out", str(run), "--epochs", "2", "--lr", "1e-2", "--save-every", "3", "--eval-fraction", "0.2"),
+        *("--out", str(run), "--epochs", "2", "--lr", "1e-2", "--save-every", "3", *held),
         *("--eval-every", "2", *flags, *more),
     ]
 
