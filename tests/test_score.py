@@ -64,7 +64,11 @@ def leaves(x: dict[str, Any], bias: bool) -> list[Tensor]:
 @pytest.mark.parametrize("tempered", [False, True])
 @pytest.mark.parametrize("head", [Head(), Head(softcap=1.5), Head(scale=0.4), Head(softcap=2.0, scale=3.0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_full_logits(bias: bool, head: Head, tempered: bool, chunk: int) -> None:
+@pytest.mark.parametrize("kept", [0, 12, 1000], ids="kept {}".format)
+def test_equals_full_logits(
+    monkeypatch: pytest.MonkeyPatch, kept: int, bias: bool, head: Head, tempered: bool, chunk: int
+) -> None:
+    monkeypatch.setattr("espalier.models.score.CPU_KEPT_BYTES", kept * 4 * V)
     x = inputs()
     expected = full(x, head, bias, tempered)
     g = torch.Generator().manual_seed(1)
@@ -81,8 +85,9 @@ def test_equals_full_logits(bias: bool, head: Head, tempered: bool, chunk: int) 
 
     got = ours(x, head, bias, tempered, chunk=chunk)
     assert set(got) == {"logprobs"}
-    got_plain = torch.autograd.grad((a * got["logprobs"]).sum(), leaves(x, bias))
-    torch.testing.assert_close(got_plain, plain, rtol=1e-10, atol=1e-12)
+    for retained in (True, False):  # what was kept is used once
+        got_plain = torch.autograd.grad((a * got["logprobs"]).sum(), leaves(x, bias), retain_graph=retained)
+        torch.testing.assert_close(got_plain, plain, rtol=1e-10, atol=1e-12)
 
     got = ours(x, head, bias, tempered, cotangent_U=a, correct=True, chunk=chunk)
     torch.testing.assert_close(got["logprobs"], expected["logprobs"], rtol=1e-12, atol=1e-12)
@@ -163,6 +168,18 @@ def test_logits_never_exist_beyond_a_chunk(mode: str) -> None:
     with Largest() as largest:
         torch.log_softmax(hidden @ weight.T, -1)
     assert largest.elements == rows * vocabulary  # the instrument sees what it should
+
+
+def test_what_is_kept_for_the_backward_pass_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("espalier.models.score.CPU_KEPT_BYTES", 12 * 4 * V)
+    x = inputs(torch.float32)
+
+    def kept(**options: Any) -> list[tuple[int, ...]]:
+        node: Any = ours(x, options.pop("head", Head()), False, False, chunk=5, **options)["logprobs"].grad_fn
+        return [tuple(t.shape) for t in node.kept.values()]
+
+    assert kept() == kept(entropy=True) == [(5, V), (5, V)]
+    assert kept(head=Head(softcap=1.5)) == kept(cotangent_U=torch.ones(U)) == []
 
 
 @pytest.mark.parametrize("linear", [False, True])

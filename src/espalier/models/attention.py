@@ -51,6 +51,16 @@ class Forest:
         self.branching = any(a is not None for a in self.above)
         self._device = torch.device(device)
         self._cuda: Any = None
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
+
+    def mask(self, n: int, m: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`path_mask` to add to scores: [n, m], 0 where seen and -inf elsewhere. All layers, and their backward passes,
+        hold the same one."""
+        key = n, m, window, dtype
+        if key not in self._masks:
+            hidden = ~path_mask(n, m, window, self._device)
+            self._masks[key] = torch.zeros(n, m, dtype=dtype, device=self._device).masked_fill_(hidden, float("-inf"))
+        return self._masks[key]
 
     def on_cuda(self) -> Any:
         """The index tensors of the CUDA kernels, built on first use."""
@@ -131,26 +141,26 @@ def _by_segments(
             paths[i] = torch.cat([above[0], k.to(wide)], dim=2), torch.cat([above[1], v.to(wide)], dim=2)
         if s.parent >= 0:
             k, v = torch.cat([above[0].to(k.dtype), k], dim=2), torch.cat([above[1].to(v.dtype), v], dim=2)
-        outs.append(_segment(q, k, v, i, scaling, drop, window, softcap))
+        outs.append(_segment(q, k, v, i, forest, scaling, drop, window, softcap))
     return torch.cat(outs, dim=2).transpose(1, 2)
 
 
 def _segment(
-    q: Tensor, k: Tensor, v: Tensor, index: int, scaling: float, drop: _Dropout | None, window: int | None,
-    softcap: float | None,
+    q: Tensor, k: Tensor, v: Tensor, index: int, forest: Forest, scaling: float, drop: _Dropout | None,
+    window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     """One segment's queries over its path's keys, causal at the bottom right."""
     n, m = q.shape[2], k.shape[2]
     plain = n == m and (not window or m <= window)
     if softcap is None and drop is None:
-        mask = None if plain else path_mask(n, m, window, q.device)
+        mask = None if plain else forest.mask(n, m, window, q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=True)
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     scores = (q @ k.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~path_mask(n, m, window, q.device), float("-inf"))
+    scores = scores + forest.mask(n, m, window, q.dtype)
     weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     if drop is not None:
         weights = drop_attention(weights, drop.p, drop.noise, drop.place, index)

@@ -3,9 +3,9 @@
     z_U,V = cap(h_U,D W_V,D^T + b) * scale / temperature          log p = z[target] - logsumexp(z)
     H = -sum_v p_v log p_v
 
-The backward pass computes each chunk's logits again, or, where the loss is linear in the log-probabilities and its
-coefficients are known beforehand (`cotangent`), gradients are formed in the forward pass and no logits are computed
-twice.
+The backward pass computes each chunk's logits again, except for the first chunks on CPU, which are kept up to a number
+of bytes. Where the loss is linear in the log-probabilities and its coefficients are known beforehand (`cotangent`),
+gradients are formed in the forward pass and no logits are computed twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_CHUNK_BYTES = 8 << 20  # of one chunk's float32 logits: larger ones leave the cache (docs/log.md)
+CPU_CHUNK_LEAST = 256  # positions: below, adding to the weight's gradient once a chunk costs more than the product
 CUDA_CHUNK_BYTES = 256 << 20  # large enough that launches do not count
+CPU_KEPT_BYTES = 64 << 20  # of log-probabilities kept for the backward pass: a micro-batch of a small vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class _Plan:
     entropy: bool
     correct: bool
     chunk: int
+    kept: int  # scored positions whose distributions the forward pass leaves for the backward pass
 
 
 def score(
@@ -62,10 +65,14 @@ def score(
             "score got a cotangent and entropy=True; expected one of them: the entropy's gradient is not linear"
         )
     if not chunk:
-        chunk = max(64, (CUDA_CHUNK_BYTES if hidden_UD.is_cuda else CPU_CHUNK_BYTES) // (4 * weight_VD.shape[0]))
+        least, size = (64, CUDA_CHUNK_BYTES) if hidden_UD.is_cuda else (CPU_CHUNK_LEAST, CPU_CHUNK_BYTES)
+        chunk = max(least, size // (4 * weight_VD.shape[0]))
     if temperatures_U is not None and hidden_UD.dtype == torch.float64:
         temperatures_U = temperatures_U.double()
-    plan = _Plan(head, entropy, correct, chunk)
+    # Nothing is kept under a cap, whose derivative needs a second tensor, nor on CUDA, where memory is what is scarce.
+    keeps = torch.is_grad_enabled() and cotangent_U is None and head.softcap is None and not hidden_UD.is_cuda
+    kept = CPU_KEPT_BYTES // (4 * weight_VD.shape[0]) if keeps else 0
+    plan = _Plan(head, entropy, correct, chunk, kept)
     apply: Any = _Score.apply
     scores = apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
     wanted = (True, entropy, correct)
@@ -112,6 +119,7 @@ class _Score(torch.autograd.Function):
         entropies = torch.empty_like(logprobs) if plan.entropy else logprobs.new_empty(0)
         correct = torch.empty_like(logprobs) if plan.correct else logprobs.new_empty(0)
         grads = _Gradients(ctx.needs_input_grad, hidden, weight, bias) if cotangent is not None else None
+        ctx.kept = {}  # log-probabilities of whole chunks, by their first position
         for low in range(0, len(targets), plan.chunk):
             part = slice(low, low + plan.chunk)
             z, bent = _logits(hidden[part], weight, bias, _factor(temperatures, part, plan.head), plan.head)
@@ -120,8 +128,12 @@ class _Score(torch.autograd.Function):
             norms[part] = norm
             if plan.correct:
                 correct[part] = (z.argmax(-1) == targets[part]).to(wide)
-            if plan.entropy:
+            keep = low + plan.chunk <= plan.kept
+            if plan.entropy or keep:
                 log_p = z.sub_(norm[:, None])
+                if keep:
+                    ctx.kept[low] = log_p
+            if plan.entropy:
                 entropies[part] = -(log_p.exp() * log_p).sum(-1)  # logsumexp(z) - sum(p z) cancels where H is small
             elif grads is not None and cotangent is not None:
                 p = z.sub_(norm[:, None]).exp_()
@@ -152,9 +164,11 @@ class _Score(torch.autograd.Function):
         grads = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         for low in range(0, len(targets), plan.chunk):
             part = slice(low, low + plan.chunk)
-            z, bent = _logits(hidden[part], weight, bias, _factor(temperatures, part, plan.head), plan.head)
-            log_p = z.sub_(norms[part, None])
-            p = log_p.exp()
+            log_p, bent = ctx.kept.pop(low, None), None
+            if log_p is None:
+                z, bent = _logits(hidden[part], weight, bias, _factor(temperatures, part, plan.head), plan.head)
+                log_p = z.sub_(norms[part, None])
+            p = log_p.exp() if plan.entropy else log_p.exp_()
             if plan.entropy:
                 # dH/dz_v = -p_v (log p_v + H)
                 slope = p * (log_p + entropies[part, None]) * -grad_entropies[part, None]
