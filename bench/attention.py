@@ -1,7 +1,8 @@
-"""Attention of one packed row on CPU three ways: SDPA on split views, autograd by hand around the flash kernel, one
-mask.
+"""Attention of one packed row on CPU: SDPA by segments, by keys, autograd by hand around the flash kernel, one mask.
 
-usage: python bench/attention.py [--lengths 150 210 180 240 300 120 260 200 190 198] [--runs 9]
+usage: python bench/attention.py [--lengths 150 210 180 240 300 120 260 200 190 198] [--prompt 0] [--runs 9]
+
+With --prompt N the lengths are answers to one prompt of N tokens, and two ways are compared: by segments and by keys.
 
 Forward and backward, 8 heads of 32 over 4 key heads, float32, interleaved in one process; medians and ratios to the
 first.
@@ -17,6 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from espalier.models.attention import Forest, _by_segments
+from espalier.models.attention_cpu import attend
+from espalier.types import Segment
 
 HEADS, KV, WIDTH = 8, 4, 32
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -58,27 +63,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [150, 210, 180, 240, 300, 120, 260, 200, 190, 198]
     parser.add_argument("--lengths", type=int, nargs="+", default=default)
+    parser.add_argument("--prompt", type=int, default=0)
     parser.add_argument("--runs", type=int, default=9)
     o = parser.parse_args()
-    size = sum(o.lengths)
+    size = o.prompt + sum(o.lengths)
+    segments, at = [], o.prompt
+    if o.prompt:
+        segments.append(Segment(0, o.prompt, -1, 0, 1 + len(o.lengths)))
+    for n in o.lengths:
+        i = len(segments)
+        segments.append(Segment(at, n, 0 if o.prompt else -1, o.prompt, i + 1))
+        at += n
 
     def leaf(heads: int) -> Tensor:
         return torch.randn(1, size, heads, WIDTH).transpose(1, 2).detach().requires_grad_()
 
     q, k, v = leaf(HEADS), leaf(KV), leaf(KV)
-    upstream = torch.randn(1, HEADS, size, WIDTH)
-    numbers = torch.arange(len(o.lengths)).repeat_interleave(torch.tensor(o.lengths))
-    mask = (numbers[:, None] == numbers[None]) & torch.ones(size, size, dtype=torch.bool).tril()
-
-    def split() -> Tensor:
-        parts = zip(*(x.split(o.lengths, 2) for x in (q, k, v)), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts], 2)
-
+    upstream = torch.randn(1, size, HEADS, WIDTH)
     ways = {
-        "SDPA on split views": split,
-        "autograd by hand": lambda: ByHand.apply(q, k, v, o.lengths),
-        "one block-diagonal mask": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
+        "SDPA by segments": lambda: _by_segments(q, k, v, Forest(segments), WIDTH**-0.5, None, None, None),
+        "by keys": lambda: attend(q, k, v, Forest(segments), WIDTH**-0.5),
     }
+    if not o.prompt:
+        numbers = torch.arange(len(o.lengths)).repeat_interleave(torch.tensor(o.lengths))
+        mask = (numbers[:, None] == numbers[None]) & torch.ones(size, size, dtype=torch.bool).tril()
+        ways["autograd by hand"] = lambda: ByHand.apply(q, k, v, o.lengths).transpose(1, 2)
+        ways["one block-diagonal mask"] = lambda: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=True
+        ).transpose(1, 2)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(o.runs + 1):
         for name, way in ways.items():
@@ -87,7 +99,7 @@ def main() -> None:
             way().backward(upstream)
             if i:
                 seconds[name].append(time.perf_counter() - start)
-    first = seconds["SDPA on split views"]
+    first = seconds["SDPA by segments"]
     for name, times in seconds.items():
         ratio = statistics.median(t / f for t, f in zip(times, first, strict=True))
         print(f"{name:28s} {statistics.median(times) * 1e3:7.1f} ms   x{ratio:.2f}")

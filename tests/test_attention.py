@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from espalier.models import attention_cpu
 from espalier.models.attention import Forest, forest_attention, path_mask
 from espalier.pack import pack
 from espalier.types import Batch, Sample
@@ -50,7 +51,7 @@ def dense(
     seen, back = ancestors(batch)
     if window:
         seen = seen & (back < window)
-    k, v = k.repeat_interleave(HEADS // KV_HEADS, 1), v.repeat_interleave(HEADS // KV_HEADS, 1)
+    k, v = (x.repeat_interleave(HEADS // x.shape[1], 1) for x in (k, v))
     scores = q @ k.mT * scaling
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
@@ -82,6 +83,48 @@ def test_equals_dense_attention(window: int | None, softcap: float | None, scali
         torch.autograd.grad(got, (q, k, v), cotangent), torch.autograd.grad(expected, (q, k, v), cotangent), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 16, 1000])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_by_keys_equals_dense_attention_in_any_pieces(
+    monkeypatch: pytest.MonkeyPatch, piece: int, kv_heads: int
+) -> None:
+    monkeypatch.setattr(attention_cpu, "PIECE", piece)
+    batch = deep_batch()
+    q, k, v = (x.detach()[:, : kv_heads if i else HEADS] for i, x in enumerate(random_qkv(batch.inputs_N.numel())))
+    if kv_heads > KV_HEADS:
+        k, v = (torch.cat([x, x.flip(-1)], 1) for x in (k, v))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    got = attention_cpu.attend(q, k, v, Forest(batch.segments), 0.3)
+    expected = dense(q, k, v, batch, 0.3, None, None)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    cotangent = torch.randn(got.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad(got, (q, k, v), cotangent), torch.autograd.grad(expected, (q, k, v), cotangent), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("options", "taken"), [
+    ({}, True), ({"sliding_window": 92}, True), ({"sliding_window": 91}, False), ({"softcap": 2.0}, False),
+])  # fmt: skip
+def test_attention_by_keys_is_taken_where_a_path_is_seen_whole(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], taken: bool
+) -> None:
+    calls: list[int] = []
+    real = attention_cpu.attend
+
+    def spy(*args: Any) -> Tensor:
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(attention_cpu, "attend", spy)
+    batch = deep_batch()
+    assert max(s.depth + s.length for s in batch.segments) == 92
+    q, k, v = random_qkv(batch.inputs_N.numel())
+    forest_attention(MODULE, q, k, v, None, forest=Forest(batch.segments), **options)
+    assert bool(calls) == taken
 
 
 def test_path_mask_counts_the_token_itself() -> None:

@@ -49,7 +49,9 @@ class Forest:
             own = torch.arange(s.start, s.start + s.length, device=device) if i in self.parents else None
             paths.append(own if above is None or own is None else torch.cat([above, own]))
         self.branching = any(a is not None for a in self.above)
+        self.longest = max((s.depth + s.length for s in segments), default=0)  # tokens of a path
         self._device = torch.device(device)
+        self._cpu: Any = None
         self._cuda: Any = None
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
 
@@ -61,6 +63,14 @@ class Forest:
             hidden = ~path_mask(n, m, window, self._device)
             self._masks[key] = torch.zeros(n, m, dtype=dtype, device=self._device).masked_fill_(hidden, float("-inf"))
         return self._masks[key]
+
+    def on_cpu(self) -> Any:
+        """What attention by keys needs, built on first use."""
+        if self._cpu is None:
+            from espalier.models.attention_cpu import CpuForest
+
+            self._cpu = CpuForest(self.segments)
+        return self._cpu
 
     def on_cuda(self) -> Any:
         """The index tensors of the CUDA kernels, built on first use."""
@@ -113,6 +123,11 @@ def forest_attention(
         from espalier.models.attention_cuda import attend
 
         return attend(query, key, value, forest, scaling, sliding_window, softcap), None
+    plain = drop is None and softcap is None and (not sliding_window or forest.longest <= sliding_window)
+    if plain and forest.branching and query.shape[-1] == value.shape[-1]:
+        from espalier.models.attention_cpu import attend as attend_cpu
+
+        return attend_cpu(query, key, value, forest, scaling), None
     return _by_segments(query, key, value, forest, scaling, drop, sliding_window, softcap), None
 
 

@@ -1,0 +1,128 @@
+"""Attention over a forest on CPU, by keys: no key is gathered and no mask of a path is made.
+
+Segments are cut into pieces of at most `PIECE` tokens. A piece's keys are seen causally by itself, and entirely by all
+that comes after it in its segment and below: packed tokens are in preorder, so these are one run of queries, and a
+prompt answers all its continuations in one call of torch's flash kernel. What a query got from two runs of keys, with
+outputs a and b whose log-sum-exp of scores are m and n, is added up as
+
+    out = a + (b - a) sigmoid(n - m)          log-sum-exp = log(exp m + exp n)
+
+In the backward pass each call needs the whole output and the whole log-sum-exp, and gradients add. Milakov and
+Gimelshein (arXiv:1805.02867) have the merge, Dao et al. (arXiv:2205.14135) the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from espalier.types import Segment
+
+if TYPE_CHECKING:
+    from espalier.models.attention import Forest
+
+PIECE = 256  # tokens: the kernel computes the half of a piece's square that nobody sees (docs/log.md)
+
+# What F.scaled_dot_product_attention calls on CPU; it alone does not say the log-sum-exp.
+_flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class CpuForest:
+    """What attention by keys needs to know of a batch, for all layers.
+
+    `pieces` say where each piece starts, where it ends, and where ends what may see all of it: the rest of its segment
+    and everything below.
+    """
+
+    def __init__(self, segments: Sequence[Segment]):
+        self.pieces: list[tuple[int, int, int]] = []
+        for s in segments:
+            stop, last = s.start + s.length, segments[s.leave - 1]
+            cuts = [*range(s.start, stop, PIECE), stop]
+            self.pieces += [(low, high, last.start + last.length) for low, high in pairwise(cuts)]
+        self._triangles: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def triangle(self, group: int, dtype: torch.dtype) -> Tensor:
+        """What tokens see of their own piece, to add to scores: [PIECE * group, PIECE], 0 or -inf, `group` rows a
+        token. Shorter pieces have its top left corner."""
+        if (group, dtype) not in self._triangles:
+            mask = torch.full((PIECE, PIECE), float("-inf"), dtype=dtype).triu_(1)
+            self._triangles[group, dtype] = mask.repeat_interleave(group, 0)
+        return self._triangles[group, dtype]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float) -> Tensor:
+    """Attention of one layer over one packed row, every token to its path.
+
+    query [1, heads, N, d], key and value [1, kv heads, N, d], all with the same d; returns [1, N, heads, d].
+    """
+    apply: Any = _ByKeys.apply
+    attended: Tensor = apply(query, key, value, forest.on_cpu(), scaling)
+    return attended
+
+
+class _ByKeys(torch.autograd.Function):
+    """Queries that share a key head stand side by side: row n * group + g is head g of token n."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: CpuForest, scaling: float) -> Tensor:
+        _, heads, n, d = query.shape
+        group = heads // key.shape[1]
+        q, k, v = _rows(query, group), key.contiguous(), value.contiguous()
+        seen = forest.triangle(group, q.dtype)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        out, norm = torch.empty_like(q, dtype=wide), torch.empty(q.shape[:3], dtype=wide)
+        for low, high, _ in forest.pieces:
+            own, keys = slice(low * group, high * group), slice(low, high)
+            mask = seen[: (high - low) * group, : high - low]
+            out[:, :, own], norm[:, :, own] = _flash(
+                q[:, :, own], k[:, :, keys], v[:, :, keys], attn_mask=mask, scale=scaling
+            )
+        for low, high, end in forest.pieces:
+            if high < end:
+                after, keys = slice(high * group, end * group), slice(low, high)
+                more, its_norm = _flash(q[:, :, after], k[:, :, keys], v[:, :, keys], scale=scaling)
+                weight = torch.sigmoid(its_norm - norm[:, :, after])
+                out[:, :, after].lerp_(more.to(wide), weight[..., None])
+                norm[:, :, after] = torch.logaddexp(its_norm, norm[:, :, after])
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, norm)
+        ctx.rest = forest, scaling, group
+        return out.view(1, -1, n, group, d).transpose(1, 2).reshape(1, n, heads, d)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, norm = ctx.saved_tensors
+        forest, scaling, group = ctx.rest
+        g = _rows(grad.transpose(1, 2), group)
+        seen = forest.triangle(group, q.dtype)
+        dq, dk, dv = (torch.zeros_like(x, dtype=norm.dtype) for x in (q, k, v))  # prefixes add up their children's
+        for low, high, end in forest.pieces:
+            keys = slice(low, high)
+            for start, stop in ((low, high), (high, end)):
+                if start == stop:
+                    continue
+                rows = slice(start * group, stop * group)
+                mask = seen[: (high - low) * group, : high - low] if start == low else None
+                grads = _flash_backward(
+                    g[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], norm[:, :, rows],
+                    0.0, False, attn_mask=mask, scale=scaling,
+                )  # fmt: skip
+                for whole, part, share in zip((dq, dk, dv), (rows, keys, keys), grads, strict=True):
+                    whole[:, :, part] += share
+        n, d = k.shape[2:]
+        dq = dq.view(1, -1, n, group, d).transpose(2, 3).reshape(1, -1, n, d)
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _rows(x: Tensor, group: int) -> Tensor:
+    """[1, heads, N, d] as [1, kv heads, N * group, d]."""
+    _, heads, n, d = x.shape
+    return x.reshape(1, heads // group, group, n, d).transpose(2, 3).reshape(1, heads // group, n * group, d)
