@@ -168,6 +168,11 @@ def reads(world: Any, _: Path) -> Figures:
         out["score"] = max(out["score"], furthest(*scores))
         ours, theirs = ({n: t.clone() for n, t in made.optimizer.weights()} for made in (alone, spread))
         out["weights"] = max(out["weights"], *((ours[n] - theirs[n]).abs().max().item() for n in ours))
+    low = make(world, reads=True, compute=torch.bfloat16)
+    seen: list[torch.dtype] = []
+    low.policy.model.score.register_forward_pre_hook(lambda head, _: seen.append(head.weight.dtype))
+    low.score(groups)
+    out["heads not in float32"] = float(set(seen) != {torch.float32})
     return out
 
 

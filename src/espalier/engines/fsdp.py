@@ -13,19 +13,23 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from espalier.engines.world import Distributed
+from espalier.models import adapters
 from espalier.models.policy import Policy
 
 
 def shard(policy: Policy, world: Distributed, compute: torch.dtype) -> None:
-    """Shard every layer that the architecture's plan names, then the root, in place.
+    """Shard every layer that the architecture's plan names, a scalar head, then the root, in place.
 
     Gradients are summed over the ranks, not averaged: losses carry totals of the whole step. Under bfloat16 compute the
-    shards stay float32 and gradients are reduced in float32. Adapters must be in place before.
+    shards stay float32 and gradients are reduced in float32; a scalar head computes in float32, as in one process.
+    Adapters must be in place before.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers(policy.model):
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
+    if (head := getattr(policy.model, adapters.SCORE, None)) is not None:
+        fully_shard(head, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
     for module in policy.modules():
         if isinstance(module, FSDPModule):

@@ -154,7 +154,7 @@ def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
 
 def _put(model: Any, weight_KD: Tensor, head: ScalarHead) -> None:
     drop_token_head(model)
-    score = nn.Linear(weight_KD.shape[1], weight_KD.shape[0], bias=False, device="meta")
+    score = ScoreLinear(weight_KD.shape[1], weight_KD.shape[0], bias=False, device="meta")
     device = model.get_input_embeddings().weight.device
     score.weight = nn.Parameter(weight_KD.to(device=device, dtype=torch.float32, copy=True))
     setattr(model, SCORE, score)
@@ -189,10 +189,17 @@ def recalibrate(model: Any, said_SK: Tensor, scale: bool) -> None:
 
 
 def read(model: Any, hidden_RD: Tensor) -> Tensor:
-    """Raw scores [R, K] in float32 (float64 of float64 hidden states); inside the module that FSDP2 takes as its
-    root."""
-    wide = torch.promote_types(hidden_RD.dtype, torch.float32)
-    return nn.functional.linear(hidden_RD.to(wide), _score_of(model).weight.to(wide))
+    """Raw scores [R, K] in float32 (float64 of float64 hidden states)."""
+    scores_RK: Tensor = _score_of(model)(hidden_RD)
+    return scores_RK
+
+
+class ScoreLinear(nn.Linear):
+    """A linear map without bias in float32 or wider, whatever the dtype of what it reads; FSDP2 shards it by itself."""
+
+    def forward(self, hidden_RD: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden_RD.dtype, torch.float32)
+        return nn.functional.linear(hidden_RD.to(wide), self.weight.to(wide))
 
 
 def _required(model: Any) -> ScalarHead:
