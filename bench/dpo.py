@@ -6,8 +6,8 @@ usage: python bench/dpo.py --model DIR --data FILE [--pairs 32] [--runs 5] [--tr
 
 KIND is `espalier-memory` or `espalier-precomputed` (where the reference's log-probabilities come from), or
 `trl-WHERE-MODE-BATCH` with WHERE memory or precomputed and MODE plain or sorted (neighbours of like length). TRL runs
-under --trl-python, a virtual environment of its own: pip install torch==2.13.0 trl==1.16.0. --sweep measures all eight
-TRL settings once first, with the reference in memory, and takes the fastest on; without it, sorted batches of 2.
+under --trl-python, a virtual environment of its own: pip install torch==2.13.0 trl==1.16.0. --sweep measures all six
+TRL settings once first, with the reference in memory, and takes the fastest on; without it, batches of 1 as they come.
 Rows are ShareGPT pairs (conversations, chosen, rejected); both sides cut samples at 2,048 tokens. A step has 8 pairs
 here and as many as the batch there (no accumulation, which would only cost it time). A run is one fresh process; its
 time starts after loading, tokenising and precomputing, with one untimed step first. Peak memory is of the process.
@@ -211,9 +211,9 @@ def main() -> None:
         return
     if not options.data:
         parser.error("--data is missing: a JSON file of ShareGPT pairs")
-    best = "sorted-2"
+    best = "plain-1"
     if options.trl_python and options.sweep:
-        settings = [f"{mode}-{batch}" for mode in ("plain", "sorted") for batch in (1, 2, 4, 8)]
+        settings = [f"{mode}-{batch}" for mode in ("plain", "sorted") for batch in (1, 2, 4)]
         print("sweep of TRL, reference in memory, one run each:")
         found = {s: measure(f"trl-memory-{s}", options)["pairs_per_second"] for s in settings}
         best = max(found, key=found.__getitem__)

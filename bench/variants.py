@@ -116,13 +116,12 @@ def answered(model: Path, questions: list[Any], n: int, temperature: float, seed
     ]
 
 
-def sample(model: Path, out: Path, n: int) -> Path:
-    """Graded answers of the SFT model: one line a problem."""
-    path = out / "answers.jsonl"
+def sample(model: Path, path: Path, first: int, last: int) -> None:
+    """Graded answers of the SFT model to problems `first` to `last`: one line a problem."""
     if not path.exists():
         from espalier.world import exact_match, problems
 
-        found = problems(n, seed=77)
+        found = problems(last, seed=77)[first:]
         began = time.monotonic()
         said = answered(model, found, SAMPLES, TEMPERATURE)
         lines = [
@@ -130,8 +129,7 @@ def sample(model: Path, out: Path, n: int) -> Path:
             for p, texts in zip(found, said, strict=True)
         ]
         path.write_text("\n".join(lines) + "\n", encoding="utf8")
-        print(f"{n * SAMPLES:,} answers in {time.monotonic() - began:.0f} s", flush=True)
-    return path
+        print(f"{len(found) * SAMPLES:,} answers in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def rows(answers: Path, kind: str, seed: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
@@ -161,7 +159,7 @@ def rows(answers: Path, kind: str, seed: int, held_out: bool = False) -> Iterato
 
 
 def write(answers: Path, kind: str, seed: int, held_out: bool = False) -> Path:
-    path = answers.parent / f"{kind}-{seed}{'-held-out' if held_out else ''}.jsonl"
+    path = answers.parent / f"{answers.stem}-{kind}-{seed}{'-held-out' if held_out else ''}.jsonl"
     if not path.exists():
         lines = [json.dumps(row) for row in rows(answers, kind, seed, held_out)]
         beside = path.with_suffix(f".{os.getpid()}")
@@ -173,11 +171,12 @@ def write(answers: Path, kind: str, seed: int, held_out: bool = False) -> Path:
 # ------------------------------------------------------------------------------------------------------------- cells
 
 
-def train(out: Path, name: str, seed: int, command: str, data: Path, flags: list[str]) -> Path:
+def train(out: Path, name: str, seed: int, command: str, data: list[Path], flags: list[str]) -> Path:
     from espalier import cli
 
     run = out / "runs" / f"{name}-{seed}".replace(" ", "_").replace(",", "")
-    argv = [command, "--model", str(out / "sft" / "model"), "--data", str(data), "--out", str(run), "--seed", str(seed)]
+    argv = [command, "--model", str(out / "sft" / "model"), "--data", *map(str, data), "--out", str(run)]
+    argv += ["--seed", str(seed)]
     code = cli.main([*argv, "--cache", str(out / "cache"), "--overwrite", *COMMON, *flags])
     if code:
         raise SystemExit(f"{name}: exit code {code}")
@@ -189,7 +188,7 @@ def cell(out: Path, name: str, seed: int, tested: int, more: list[str]) -> dict[
     command, kind, flags = ({**CELLS, **SWEEPS})[name]
     began = time.monotonic()
     data = write(out / "answers.jsonl", kind, seed)
-    run = train(out, name, seed, command, data, ["--lr", RATES[command], *flags, *more])
+    run = train(out, name, seed, command, [data], ["--lr", RATES[command], *flags, *more])
     seconds = time.monotonic() - began
     return {**tested_on(run / "model", tested), "seconds": seconds, **last(run)}
 
@@ -218,8 +217,10 @@ def last(run: Path) -> dict[str, float]:
 
 def reward(out: Path, seed: int, more: list[str]) -> dict[str, float]:
     """A reward model on K-way lists, judged on held-out problems."""
-    data, held = (write(out / "answers.jsonl", "lists", seed, held_out) for held_out in (False, True))
-    run = train(out, "reward", seed, "reward", data, ["--eval-data", str(held), "--lr", "3e-4", "--epochs", "2", *more])
+    answers = (out / "answers.jsonl", out / "more.jsonl")
+    data, held = ([write(path, "lists", seed, side) for path in answers] for side in (False, True))
+    flags = ["--eval-data", *map(str, held), "--lr", "3e-4", "--epochs", "4", *more]
+    run = train(out, "reward", seed, "reward", data, flags)
     found = json.loads((run / "workbench.json").read_text())
     return {"accuracy": found["accuracy"]["all"]["value"], "ece": found["calibration"]["ece"]}
 
@@ -314,6 +315,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--problems", type=int, default=3000)
+    parser.add_argument("--more-problems", type=int, default=6000, help="which the reward model alone sees")
     parser.add_argument("--tested", type=int, default=500)
     parser.add_argument("--name")
     parser.add_argument("--seed", type=int, default=0)
@@ -323,7 +325,9 @@ def main() -> None:
         do(out, options.name, options.seed, options.tested, more)
         return
     out.mkdir(parents=True, exist_ok=True)
-    sample(fine_tune(out), out, options.problems)
+    model = fine_tune(out)
+    sample(model, out / "answers.jsonl", 0, options.problems)
+    sample(model, out / "more.jsonl", options.problems, options.problems + options.more_problems)
     names = [n for n in ("reward", *CELLS, *SWEEPS) if not options.only or n in options.only]
     wanted = [("sft", 0), *((name, seed) for seed in range(options.seeds) for name in names)]
 
