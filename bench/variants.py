@@ -6,8 +6,9 @@ usage: python bench/variants.py --out DIR [--seeds 3] [--jobs 2] [--only NAME ..
 The embedded base model, which can work problems out in steps, is fine-tuned on 600 demonstrations, 70 % of which give
 the answer alone, so that its likeliest answer is a guess. That model answers `--problems` training problems eight times
 each at temperature 1; exact match says which answers are right. From these come K-way lists (for the reward model,
-which also sees the answers to `--more-problems`), pairs of a right and a wrong answer, and unpaired labels. Every algorithm starts from the same SFT model and sees the
-same problems; a seed decides which pairs are drawn, the order, and nothing else. What is compared is exact match on
+which also sees the answers to `--more-problems`), pairs of a right and a wrong answer, and unpaired labels. Every
+algorithm starts from the same SFT model and sees the same problems; a seed decides which pairs are drawn, the order,
+and nothing else. What is compared is exact match on
 `--tested` problems of the test split, whose chains of operations occur in no training problem: of the likeliest answer,
 and of one drawn at temperature 1.
 What is done already is not done again: delete a file in DIR/cells to repeat it. `DIR/table.md` holds the table, which
