@@ -10,7 +10,8 @@ under --trl-python, a virtual environment of its own: pip install torch==2.13.0 
 TRL settings once first, with the reference in memory, and takes the fastest on; without it, batches of 1 as they come.
 Rows are ShareGPT pairs (conversations, chosen, rejected); both sides cut samples at 2,048 tokens. A step has 8 pairs
 here and as many as the batch there (no accumulation, which would only cost it time). A run is one fresh process; its
-time starts after loading, tokenising and precomputing, with one untimed step first. Peak memory is of the process.
+time starts after loading, tokenising and precomputing, and after one untimed step, whose pairs come again: both sides
+are timed over the same pairs. Peak memory is of the process.
 
 `sharing` compares the forest with separate sequences in Espalier itself, on random tokens: K answers of 128 tokens to
 prompts of 64, 256 and 1,024, forward and backward, fp32.
@@ -74,7 +75,7 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
 
             step(0)
             start = time.perf_counter()
-            pairs = sum(step(i) for i in range(1, p.dataset.steps))
+            pairs = sum(step(i) for i in range(p.dataset.steps))
             return pairs, time.perf_counter() - start
 
 
@@ -96,6 +97,7 @@ def trl(model_dir: str, rows: list[dict[str, Any]], where: str, mode: str, batch
     ]  # fmt: skip
     if mode == "sorted":
         made.sort(key=lambda r: max(len(json.dumps(r[side])) for side in ("chosen", "rejected")))
+    made = made[:batch] + made  # the first step is not timed
     args = DPOConfig(
         output_dir=tempfile.mkdtemp(), save_strategy="no", report_to="none", use_cpu=True, bf16=False,
         gradient_checkpointing=False, disable_tqdm=True, logging_steps=1000, per_device_train_batch_size=batch,
@@ -113,16 +115,14 @@ def trl(model_dir: str, rows: list[dict[str, Any]], where: str, mode: str, batch
                 Clock.start = time.perf_counter()
 
     class Trainer(DPOTrainer):
-        if mode == "sorted":
-
-            def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-                return torch.utils.data.SequentialSampler(self.train_dataset)
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
 
     trainer = Trainer(
         model=model, args=args, train_dataset=Dataset.from_list(made), processing_class=tokenizer, callbacks=[Clock()]
     )
     trainer.train()
-    return (Clock.steps - 1) * batch, time.perf_counter() - Clock.start
+    return len(rows), time.perf_counter() - Clock.start
 
 
 def child(arguments: list[str]) -> None:
