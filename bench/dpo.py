@@ -48,7 +48,7 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
     from espalier.algorithms.dpo import DPO
     from espalier.annotate import annotate
     from espalier.before import parts
-    from espalier.config import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
+    from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
     from espalier.reference import build_reference
     from espalier.runs import DPORun
 

@@ -59,7 +59,7 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
     import torch
 
     from espalier import build
-    from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
+    from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
     from espalier.engines.world import OneProcess
     from espalier.runs import SFTRun
     from espalier.schedule import learning_rate

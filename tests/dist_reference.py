@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from espalier.algorithms.dpo import DPO
-from espalier.config import ModelConfig, OptimConfig
+from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp, precomputed
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.precomputed import PrecomputedReference

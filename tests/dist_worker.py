@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from dist_reference import HELD
 from espalier import checkpoint, cli, preflight
 from espalier.algorithms.sft import SFT
-from espalier.config import ModelConfig, OptimConfig
+from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp
 from espalier.engines import learner as learners
 from espalier.engines import world as worlds

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.config import ModelConfig, OptimConfig
+from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy

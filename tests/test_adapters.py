@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models.adapters import add_adapter, has_adapter, merged_state, quantization
 from espalier.models.export import export

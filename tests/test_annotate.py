@@ -15,7 +15,7 @@ from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Traits
 from espalier.annotate import annotate, check_reference
-from espalier.config import ReferenceConfig
+from espalier.config.sections import ReferenceConfig
 from espalier.engines.protocols import Group
 from espalier.errors import ConfigError
 from espalier.types import Sample

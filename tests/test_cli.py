@@ -13,7 +13,7 @@ import pytest
 
 import espalier
 from espalier import cli, doctor
-from espalier.config import ExportConfig, QuickstartConfig, SampleConfig
+from espalier.config.sections import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import EspalierError, RowError
 from espalier.runs import SFTRun
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError
 from espalier.models.adapters import merged_state
 from espalier.models.export import export, read_stop_ids

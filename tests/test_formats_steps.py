@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.config import StepLabelsConfig
+from espalier.config.sections import StepLabelsConfig
 from espalier.data.formats import convert, sniff
 from espalier.data.formats.steps import split
 from espalier.data.read import parse_source, read

@@ -168,7 +168,7 @@ def test_counter_uniform_is_uniform_and_keyed_by_every_counter() -> None:
 
 @pytest.mark.real_data
 def test_a_real_model_tells_a_story(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from espalier.config import ModelConfig
+    from espalier.config.sections import ModelConfig
     from espalier.models.load import load_model
 
     loaded = load_model(ModelConfig(model=str(shared / "models/stories260k")))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads
 from espalier.models.adapters import add_adapter, merged_state, plain_names

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from espalier.config import StepLabelsConfig
+from espalier.config.sections import StepLabelsConfig
 from espalier.data.form import Form
 from espalier.data.render import Renderer
 from espalier.inspect import blocks, html, show

@@ -15,7 +15,8 @@ import torch
 from desk import PAIRS, Desk, saved, write
 from espalier import build as build_module
 from espalier.algorithms.dpo import DPO
-from espalier.config import PreferenceConfig
+from espalier.config.options import Parser, build, options
+from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
 from espalier.data.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
@@ -23,7 +24,6 @@ from espalier.firstloss import expected_first_loss
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
 from espalier.microbatches import Layout, forward_size
-from espalier.options import Parser, build, options
 from espalier.runs import RUNS, RunConfig, unread_in_judging
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.records import Judged, JudgedResponse

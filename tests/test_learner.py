@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from espalier.algorithms.sft import SFT
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
 from espalier.models.noise import Noise

@@ -18,7 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models.freeze import freeze
 from espalier.models.load import load_model, load_tokenizer, prepare, zero_dropouts

@@ -10,7 +10,7 @@ import torch
 
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.sft import SFT
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.reference import StartReference
 from espalier.models import heads

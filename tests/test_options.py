@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
+from espalier.config.fields import infos
+from espalier.config.options import PER_CALL, Parser, build, dump, flat, load, options
+from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
-from espalier.fields import infos
-from espalier.options import PER_CALL, Parser, build, dump, flat, load, options
 from espalier.runs import RUNS, SFTRun
 
 NEEDED = {"model": "m", "data": ["d.jsonl"], "out": "runs/x"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espalier.config import PreferenceConfig
+from espalier.config.sections import PreferenceConfig
 from espalier.data import rankings
 from espalier.data.rankings import comparisons, labels, levels, score_weights
 from espalier.errors import RowError

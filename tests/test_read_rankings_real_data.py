@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.config import PreferenceConfig
+from espalier.config.sections import PreferenceConfig
 from espalier.data.rankings import comparisons, levels
 from espalier.data.read import parse_source, read
 from espalier.data.trees import threads

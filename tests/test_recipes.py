@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from espalier.options import Parser, flat
+from espalier.config.options import Parser, flat
 from espalier.runs import RUNS
 
 FOLDER = Path(__file__).parent.parent / "recipes"

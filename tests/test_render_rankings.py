@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.config import PreferenceConfig, StepLabelsConfig
+from espalier.config.sections import PreferenceConfig, StepLabelsConfig
 from espalier.data.form import Form
 from espalier.data.render import Renderer
 from espalier.errors import ConfigError, RowError

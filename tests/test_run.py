@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espalier import cli, run
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
+from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import CheckError
 from espalier.metrics import read_lines
 from espalier.runs import SFTRun

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig
+from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 from espalier.rundir import MAY_CHANGE, RunDir, versions
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.schedule import learning_rate
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from espalier.algorithms.sft import SFT
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.models.policy import Policy
 from espalier.schedule import learning_rate

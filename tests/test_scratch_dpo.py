@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.algorithms.dpo import DPO
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.models.policy import Policy
 from espalier.pack import pack, totals

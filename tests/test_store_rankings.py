@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.config import DataConfig, StepLabelsConfig
+from espalier.config.sections import DataConfig, StepLabelsConfig
 from espalier.data import entry
 from espalier.data.dataset import open_data
 from espalier.data.form import Form

@@ -17,7 +17,7 @@ from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.traits import Traits
-from espalier.config import LoopConfig, OptimConfig
+from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group
 from espalier.engines.reference import FILE, StartReference
 from espalier.metrics import MetricsFile, read_lines, without_time

@@ -19,7 +19,7 @@ from espalier.algorithms.cpo import CPO
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.simpo import SimPO
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.models.policy import Policy
 from espalier.ops import normalise

@@ -26,7 +26,7 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.labelled import response_start
 from espalier.algorithms.reward import Reward
 from espalier.annotate import annotate
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.models import heads
 from espalier.models.policy import Policy

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from espalier.algorithms.traits import Credits, Mates
-from espalier.config import ReferenceConfig
+from espalier.config.sections import ReferenceConfig
 from espalier.engines.protocols import Group, Learner, Reference
 from espalier.errors import ConfigError
 from espalier.types import Sample

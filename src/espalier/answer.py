@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.data.render import Renderer
 from espalier.data.templates import apply_template
 from espalier.engines.generate import GenerateSampler

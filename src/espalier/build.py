@@ -14,7 +14,7 @@ import torch
 
 from espalier.algorithms.dimensions import check_dimensions, total_weights
 from espalier.algorithms.reward import Reward
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.form import Form
 from espalier.data.render import Renderer, TrainOn

@@ -28,7 +28,7 @@ class Command:
 
 
 def _train(name: str, argv: Arguments) -> int:
-    from espalier.options import Parser
+    from espalier.config.options import Parser
     from espalier.runs import RUNS, RunConfig
 
     config: RunConfig = Parser(*_heading(name), RUNS[name]).read(argv)[0]
@@ -51,7 +51,7 @@ def _training(argv: Arguments) -> tuple[str, Arguments]:
 
 
 def _check(argv: Arguments) -> int:
-    from espalier.options import Parser
+    from espalier.config.options import Parser
     from espalier.runs import RUNS, RunConfig
 
     name, rest = _training(argv)
@@ -63,8 +63,8 @@ def _check(argv: Arguments) -> int:
 
 
 def _inspect(argv: Arguments) -> int:
-    from espalier.config import InspectConfig
-    from espalier.options import Parser
+    from espalier.config.options import Parser
+    from espalier.config.sections import InspectConfig
     from espalier.runs import RUNS
 
     name, rest = _training(argv)
@@ -77,8 +77,8 @@ def _inspect(argv: Arguments) -> int:
 
 
 def _export(argv: Arguments) -> int:
-    from espalier.config import ExportConfig
-    from espalier.options import Parser
+    from espalier.config.options import Parser
+    from espalier.config.sections import ExportConfig
 
     config: ExportConfig = Parser(*_heading("export"), ExportConfig, file=False).read(argv)[0]
     from espalier import run
@@ -88,8 +88,8 @@ def _export(argv: Arguments) -> int:
 
 
 def _sample(argv: Arguments) -> int:
-    from espalier.config import SampleConfig
-    from espalier.options import Parser
+    from espalier.config.options import Parser
+    from espalier.config.sections import SampleConfig
 
     config: SampleConfig = Parser(*_heading("sample"), SampleConfig, file=False).read(argv)[0]
     from espalier import run
@@ -99,8 +99,8 @@ def _sample(argv: Arguments) -> int:
 
 
 def _quickstart(argv: Arguments) -> int:
-    from espalier.config import QuickstartConfig
-    from espalier.options import Parser
+    from espalier.config.options import Parser
+    from espalier.config.sections import QuickstartConfig
 
     config: QuickstartConfig = Parser(*_heading("quickstart"), QuickstartConfig, file=False).read(argv)[0]
     from espalier import run
@@ -110,7 +110,7 @@ def _quickstart(argv: Arguments) -> int:
 
 
 def _doctor(argv: Arguments) -> int:
-    from espalier.options import Parser
+    from espalier.config.options import Parser
 
     Parser(*_heading("doctor"), file=False).read(argv)
     from espalier import doctor
@@ -182,7 +182,7 @@ def _dispatch(argv: Arguments) -> int:
         return 0
     command = COMMANDS.get(argv[0])
     if command is None:
-        from espalier.fields import nearest
+        from espalier.config.fields import nearest
 
         way_out = nearest(argv[0], COMMANDS) or f" Commands are {', '.join(COMMANDS)}."
         raise ConfigError(f"{argv[0]}: no such command.{way_out}")

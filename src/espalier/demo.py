@@ -12,7 +12,7 @@ from rich.text import Text
 
 from espalier import run
 from espalier.answer import Chatter
-from espalier.config import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
+from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
 from espalier.runs import SFTRun
 from espalier.world import Problem, Score, problems, score, write_instructions

@@ -12,7 +12,7 @@ from typing import Any
 from espalier import build, checkpoint, files
 from espalier.algorithms.dimensions import NAMELESS, total_weights
 from espalier.before import Parts
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.data.rankings import score_weights, settled
 from espalier.data.store import Store
 from espalier.engines.forwards import Forwards

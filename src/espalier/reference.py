@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espalier import build
 from espalier.build import Model
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.data.content import content_hash
 from espalier.data.dataset import Opened
 from espalier.engines.learner import TorchLearner

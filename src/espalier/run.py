@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier import checkpoint, files
-from espalier.config import ExportConfig, QuickstartConfig, SampleConfig
+from espalier.config.options import dump, flat
+from espalier.config.sections import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import CheckpointError, ConfigError
 from espalier.metrics import MetricsFile, read_lines
-from espalier.options import dump, flat
 from espalier.progress import Progress, peak_memory
 from espalier.rundir import HEADING, RunDir, resumption
 from espalier.runs import RunConfig, judge_of
@@ -251,7 +251,7 @@ def sample(config: SampleConfig) -> None:
     from rich.console import Console
 
     from espalier.answer import Chatter
-    from espalier.config import ModelConfig
+    from espalier.config.sections import ModelConfig
 
     chatter = Chatter.load(
         ModelConfig(

@@ -15,7 +15,8 @@ from espalier.algorithms.reward import Reward
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.annotate import check_reference
-from espalier.config import (
+from espalier.config.fields import Positive, infos, section
+from espalier.config.sections import (
     DataConfig,
     JudgeConfig,
     LoopConfig,
@@ -26,7 +27,6 @@ from espalier.config import (
     StepLabelsConfig,
 )
 from espalier.errors import ConfigError
-from espalier.fields import Positive, infos, section
 
 if TYPE_CHECKING:
     from espalier.algorithms.traits import Algorithm

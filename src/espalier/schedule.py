@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from espalier import checkpoint
 from espalier.annotate import annotate
-from espalier.config import LoopConfig, OptimConfig
+from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group, Learner, LossFn, Reference
 from espalier.errors import EspalierError
 from espalier.metrics import MetricsFile

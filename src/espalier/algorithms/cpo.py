@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from espalier.algorithms.traits import Traits
-from espalier.fields import NotNegative, Positive, section
+from espalier.config.fields import NotNegative, Positive, section
 from espalier.types import Batch, Outputs, Term
 
 

@@ -8,8 +8,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from espalier.algorithms.traits import Traits
 from espalier.algorithms.variants import weighted
+from espalier.config.fields import CountOrZero, Fraction, Names, NotNegative, Number, section
 from espalier.errors import ConfigError
-from espalier.fields import CountOrZero, Fraction, Names, NotNegative, Number, section
 from espalier.types import Batch, Outputs, Term
 
 if TYPE_CHECKING:

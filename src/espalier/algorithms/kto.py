@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from espalier.algorithms.labelled import is_good, mismatched, ratio
 from espalier.algorithms.traits import Traits
-from espalier.fields import Positive, section
+from espalier.config.fields import Positive, section
 from espalier.types import Batch, Outputs, Sample, Term
 
 MATES = "kl"

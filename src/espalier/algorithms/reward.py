@@ -8,8 +8,8 @@ from annotated_types import Ge, Gt, Lt
 
 from espalier.algorithms.dimensions import check_grades, total_weights
 from espalier.algorithms.traits import Traits, Wants
+from espalier.config.fields import Names, NotNegative, Number, section
 from espalier.errors import ConfigError
-from espalier.fields import Names, NotNegative, Number, section
 from espalier.types import Batch, Outputs, Term
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from espalier.algorithms.traits import Traits
-from espalier.fields import section
+from espalier.config.fields import section
 from espalier.types import Batch, Outputs, Term
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from espalier.config.fields import nearest
 from espalier.errors import ConfigError
-from espalier.fields import nearest
 
 
 def weighted(given: Iterable[str], known: tuple[str, ...], key: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.config import DataConfig
+from espalier.config.sections import DataConfig
 from espalier.data.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import READ_VERSION, Source, parse_sources, read

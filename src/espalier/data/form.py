@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from espalier.config import PreferenceConfig, StepLabelsConfig
+from espalier.config.sections import PreferenceConfig, StepLabelsConfig
 
 
 @dataclass(frozen=True, slots=True)

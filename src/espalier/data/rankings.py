@@ -12,7 +12,7 @@ from espalier.errors import RowError
 from espalier.types import Ranking, Response
 
 if TYPE_CHECKING:
-    from espalier.config import PreferenceConfig
+    from espalier.config.sections import PreferenceConfig
 
 Kind = Literal["auto", "ranks", "scores", "labels"]
 ROUNDING = 1e-9  # levels no further apart than this times max(1, |level|) are equal
@@ -140,7 +140,7 @@ def comparisons(
     ("over max_pairs"). A share `preference.flip` of the strict preferences kept is turned around, counted in `dropped`
     under no reason. What is drawn follows from (`seed`, `key`, places) alone; `key` tells prompts apart.
 
-    >>> from espalier.config import PreferenceConfig
+    >>> from espalier.config.sections import PreferenceConfig
     >>> found = comparisons([2.0, 1.0, 2.0, None], PreferenceConfig(), key=0, seed=0)
     >>> found.beats, found.ties, found.dropped
     ([[1], [], [1], []], [[2], [], [], []], {'not judged': 1})
@@ -194,7 +194,7 @@ def _both(levels: Sequence[float | None]) -> Iterator[tuple[int, int, float, flo
 def labels(ranking: Ranking, preference: PreferenceConfig, key: int, seed: int) -> list[bool | None]:
     """Good or bad for each response, None where nobody says, with a share `preference.flip` turned around.
 
-    >>> from espalier.config import PreferenceConfig
+    >>> from espalier.config.sections import PreferenceConfig
     >>> from espalier.types import Message
     >>> said = Ranking((), tuple(Response(Message("assistant", "a"), good=g) for g in (True, False, None)))
     >>> labels(said, PreferenceConfig(), key=0, seed=0), labels(said, PreferenceConfig(flip=0.999999), key=0, seed=0)

@@ -19,7 +19,7 @@ from espalier.errors import RowError
 from espalier.types import Chat, Message, Ranking, Response, Steps, Tree
 
 if TYPE_CHECKING:
-    from espalier.config import PreferenceConfig
+    from espalier.config.sections import PreferenceConfig
     from espalier.data.form import Form
     from espalier.data.render import Renderer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from espalier.config import StepLabelsConfig
+from espalier.config.sections import StepLabelsConfig
 from espalier.errors import RowError
 from espalier.types import Steps
 

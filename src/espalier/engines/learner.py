@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from espalier.config import OptimConfig
+from espalier.config.sections import OptimConfig
 from espalier.engines.fsdp import full, like
 
 

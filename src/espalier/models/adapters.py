@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 
 ADAPTER = "default"

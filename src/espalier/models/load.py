@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from espalier.config import ModelConfig
+from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads
 from espalier.models.adapters import add_adapter, quantization

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from espalier.errors import ConfigError
-from espalier.fields import (
+from espalier.config.fields import (
     Count,
     CountOrZero,
     Fraction,
@@ -26,6 +25,7 @@ from espalier.fields import (
     Share,
     section,
 )
+from espalier.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
