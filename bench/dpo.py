@@ -154,8 +154,8 @@ def sharing(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from espalier.forest.pack import pack, totals
     from espalier.models.policy import Policy
-    from espalier.pack import pack, totals
     from espalier.types import Sample
 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)

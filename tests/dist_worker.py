@@ -37,7 +37,7 @@ from espalier.engines import learner as learners
 from espalier.engines import world as worlds
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
-from espalier.microbatches import Layout, microbatches
+from espalier.forest.microbatches import Layout, microbatches
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
 from espalier.train import FRESH, Trainer

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from espalier.forest.pack import pack
 from espalier.models import attention_cpu
 from espalier.models.attention import Forest, forest_attention, path_mask
-from espalier.pack import pack
 from espalier.types import Batch, Sample
 from samples import sample
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
+from espalier.forest.pack import pack, totals
 from espalier.models.attention import Forest, forest_attention
 from espalier.models.attention_cuda import CudaForest, attend, by_flex
-from espalier.pack import pack, totals
 from espalier.types import Sample
 
 

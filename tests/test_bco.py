@@ -10,9 +10,9 @@ import torch
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.traits import Credits, Mates
 from espalier.errors import ConfigError
+from espalier.forest.pack import pack, totals
 from espalier.losses.unpaired import bco
 from espalier.ops import normalise
-from espalier.pack import pack, totals
 from espalier.types import Outputs, Sample
 from samples import Groups, sample
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from espalier.algorithms.dpo import DPO
-from espalier.pack import pack, totals
+from espalier.forest.pack import pack, totals
 from espalier.types import Outputs, Sample
 from samples import sample
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import ModelError
+from espalier.forest.pack import pack, totals
 from espalier.models.layout import choose
 from espalier.models.load import zero_dropouts
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
 from espalier.types import Batch, Sample
 from samples import Groups, sample, tree_groups
 from tiny import ATTENTION, STATEFUL, WINDOW, tiny_model

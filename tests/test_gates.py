@@ -19,8 +19,8 @@ from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.reward import Reward
 from espalier.algorithms.simpo import SimPO
 from espalier.firstloss import expected_first_loss, expected_terms
+from espalier.forest.pack import pack, totals
 from espalier.ops import normalise
-from espalier.pack import pack, totals
 from espalier.types import Outputs, Sample
 from samples import sample
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
+from espalier.forest.pack import pack, totals
 from espalier.models import heads
 from espalier.models.adapters import add_adapter, merged_state, plain_names
 from espalier.models.export import export
@@ -22,7 +23,6 @@ from espalier.models.layout import choose
 from espalier.models.policy import Policy
 from espalier.models.router import balance_loss
 from espalier.models.tokens import add_control_tokens
-from espalier.pack import pack, totals
 from espalier.types import Sample
 from samples import Groups, sample, tree_groups
 from tiny import tiny_model, tiny_tokenizer

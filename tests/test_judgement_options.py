@@ -21,9 +21,9 @@ from espalier.data.formats.reviews import read_reviews
 from espalier.data.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
 from espalier.firstloss import expected_first_loss
+from espalier.forest.microbatches import Layout, forward_size
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
-from espalier.microbatches import Layout, forward_size
 from espalier.runs import RUNS, RunConfig, unread_in_judging
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.records import Judged, JudgedResponse

@@ -11,10 +11,10 @@ import torch
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.traits import Credits, Mates
 from espalier.errors import ConfigError
+from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.pack import pack, totals
 from espalier.losses.unpaired import kto
-from espalier.microbatches import Layout, microbatches
 from espalier.ops import normalise
-from espalier.pack import pack, totals
 from espalier.types import Batch, Outputs, Sample
 from samples import Groups, sample
 

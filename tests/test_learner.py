@@ -15,9 +15,9 @@ from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
+from espalier.forest.pack import pack, totals
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
 from espalier.types import Batch, Outputs, Sample, Term
 from samples import Groups, sample, tree_groups
 from tiny import tiny_model

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.microbatches import Layout, microbatches
-from espalier.trie import build, laid_length
+from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.trie import build, laid_length
 from espalier.types import Sample
 from samples import groups, sample
 

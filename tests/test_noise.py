@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import ModelError
+from espalier.forest.pack import pack, totals
+from espalier.forest.trie import laid_length
 from espalier.models.attention import Forest, forest_attention
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
-from espalier.trie import laid_length
 from espalier.types import Batch
 from samples import Groups, sample
 from tiny import tiny_model

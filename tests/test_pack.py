@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from espalier import trie
-from espalier.pack import pack, totals
+from espalier.forest import trie
+from espalier.forest.pack import pack, totals
 from espalier.types import Sample
 from samples import groups, path_tokens, sample
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from espalier.data.render import Renderer
 from espalier.errors import RowError
+from espalier.forest.pack import pack, totals
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
 from espalier.types import Chat, Tree, TreeNode
 from tiny import tiny_model, tiny_tokenizer
 from toys import FORGETFUL, assistant, letters, merging, show, user

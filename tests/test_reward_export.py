@@ -21,6 +21,7 @@ from transformers import (
 
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
+from espalier.forest.pack import pack, totals
 from espalier.models import heads
 from espalier.models.export import export, padding_of
 from espalier.models.heads import Calibration, ScalarHead
@@ -28,7 +29,6 @@ from espalier.models.layout import choose
 from espalier.models.load import Loaded, load_model, prepare, read_limit
 from espalier.models.padding import choose_padding
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
 from samples import Groups, sample
 from tiny import tiny_model, tiny_tokenizer
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
+from espalier.forest.pack import pack, totals
+from espalier.forest.trie import laid_length
 from espalier.models.policy import Policy
 from espalier.models.router import balance_loss
-from espalier.pack import pack, totals
-from espalier.trie import laid_length
 from samples import tree_groups
 from tiny import tiny_model
 

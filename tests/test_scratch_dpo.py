@@ -12,8 +12,8 @@ import pytest
 from espalier.algorithms.dpo import DPO
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.forest.pack import pack, totals
 from espalier.models.policy import Policy
-from espalier.pack import pack, totals
 from espalier.schedule import learning_rate
 from espalier.types import Batch, Outputs
 from samples import Groups, sample

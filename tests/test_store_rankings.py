@@ -22,7 +22,7 @@ from espalier.data.render import Renderer
 from espalier.data.stats import StoreStats
 from espalier.data.store import Store, open_store
 from espalier.errors import DataError, RowError
-from espalier.pack import totals
+from espalier.forest.pack import totals
 from espalier.types import Chat, Example, Origin, Ranking, Response, Sample, Steps
 from test_store import FakeRendered, FakeRenderer, FakeSource
 from test_store import build as build_fake

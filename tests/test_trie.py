@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier import trie
-from espalier.trie import MIN_SHARED, build, common_prefix, laid_length
+from espalier.forest import trie
+from espalier.forest.trie import MIN_SHARED, build, common_prefix, laid_length
 from espalier.types import Sample
 from samples import groups, sample
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
+from espalier.forest.pack import pack, totals
 from espalier.losses import unpaired
 from espalier.ops import normalise
-from espalier.pack import pack, totals
 from espalier.types import Batch, Outputs, Sample
 from samples import sample
 

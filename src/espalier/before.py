@@ -32,7 +32,7 @@ from espalier.engines import world as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.errors import RowError
-from espalier.microbatches import Layout, forward_size, microbatches
+from espalier.forest.microbatches import Layout, forward_size, microbatches
 from espalier.preflight import Check
 from espalier.progress import Progress
 from espalier.reference import build_reference, check_model, reference_bytes

@@ -22,7 +22,7 @@ from espalier.data.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import ConfigError, DataError
-from espalier.microbatches import Layout
+from espalier.forest.microbatches import Layout
 from espalier.models import heads, layout
 from espalier.models.export import padding_of
 from espalier.models.freeze import FreezeSummary

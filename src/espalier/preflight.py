@@ -18,7 +18,7 @@ from torch import Tensor
 
 from espalier.errors import CheckError, ConfigError
 from espalier.files import json_text, write_atomic
-from espalier.pack import pack, totals
+from espalier.forest.pack import pack, totals
 from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from espalier.engines import fsdp
 from espalier.engines.protocols import Group
 from espalier.engines.world import Distributed, OneProcess
-from espalier.microbatches import Layout, microbatches
+from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.pack import Totals, pack, totals
 from espalier.models.policy import Policy
-from espalier.pack import Totals, pack, totals
 from espalier.types import Batch, Sample
 
 

@@ -19,15 +19,15 @@ from espalier.engines.optimizer import Optimizer
 from espalier.engines.protocols import Group, LossFn, Measured, StepResult
 from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError
+from espalier.forest.pack import totals
+from espalier.forest.trie import laid_length
 from espalier.models import adapters, attention
 from espalier.models.export import export
 from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.ops import normalise
-from espalier.pack import totals
 from espalier.trainstate import file_to_tensors, tensors_to_file
-from espalier.trie import laid_length
 from espalier.types import Batch, Outputs, Sample
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from espalier.pack import Group
-from espalier.trie import build, laid_length
+from espalier.forest.pack import Group
+from espalier.forest.trie import build, laid_length
 from espalier.types import Sample
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from espalier.trie import Trie, build, laid_length
+from espalier.forest.trie import Trie, build, laid_length
 from espalier.types import Batch, Sample, Segment
 
 Group = Sequence[Sample]
