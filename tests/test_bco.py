@@ -11,8 +11,8 @@ from espalier.algorithms.bco import BCO
 from espalier.algorithms.traits import Credits, Mates
 from espalier.errors import ConfigError
 from espalier.forest.pack import pack, totals
+from espalier.losses.ops import normalise
 from espalier.losses.unpaired import bco
-from espalier.ops import normalise
 from espalier.types import Outputs, Sample
 from samples import Groups, sample
 

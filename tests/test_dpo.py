@@ -16,8 +16,8 @@ from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.errors import ConfigError
 from espalier.forest.pack import pack, totals
+from espalier.losses.ops import normalise
 from espalier.models.policy import Policy
-from espalier.ops import normalise
 from espalier.types import Batch, Outputs
 from samples import Groups, sample
 from tiny import tiny_model

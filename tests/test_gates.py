@@ -20,7 +20,7 @@ from espalier.algorithms.reward import Reward
 from espalier.algorithms.simpo import SimPO
 from espalier.firstloss import expected_first_loss, expected_terms
 from espalier.forest.pack import pack, totals
-from espalier.ops import normalise
+from espalier.losses.ops import normalise
 from espalier.types import Outputs, Sample
 from samples import sample
 

@@ -13,8 +13,8 @@ from espalier.algorithms.traits import Credits, Mates
 from espalier.errors import ConfigError
 from espalier.forest.microbatches import Layout, microbatches
 from espalier.forest.pack import pack, totals
+from espalier.losses.ops import normalise
 from espalier.losses.unpaired import kto
-from espalier.ops import normalise
 from espalier.types import Batch, Outputs, Sample
 from samples import Groups, sample
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from espalier.losses import pairs
-from espalier.ops import by_prefix, by_sample
+from espalier.losses.ops import by_prefix, by_sample
 
 LN2 = math.log(2)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from espalier.losses.ops import normalise
 from espalier.losses.tokens import nll
-from espalier.ops import normalise
 from espalier.types import Term
 
 

@@ -13,7 +13,7 @@ from espalier.algorithms.dimensions import total_weights
 from espalier.algorithms.reward import Reward
 from espalier.errors import ConfigError, DataError
 from espalier.forest.pack import pack, totals
-from espalier.ops import normalise
+from espalier.losses.ops import normalise
 from espalier.types import Batch, Outputs, Sample, Term
 from samples import Groups, sample
 

@@ -22,8 +22,8 @@ from espalier.algorithms.simpo import SimPO
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.forest.pack import pack, totals
+from espalier.losses.ops import normalise
 from espalier.models.policy import Policy
-from espalier.ops import normalise
 from espalier.types import Batch, Outputs
 from samples import Groups, sample
 from tiny import VOCAB, tiny_model, tiny_tokenizer

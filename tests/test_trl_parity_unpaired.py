@@ -29,9 +29,9 @@ from espalier.annotate import annotate
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.forest.pack import pack, totals
+from espalier.losses.ops import normalise
 from espalier.models import heads
 from espalier.models.policy import Policy
-from espalier.ops import normalise
 from espalier.types import Batch, Outputs, Sample
 from samples import Groups, sample
 from tiny import VOCAB, tiny_model, tiny_tokenizer

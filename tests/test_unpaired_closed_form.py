@@ -13,7 +13,7 @@ from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
 from espalier.forest.pack import pack, totals
 from espalier.losses import unpaired
-from espalier.ops import normalise
+from espalier.losses.ops import normalise
 from espalier.types import Batch, Outputs, Sample
 from samples import sample
 

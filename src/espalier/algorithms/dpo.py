@@ -99,7 +99,7 @@ class DPO:
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
         """A term for each variant, `nll` where it is on, and metrics, whose rewards are beta times the ratio."""
         from espalier.losses import lists, pairs
-        from espalier.ops import by_sample
+        from espalier.losses.ops import by_sample
 
         def scores(ratios: Tensor) -> Tensor:
             return pairs.divergence(ratios, self.f_divergence, self.divergence_alpha)

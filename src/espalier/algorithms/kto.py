@@ -65,7 +65,7 @@ class KTO:
         import torch
 
         from espalier.losses import unpaired
-        from espalier.ops import by_sample
+        from espalier.losses.ops import by_sample
 
         ratios_S = by_sample(outputs.logprobs - batch.streams["ref_logprobs"], batch.rows, len(batch.samples))
         logprobs_S = by_sample(outputs.logprobs, batch.rows, len(batch.samples))

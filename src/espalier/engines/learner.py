@@ -21,12 +21,12 @@ from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError
 from espalier.forest.pack import totals
 from espalier.forest.trie import laid_length
+from espalier.losses.ops import normalise
 from espalier.models import adapters, attention
 from espalier.models.export import export
 from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
-from espalier.ops import normalise
 from espalier.trainstate import file_to_tensors, tensors_to_file
 from espalier.types import Batch, Outputs, Sample
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from espalier.losses.ops import by_prefix, by_sample
 from espalier.losses.tokens import nll
-from espalier.ops import by_prefix, by_sample
 from espalier.types import Batch, Term
 
 Divergence = Literal["reverse_kl", "js", "alpha"]
