@@ -60,7 +60,7 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
 
     from espalier import build
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
-    from espalier.engines.world import OneProcess
+    from espalier.engines.processes import OneProcess
     from espalier.runs import SFTRun
     from espalier.schedule import learning_rate
 

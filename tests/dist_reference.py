@@ -13,8 +13,8 @@ from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp, precomputed
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.precomputed import PrecomputedReference
+from espalier.engines.processes import OneProcess
 from espalier.engines.reference import FILE, ModelReference, StartReference
-from espalier.engines.world import OneProcess
 from espalier.models import heads
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy

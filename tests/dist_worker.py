@@ -34,7 +34,7 @@ from espalier.algorithms.sft import SFT
 from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp
 from espalier.engines import learner as learners
-from espalier.engines import world as worlds
+from espalier.engines import processes as worlds
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
 from espalier.forest.microbatches import Layout, microbatches

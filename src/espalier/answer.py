@@ -28,7 +28,7 @@ class Chatter:
     def load(cls, config: ModelConfig, device: str | None = None) -> Chatter:
         """Read a model for answering. Raises ModelError and ConfigError."""
         from espalier.build import compute_dtype
-        from espalier.engines.world import pick_device
+        from espalier.engines.processes import pick_device
 
         where = pick_device() if device is None else device
         loaded = load_model(config, device=where)

@@ -28,7 +28,7 @@ from espalier.data.render import Renderer
 from espalier.data.rendered import Judged, Rendered
 from espalier.data.stats import StoreStats
 from espalier.data.store import Store
-from espalier.engines import world as worlds
+from espalier.engines import processes as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.errors import RowError

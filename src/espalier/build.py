@@ -20,7 +20,7 @@ from espalier.data.form import Form
 from espalier.data.render import Renderer, TrainOn
 from espalier.data.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
-from espalier.engines.world import Distributed, OneProcess
+from espalier.engines.processes import Distributed, OneProcess
 from espalier.errors import ConfigError, DataError
 from espalier.forest.microbatches import Layout
 from espalier.models import heads, layout

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from espalier.engines import fsdp
+from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import Group
-from espalier.engines.world import Distributed, OneProcess
 from espalier.forest.microbatches import Layout, microbatches
 from espalier.forest.pack import Totals, pack, totals
 from espalier.models.policy import Policy

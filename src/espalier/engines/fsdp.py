@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from espalier.engines.world import Distributed
+from espalier.engines.processes import Distributed
 from espalier.models import adapters
 from espalier.models.policy import Policy
 

@@ -16,8 +16,8 @@ from espalier.config.sections import OptimConfig
 from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer
+from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import Group, LossFn, Measured, StepResult
-from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError
 from espalier.forest.pack import totals
 from espalier.forest.trie import laid_length

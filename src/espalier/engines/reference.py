@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import Group
-from espalier.engines.world import Distributed, OneProcess
 from espalier.errors import CheckpointError, ConfigError
 from espalier.models.policy import Policy
 from espalier.trainstate import file_to_tensors, tensors_to_file
