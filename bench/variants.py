@@ -84,7 +84,7 @@ def fine_tune(out: Path) -> Path:
     """The SFT model: two epochs over demonstrations most of which give the answer alone."""
     if not (out / "sft" / "model").is_dir():
         from espalier import cli
-        from espalier.world import problems
+        from espalier.toy import problems
 
         data, rng = out / "demonstrations.jsonl", Random(0)
         with data.open("w", encoding="utf8") as file:
@@ -120,7 +120,7 @@ def answered(model: Path, questions: list[Any], n: int, temperature: float, seed
 def sample(model: Path, path: Path, first: int, last: int) -> None:
     """Graded answers of the SFT model to problems `first` to `last`: one line a problem."""
     if not path.exists():
-        from espalier.world import exact_match, problems
+        from espalier.toy import exact_match, problems
 
         found = problems(last, seed=77)[first:]
         began = time.monotonic()
@@ -197,7 +197,7 @@ def cell(out: Path, name: str, seed: int, tested: int, more: list[str]) -> dict[
 def tested_on(model: Path, tested: int) -> dict[str, float]:
     """Exact match on unseen problems: of the likeliest answer, and of one drawn at temperature 1, which is what the
     losses raise."""
-    from espalier.world import exact_match, problems
+    from espalier.toy import exact_match, problems
 
     unseen = problems(tested, seed=0, split="test")
     found = {}

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from espalier.world import document, problems, score
+from espalier.toy import document, problems, score
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 ROLES = "system user assistant tool SYSTEM USER ASSISTANT TOOL im start end"  # whole tokens, which the base never reads

@@ -11,7 +11,7 @@ import pytest
 
 from espalier import embedded
 from espalier.errors import ConfigError
-from espalier.world import (
+from espalier.toy import (
     answer_of,
     document,
     exact_match,
@@ -22,8 +22,8 @@ from espalier.world import (
     write_instructions,
     write_text,
 )
-from espalier.world.instructions import NOISE
-from espalier.world.problems import LARGEST, SMALLEST
+from espalier.toy.instructions import NOISE
+from espalier.toy.problems import LARGEST, SMALLEST
 
 PINNED_QUESTION = (
     "Iris starts with 76 apples. Iris has 6 apples more than Sam. Cleo takes 19 apples from Sam. "

@@ -15,7 +15,7 @@ from espalier.answer import Chatter
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
 from espalier.runs import SFTRun
-from espalier.world import Problem, Score, problems, score, write_instructions
+from espalier.toy import Problem, Score, problems, score, write_instructions
 
 ROWS = 1500
 TESTED = 200

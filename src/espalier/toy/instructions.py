@@ -19,8 +19,8 @@ from pathlib import Path
 from random import Random
 
 from espalier.errors import ConfigError
-from espalier.world import words
-from espalier.world.problems import Problem, problems
+from espalier.toy import words
+from espalier.toy.problems import Problem, problems
 
 NOISE = ("wrong", "terse", "reworded", "unmarked")
 DEFAULT_NOISE = 0.3

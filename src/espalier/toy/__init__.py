@@ -1,9 +1,9 @@
 """The toy world of the embedded model: word problems about small quantities, their text, instructions and scores."""
 
-from espalier.world.instructions import write_instructions
-from espalier.world.problems import Problem, Step, problem, problems, split_of
-from espalier.world.score import Score, answer_of, exact_match, score
-from espalier.world.text import document, write_text
+from espalier.toy.instructions import write_instructions
+from espalier.toy.problems import Problem, Step, problem, problems, split_of
+from espalier.toy.score import Score, answer_of, exact_match, score
+from espalier.toy.text import document, write_text
 
 __all__ = [
     "Problem",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from espalier.world.problems import FACTORS, LARGEST, SMALLEST, problem, split_of
+from espalier.toy.problems import FACTORS, LARGEST, SMALLEST, problem, split_of
 
 SHARES = {"problem": 0.64, "story": 0.08, "sums": 0.13, "sheet": 0.15}  # of the documents
 

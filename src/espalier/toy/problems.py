@@ -14,7 +14,7 @@ from random import Random
 from typing import Literal
 
 from espalier.errors import ConfigError
-from espalier.world import words
+from espalier.toy import words
 
 Split = Literal["train", "test"]
 SMALLEST, LARGEST = 2, 300  # every quantity in a problem, so that "1 apples" is never said

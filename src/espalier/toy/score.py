@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from espalier.errors import ConfigError
-from espalier.world.problems import Problem
+from espalier.toy.problems import Problem
 
 Generate = Callable[[list[str]], list[str]]
 Style = Literal["chat", "text"]
