@@ -37,11 +37,11 @@ from espalier.engines import learner as learners
 from espalier.engines import processes as worlds
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
+from espalier.files import file_to_tensors
 from espalier.forest.microbatches import Layout, microbatches
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
 from espalier.train import FRESH, Trainer
-from espalier.trainstate import file_to_tensors
 from espalier.types import Batch, Outputs, Sample, Term
 from samples import Groups, sample, tree_groups
 from tiny import tiny_model, tiny_tokenizer

@@ -18,8 +18,8 @@ from dist_reference import HELD
 from dist_worker import CHECKS, arguments
 from espalier import checkpoint
 from espalier.engines import fsdp
+from espalier.files import file_to_tensors
 from espalier.metrics import read_lines, without_time
-from espalier.trainstate import file_to_tensors
 from tiny import ATTENTION, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.dist

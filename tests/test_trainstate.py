@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.errors import CheckpointError
-from espalier.trainstate import (
-    TrainState,
-    file_to_tensors,
-    load_rng,
-    rng_state,
-    safetensors_size,
-    save_rng,
-    set_rng_state,
-    tensors_to_file,
-)
+from espalier.files import file_to_tensors, safetensors_size, tensors_to_file
+from espalier.trainstate import TrainState, load_rng, rng_state, save_rng, set_rng_state
 
 PLAIN = {
     "step": 3,

@@ -177,7 +177,7 @@ def test_score_counts_what_a_solver_gets_right() -> None:
 
 
 def test_the_world_loads_without_torch() -> None:
-    code = "import espalier.world, espalier.embedded, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import espalier.toy, espalier.embedded, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -25,7 +25,8 @@ from typing import Any
 from espalier import files
 from espalier.engines.protocols import World
 from espalier.errors import CheckpointError
-from espalier.trainstate import STATE, TrainState, read_json, rng_name, safetensors_size, save_rng
+from espalier.files import safetensors_size
+from espalier.trainstate import STATE, TrainState, read_json, rng_name, save_rng
 
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned"

@@ -19,7 +19,7 @@ from espalier.errors import CheckpointError
 from espalier.files import json_text, write_atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 STATE = "state.json"
 
@@ -192,44 +192,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
     return value
-
-
-# ----------------------------------------------------------------------------------------------------------- tensors
-
-
-def tensors_to_file(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name as safetensors; dtype, shape (0-d included) and every bit are kept.
-
-    Raises what safetensors raises: RuntimeError for tensors that share memory, SafetensorError for a full disk.
-    """
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def file_to_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `tensors_to_file` wrote, on the CPU. Raises CheckpointError where the file is missing or cut."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; resume from another checkpoint with --resume-from"
-        ) from error
-
-
-def safetensors_size(path: Path) -> int:
-    """Bytes that the header of a safetensors file declares: 8, its own length, and the end of the last tensor.
-
-    Raises CheckpointError where the header is not readable.
-    """
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has no readable safetensors header: {error}") from error
-    return 8 + length + max(ends, default=0)

@@ -19,6 +19,7 @@ from espalier.engines.optimizer import Optimizer
 from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import Group, LossFn, Measured, StepResult
 from espalier.errors import CheckpointError
+from espalier.files import file_to_tensors, tensors_to_file
 from espalier.forest.pack import totals
 from espalier.forest.trie import laid_length
 from espalier.losses.ops import normalise
@@ -27,7 +28,6 @@ from espalier.models.export import export
 from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
-from espalier.trainstate import file_to_tensors, tensors_to_file
 from espalier.types import Batch, Outputs, Sample
 
 

@@ -19,8 +19,8 @@ from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import Group
 from espalier.errors import CheckpointError, ConfigError
+from espalier.files import file_to_tensors, tensors_to_file
 from espalier.models.policy import Policy
-from espalier.trainstate import file_to_tensors, tensors_to_file
 
 FILE = "reference.safetensors"
 
