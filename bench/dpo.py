@@ -46,9 +46,9 @@ def read_rows(path: str, n: int) -> list[dict[str, Any]]:
 def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int) -> tuple[int, float]:
     from espalier import build
     from espalier.algorithms.dpo import DPO
-    from espalier.annotate import annotate
     from espalier.before import parts
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
+    from espalier.loop.annotate import annotate
     from espalier.reference import build_reference
     from espalier.runs import DPORun
 

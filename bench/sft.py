@@ -61,8 +61,8 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
     from espalier import build
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
     from espalier.engines.processes import OneProcess
+    from espalier.loop.schedule import learning_rate
     from espalier.runs import SFTRun
-    from espalier.schedule import learning_rate
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"

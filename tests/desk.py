@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from espalier import cli
-from espalier.metrics import read_lines
+from espalier.loop.metrics import read_lines
 from tiny import tiny_model, tiny_tokenizer
 
 PAIRS = [{"prompt": f"{i}+{i}?", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1} or so"} for i in range(12)]

@@ -16,10 +16,10 @@ from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.processes import OneProcess
 from espalier.engines.reference import FILE, ModelReference, StartReference
 from espalier.files import file_to_tensors
+from espalier.loop.evaluate import loss_of
 from espalier.models import heads
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
-from espalier.train import loss_of
 from espalier.types import Batch, Outputs, Term
 from preferences import Table, furthest, likelihood, pair_groups
 from samples import Groups

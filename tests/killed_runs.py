@@ -2,7 +2,7 @@
 
 Forking after the imports makes a run of a tiny model cost half a second. Each line of stdin is one JSON request,
 
-    {"argv": ["sft", ...], "hook": ["before", "espalier.checkpoint:_write_manifest", 2]}
+    {"argv": ["sft", ...], "hook": ["before", "espalier.loop.checkpoint:_write_manifest", 2]}
 
 and is answered by one line: {"code": exit code, or minus the signal, "out": stdout, "err": stderr}. A hook is the name
 of a function below and its arguments; it is set up in the child before the command starts.
@@ -29,7 +29,7 @@ import torch.utils.tensorboard  # the rest of what a run imports
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from espalier import before as _before  # noqa: F401
-from espalier import cli, run, train  # noqa: F401
+from espalier import cli
 
 LIMIT = 60  # seconds a child may take
 HOOKS: dict[str, Callable[..., None]] = {}
@@ -127,7 +127,7 @@ def in_step(step: int, microbatch: int) -> None:
 @hook
 def in_line(number: int) -> None:
     """Kill when half of a line of metrics.jsonl is written."""
-    from espalier import metrics
+    from espalier.loop import metrics
 
     class Halfway:
         count = 0
@@ -182,7 +182,7 @@ def signal_after_step(number: int, name: str) -> None:
             os.kill(os.getpid(), signal.Signals[name])
         return result
 
-    wrap("espalier.train:Trainer._step", around)
+    wrap("espalier.loop.train:Trainer._step", around)
 
 
 @hook
@@ -196,7 +196,7 @@ def drawing(number: int) -> None:
             kill()
         return result
 
-    wrap("espalier.train:Trainer._step", around)
+    wrap("espalier.loop.train:Trainer._step", around)
 
 
 def child(request: dict[str, Any], said: Path, complained: Path) -> None:

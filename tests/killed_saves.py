@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from espalier import checkpoint
-from espalier.trainstate import TrainState
+from espalier.loop import checkpoint
+from espalier.loop.state import TrainState
 
 
 def state(step: int) -> TrainState:

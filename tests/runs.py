@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier import checkpoint
-from espalier.checkpoint import step_name, steps
-from espalier.metrics import read_lines, without_time
+from espalier.loop import checkpoint
+from espalier.loop.checkpoint import step_name, steps
+from espalier.loop.metrics import read_lines, without_time
 from tiny import tiny_model, tiny_tokenizer
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier import cli
-from espalier.metrics import read_lines
+from espalier.loop.metrics import read_lines
 from tiny import tiny_model, tiny_tokenizer
 
 LETTERS = 8

@@ -14,10 +14,11 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Traits
-from espalier.annotate import annotate, check_reference
+from espalier.assembly.checkref import check_reference
 from espalier.config.sections import ReferenceConfig
 from espalier.engines.protocols import Group
 from espalier.errors import ConfigError
+from espalier.loop.annotate import annotate
 from espalier.types import Sample
 from samples import Groups, sample
 

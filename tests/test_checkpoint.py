@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from espalier import checkpoint, files
-from espalier.checkpoint import ABANDONED, MANIFEST, choose, find, problems, prune, save, set_aside, verify
+from espalier import files
 from espalier.errors import CheckpointError
-from espalier.trainstate import TrainState
+from espalier.loop import checkpoint
+from espalier.loop.checkpoint import ABANDONED, MANIFEST, choose, find, problems, prune, save, set_aside, verify
+from espalier.loop.state import TrainState
 
 KILLED_SAVES = Path(__file__).with_name("killed_saves.py")
 
@@ -309,7 +310,7 @@ import numpy
 from safetensors.numpy import save_file
 sys.path.insert(0, sys.argv[2])
 from killed_saves import save, state
-from espalier import checkpoint
+from espalier.loop import checkpoint
 from espalier.errors import CheckpointError
 root = Path(sys.argv[1], "checkpoints")
 save(root, 100, "old")

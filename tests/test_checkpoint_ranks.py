@@ -5,8 +5,8 @@ import threading
 import time
 from pathlib import Path
 
-from espalier.checkpoint import MANIFEST, choose, save, verify
 from espalier.errors import CheckpointError
+from espalier.loop.checkpoint import MANIFEST, choose, save, verify
 from test_checkpoint import no_flush, state_of, write  # noqa: F401 (a fixture is used by its name)
 
 

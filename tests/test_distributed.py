@@ -16,10 +16,10 @@ import pytest
 
 from dist_reference import HELD
 from dist_worker import CHECKS, arguments
-from espalier import checkpoint
 from espalier.engines import fsdp
 from espalier.files import file_to_tensors
-from espalier.metrics import read_lines, without_time
+from espalier.loop import checkpoint
+from espalier.loop.metrics import read_lines, without_time
 from tiny import ATTENTION, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.dist

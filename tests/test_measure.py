@@ -13,9 +13,9 @@ from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.reference import StartReference
+from espalier.loop.evaluate import evaluate, evaluate_loss, loss_of, shown
 from espalier.models import heads
 from espalier.models.policy import Policy
-from espalier.train import evaluate, evaluate_loss, loss_of, shown
 from espalier.types import Batch, Outputs, Term
 from preferences import make, pair_groups, train
 from samples import Groups, tree_groups

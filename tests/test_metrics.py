@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from espalier.errors import CheckpointError, EspalierError
-from espalier.metrics import TIME_FIELDS, MetricsFile, line_of, read_lines, without_time
+from espalier.loop.metrics import TIME_FIELDS, MetricsFile, line_of, read_lines, without_time
 
 
 def test_a_line_is_json_and_its_floats_read_back_exactly() -> None:

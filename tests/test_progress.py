@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from espalier.progress import Progress, duration, peak_memory
+from espalier.loop.progress import Progress, duration, peak_memory
 
 
 class Clock:

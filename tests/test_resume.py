@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from espalier import checkpoint
-from espalier.checkpoint import step_name, steps
+from espalier.loop import checkpoint
+from espalier.loop.checkpoint import step_name, steps
 from runs import Ended, Place, assert_same, content, lines
 
 HERE = Path(__file__).parent
@@ -38,13 +38,13 @@ POINTS: dict[str, list[Any]] = {
     "epoch 2, between micro-batches": ["in_step", 5, 1],
     "after an update, before its line": ["after", "espalier.engines.optimizer:Optimizer.step", 5],
     "inside a line of the metrics": ["in_line", 6],
-    "after a line of the metrics": ["after", "espalier.metrics:MetricsFile.append", 8],
+    "after a line of the metrics": ["after", "espalier.loop.metrics:MetricsFile.append", 8],
     "inside an evaluation": ["after", "espalier.engines.learner:TorchLearner.forward", 3],
     "a save: nothing but state": ["before", SAVE, 3],
     "a save: weights without optimizer": ["after", SAVE, 3],
     "a save: optimizer without model": ["after", SAVE, 4],
     "a save: inside the model": ["before", "espalier.models.export:_write_generation", 2],
-    "a save: no manifest": ["before", "espalier.checkpoint:_write_manifest", 2],
+    "a save: no manifest": ["before", "espalier.loop.checkpoint:_write_manifest", 2],
     "a save: sealed, not renamed": ["before", "espalier.files:replace_dir", 2],
     "a save: renamed, nothing pruned": ["after", "espalier.files:replace_dir", 3],
     "a prune: renamed, not deleted": ["within", "espalier.files:remove_dir", "shutil:rmtree", 1],

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from desk import Left
-from espalier.checkpoint import step_name, steps
 from espalier.engines.reference import FILE
+from espalier.loop.checkpoint import step_name, steps
 from runs import Ended, Place, assert_same, lines
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "espalier.cli"]
@@ -51,8 +51,8 @@ COMMANDS = {
 }
 KILLS: dict[str, list[Any]] = {
     "between micro-batches": ["in_step", 5, 1],
-    "a move, before its save": ["after", "espalier.train:Trainer._sync", 6],
-    "a save: no manifest": ["before", "espalier.checkpoint:_write_manifest", 3],
+    "a move, before its save": ["after", "espalier.loop.train:Trainer._sync", 6],
+    "a save: no manifest": ["before", "espalier.loop.checkpoint:_write_manifest", 3],
     "annotated, before its forward": ["before", "espalier.engines.learner:TorchLearner.forward_backward", 6],
 }
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from espalier import cli, run
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import CheckError
-from espalier.metrics import read_lines
+from espalier.loop.metrics import read_lines
 from espalier.runs import SFTRun
 from tiny import tiny_model, tiny_tokenizer
 

@@ -12,7 +12,7 @@ import pytest
 
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
-from espalier.rundir import MAY_CHANGE, RunDir, versions
+from espalier.loop.rundir import MAY_CHANGE, RunDir, versions
 
 CONFIG = "model: base\ndata: [a.jsonl]\nlr: 2.0e-05\nseed: 0\nsave_every: 10\n"
 
@@ -193,7 +193,7 @@ def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     out = tmp_path / "run"
     old = {**versions(), "torch": "2.0"}
     with monkeypatch.context() as patch:
-        patch.setattr("espalier.rundir.versions", lambda: old)
+        patch.setattr("espalier.loop.rundir.versions", lambda: old)
         begin(out)
     with pytest.raises(ConfigError, match=r"versions changed: torch 2\.0 -> 2\.\d+"):
         RunDir.open(out, CONFIG, resume=True)

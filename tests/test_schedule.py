@@ -5,7 +5,7 @@ import math
 import pytest
 
 from espalier.config.sections import OptimConfig
-from espalier.schedule import learning_rate
+from espalier.loop.schedule import learning_rate
 
 
 def rates(steps: int, **fields: object) -> list[float]:

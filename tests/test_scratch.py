@@ -15,8 +15,8 @@ import torch
 from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.loop.schedule import learning_rate
 from espalier.models.policy import Policy
-from espalier.schedule import learning_rate
 from espalier.types import Sample
 from samples import Groups, sample, tree_groups
 from tiny import tiny_model

@@ -13,8 +13,8 @@ from espalier.algorithms.dpo import DPO
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.forest.pack import pack, totals
+from espalier.loop.schedule import learning_rate
 from espalier.models.policy import Policy
-from espalier.schedule import learning_rate
 from espalier.types import Batch, Outputs
 from samples import Groups, sample
 from test_scratch import SCRATCH, load

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from espalier.signals import Stopper
+from espalier.loop.signals import Stopper
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

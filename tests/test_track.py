@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.errors import ConfigError, EspalierError
-from espalier.track import Trackers, redact, run_id
+from espalier.loop.track import Trackers, redact, run_id
 
 
 class Recorder:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from espalier import checkpoint
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
@@ -20,8 +19,9 @@ from espalier.algorithms.traits import Traits
 from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group
 from espalier.engines.reference import FILE, StartReference
-from espalier.metrics import MetricsFile, read_lines, without_time
-from espalier.train import Reporters, Trainer
+from espalier.loop import checkpoint
+from espalier.loop.metrics import MetricsFile, read_lines, without_time
+from espalier.loop.train import Reporters, Trainer
 from espalier.types import Batch, Outputs, Term
 from preferences import furthest, make, pair_groups, policy_logprobs
 from samples import Groups

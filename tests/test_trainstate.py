@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors, safetensors_size, tensors_to_file
-from espalier.trainstate import TrainState, load_rng, rng_state, save_rng, set_rng_state
+from espalier.loop.state import TrainState, load_rng, rng_state, save_rng, set_rng_state
 
 PLAIN = {
     "step": 3,

@@ -25,10 +25,10 @@ from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.labelled import response_start
 from espalier.algorithms.reward import Reward
-from espalier.annotate import annotate
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.forest.pack import pack, totals
+from espalier.loop.annotate import annotate
 from espalier.losses.ops import normalise
 from espalier.models import heads
 from espalier.models.policy import Policy

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.metrics import MetricsFile, read_lines
+from espalier.loop.metrics import MetricsFile, read_lines
 from espalier.watch.preference import PreferenceWatch, explain
 
 Line = dict[str, float]

@@ -19,7 +19,6 @@ import torch
 from espalier import build, preflight
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.reward import Reward
-from espalier.annotate import annotate
 from espalier.build import Model
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
@@ -33,11 +32,12 @@ from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.errors import RowError
 from espalier.forest.microbatches import Layout, forward_size, microbatches
+from espalier.loop.annotate import annotate
+from espalier.loop.evaluate import loss_of
+from espalier.loop.progress import Progress
 from espalier.preflight import Check
-from espalier.progress import Progress
 from espalier.reference import build_reference, check_model, reference_bytes
 from espalier.runs import RunConfig, preference_of, unread_in_judging
-from espalier.train import loss_of
 from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32

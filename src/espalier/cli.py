@@ -37,7 +37,7 @@ def _train(name: str, argv: Arguments) -> int:
     try:
         run.train(config)
     except KeyboardInterrupt:
-        from espalier.rundir import resumption
+        from espalier.loop.rundir import resumption
 
         raise KeyboardInterrupt(resumption(Path(config.loop.out))) from None
     return 0

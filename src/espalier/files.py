@@ -176,7 +176,7 @@ def copy_dir(source: Path, target: Path) -> None:
     replace_dir(partial, target)
 
 
-# ----------------------------------------------------------------------------------------------------------- tensors
+# ------------------------------------------------------------------------------------------------------------ tensors
 
 
 def tensors_to_file(tensors: Mapping[str, Tensor], path: Path) -> None:

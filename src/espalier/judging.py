@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espalier import build, checkpoint, files
+from espalier import build, files
 from espalier.algorithms.dimensions import NAMELESS, total_weights
 from espalier.before import Parts
 from espalier.config.sections import ModelConfig
@@ -19,10 +19,11 @@ from espalier.engines.forwards import Forwards
 from espalier.engines.learner import TorchLearner
 from espalier.engines.reference import frozen
 from espalier.errors import ConfigError
+from espalier.loop import checkpoint
+from espalier.loop.rundir import RunDir
+from espalier.loop.train import Finished
 from espalier.models import heads
-from espalier.rundir import RunDir
 from espalier.runs import RunConfig, judge_of, preference_of
-from espalier.train import Finished
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling

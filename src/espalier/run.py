@@ -6,19 +6,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier import checkpoint, files
+from espalier import files
 from espalier.config.options import dump, flat
 from espalier.config.sections import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import CheckpointError, ConfigError
-from espalier.metrics import MetricsFile, read_lines
-from espalier.progress import Progress, peak_memory
-from espalier.rundir import HEADING, RunDir, resumption
+from espalier.loop import checkpoint
+from espalier.loop.metrics import MetricsFile, read_lines
+from espalier.loop.progress import Progress, peak_memory
+from espalier.loop.rundir import HEADING, RunDir, resumption
 from espalier.runs import RunConfig, judge_of
 
 if TYPE_CHECKING:
     from espalier.before import Parts
     from espalier.data.dataset import Opened
-    from espalier.train import Finished
+    from espalier.loop.train import Finished
 
 
 def train(config: RunConfig) -> Path:
@@ -133,8 +134,8 @@ def _write_rejected(opened: Opened, path: Path) -> None:
 
 
 def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDir) -> Finished:
-    from espalier.track import Trackers
-    from espalier.train import Reporters, Trainer
+    from espalier.loop.track import Trackers
+    from espalier.loop.train import Reporters, Trainer
     from espalier.watch.preference import PreferenceWatch, explain
 
     loop = config.loop

@@ -14,7 +14,7 @@ from espalier.algorithms.prm import PRM
 from espalier.algorithms.reward import Reward
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
-from espalier.annotate import check_reference
+from espalier.assembly.checkref import check_reference
 from espalier.config.fields import Positive, infos, section
 from espalier.config.sections import (
     DataConfig,

@@ -26,7 +26,7 @@ from espalier import files
 from espalier.engines.protocols import World
 from espalier.errors import CheckpointError
 from espalier.files import safetensors_size
-from espalier.trainstate import STATE, TrainState, read_json, rng_name, save_rng
+from espalier.loop.state import STATE, TrainState, read_json, rng_name, save_rng
 
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned"
