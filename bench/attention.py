@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espalier.models.attention import Forest, _by_segments
-from espalier.models.attention_cpu import attend
+from espalier.models.attention.cpu import attend
+from espalier.models.attention.forest import Forest
+from espalier.models.attention.interface import _by_segments
 from espalier.types import Segment
 
 HEADS, KV, WIDTH = 8, 4, 32

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from espalier.forest.pack import pack
-from espalier.models import attention_cpu
-from espalier.models.attention import Forest, forest_attention, path_mask
+from espalier.models.attention import cpu as attention_cpu
+from espalier.models.attention.forest import Forest, path_mask
+from espalier.models.attention.interface import forest_attention
 from espalier.types import Batch, Sample
 from samples import sample
 

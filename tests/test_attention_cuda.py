@@ -7,8 +7,9 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from espalier.forest.pack import pack, totals
-from espalier.models.attention import Forest, forest_attention
-from espalier.models.attention_cuda import CudaForest, attend, by_flex
+from espalier.models.attention.cuda import CudaForest, attend, by_flex
+from espalier.models.attention.forest import Forest
+from espalier.models.attention.interface import forest_attention
 from espalier.types import Sample
 
 
@@ -52,7 +53,7 @@ def dense_mask(forest: Forest, window: int | None) -> torch.Tensor:
 @pytest.mark.parametrize("window", [None, 6])
 def test_the_ancestor_mask_is_the_walk_to_the_root(window: int | None) -> None:
     forest = grove()
-    indices = CudaForest(forest, torch.device("cpu"))
+    indices = CudaForest(forest)
     q, k = torch.meshgrid(torch.arange(indices.size), torch.arange(indices.size), indexing="ij")
     zero = torch.zeros(())
     assert torch.equal(indices.sees(window)(zero, zero, q, k), dense_mask(forest, window))
@@ -60,7 +61,7 @@ def test_the_ancestor_mask_is_the_walk_to_the_root(window: int | None) -> None:
 
 def test_gathered_keys_are_the_path_and_the_segment_itself() -> None:
     forest = grove()
-    indices = CudaForest(forest, torch.device("cpu"))
+    indices = CudaForest(forest)
     seen = dense_mask(forest, None)
     assert indices.gather is not None
     for i, s in enumerate(forest.segments):
@@ -82,7 +83,7 @@ def test_flex_attention_equals_the_loop_over_segments(window: int | None, softca
     expected, _ = forest_attention(
         module, q, k, v, None, scaling=0.3, sliding_window=window, softcap=softcap, forest=forest
     )
-    got = by_flex(q, k, v, CudaForest(forest, torch.device("cpu")), 0.3, window, softcap, flex_attention)
+    got = by_flex(q, k, v, CudaForest(forest), 0.3, window, softcap, flex_attention)
     assert torch.allclose(got, expected, atol=2e-6)
 
 

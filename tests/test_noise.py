@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from espalier.errors import ModelError
 from espalier.forest.pack import pack, totals
 from espalier.forest.trie import laid_length
-from espalier.models.attention import Forest, forest_attention
+from espalier.models.attention.forest import Forest
+from espalier.models.attention.interface import forest_attention
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.policy import Policy
 from espalier.types import Batch

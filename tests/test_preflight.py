@@ -13,7 +13,7 @@ from espalier import preflight
 from espalier.data.render import Renderer
 from espalier.data.stats import StoreStats
 from espalier.errors import CheckError, ConfigError
-from espalier.models import attention
+from espalier.models.attention import interface as attention
 from espalier.models.policy import Policy
 from espalier.preflight import Check
 from espalier.types import Chat, Message, Origin, Sample

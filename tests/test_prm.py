@@ -18,8 +18,8 @@ from espalier.algorithms.prm import PRM
 from espalier.forest.pack import Group, pack, totals
 from espalier.losses.ops import normalise
 from espalier.losses.steps import Aggregate, aggregate, cross_entropy, right_side
-from espalier.models import attention
-from espalier.models.attention import Forest
+from espalier.models.attention import interface as attention
+from espalier.models.attention.forest import Forest
 from espalier.models.policy import backbone_of
 from espalier.types import Batch, Outputs, Sample
 from tiny import tiny_model

@@ -48,7 +48,7 @@ def test_a_new_run_has_its_config_and_what_made_it(tmp_path: Path) -> None:
 
 def test_versions_are_read_without_importing(tmp_path: Path) -> None:
     code = (
-        "import sys; from espalier.rundir import versions; print(versions()['torch']);"
+        "import sys; from espalier.loop.rundir import versions; print(versions()['torch']);"
         "assert not {'torch', 'transformers', 'peft', 'numpy'} & {*sys.modules}"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -221,7 +221,7 @@ def test_a_damaged_run_is_told(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from espalier.rundir import RunDir
+from espalier.loop.rundir import RunDir
 run = RunDir.open(Path(sys.argv[1]), sys.argv[2])
 run.metrics.write_text("{}")
 print("held", flush=True)

@@ -23,7 +23,8 @@ from espalier.files import file_to_tensors, tensors_to_file
 from espalier.forest.pack import totals
 from espalier.forest.trie import laid_length
 from espalier.losses.ops import normalise
-from espalier.models import adapters, attention
+from espalier.models import adapters
+from espalier.models.attention import interface as attention
 from espalier.models.export import export
 from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espalier.errors import ModelError
-from espalier.models import attention, heads
-from espalier.models.attention import Forest
+from espalier.models import heads
+from espalier.models.attention import interface as attention
+from espalier.models.attention.forest import Forest
 from espalier.models.layout import Layout
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.router import balance_loss

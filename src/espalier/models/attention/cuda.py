@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
-    from espalier.models.attention import Forest
+    from espalier.models.attention.forest import Forest
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 FLASH_HEAD_DIM = 256
@@ -32,7 +32,8 @@ class CudaForest:
     depth.
     """
 
-    def __init__(self, forest: Forest, device: torch.device):
+    def __init__(self, forest: Forest):
+        device = forest.device
         self.size = sum(forest.lengths)
         above = [0 if a is None else len(a) for a in forest.above]
         keys = [n + m for n, m in zip(forest.lengths, above, strict=True)]
@@ -92,7 +93,7 @@ def attend(
     width = query.shape[-1]
     flash = query.dtype in FLASH_DTYPES and softcap is None
     flash = flash and width <= FLASH_HEAD_DIM and width % 8 == 0 and value.shape[-1] == width
-    indices: CudaForest = forest.on_cuda()
+    indices: CudaForest = forest.index(CudaForest)
     if flash:
         return by_varlen(query, key, value, indices, scaling, window)
     return by_flex(query, key, value, indices, scaling, window, softcap, _compiled())

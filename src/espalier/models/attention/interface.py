@@ -7,7 +7,6 @@ because gathered keys stand in path order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from espalier.models.attention.forest import Forest
 from espalier.models.noise import Noise, drop_attention
-from espalier.types import Segment
 
 NAME = "espalier"
 
@@ -27,58 +26,6 @@ _INERT = {
     "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "attention_mask", "layer_idx",
     "token_type_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
 }  # fmt: skip
-
-
-class Forest:
-    """What attention needs to know of a batch, worked out once and shared by all layers.
-
-    `lengths[i]` is the number of queries of segment i. `above[i]` are the packed positions of its ancestors' keys, in
-    path order, or None for a root. `noise` keys the dropout of attention weights; without it there is none.
-    """
-
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu", *, noise: Noise | None = None):
-        self.segments = segments
-        self.noise = noise
-        self.lengths = [s.length for s in segments]
-        self.above: list[Tensor | None] = []
-        paths: list[Tensor | None] = []  # positions of the keys of a segment's path, itself included
-        self.parents = {s.parent for s in segments}
-        for i, s in enumerate(segments):
-            above = paths[s.parent] if s.parent >= 0 else None
-            self.above.append(above)
-            own = torch.arange(s.start, s.start + s.length, device=device) if i in self.parents else None
-            paths.append(own if above is None or own is None else torch.cat([above, own]))
-        self.branching = any(a is not None for a in self.above)
-        self.longest = max((s.depth + s.length for s in segments), default=0)  # tokens of a path
-        self._device = torch.device(device)
-        self._cpu: Any = None
-        self._cuda: Any = None
-        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
-
-    def mask(self, n: int, m: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """`path_mask` to add to scores: [n, m], 0 where seen and -inf elsewhere. All layers, and their backward passes,
-        hold the same one."""
-        key = n, m, window, dtype
-        if key not in self._masks:
-            hidden = ~path_mask(n, m, window, self._device)
-            self._masks[key] = torch.zeros(n, m, dtype=dtype, device=self._device).masked_fill_(hidden, float("-inf"))
-        return self._masks[key]
-
-    def on_cpu(self) -> Any:
-        """What attention by keys needs, built on first use."""
-        if self._cpu is None:
-            from espalier.models.attention_cpu import CpuForest
-
-            self._cpu = CpuForest(self.segments)
-        return self._cpu
-
-    def on_cuda(self) -> Any:
-        """The index tensors of the CUDA kernels, built on first use."""
-        if self._cuda is None:
-            from espalier.models.attention_cuda import CudaForest
-
-            self._cuda = CudaForest(self, self._device)
-        return self._cuda
 
 
 def forest_attention(
@@ -120,12 +67,12 @@ def forest_attention(
         scaling = query.shape[-1] ** -0.5
     drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}") if dropout and forest.noise else None
     if query.is_cuda and drop is None:
-        from espalier.models.attention_cuda import attend
+        from espalier.models.attention.cuda import attend
 
         return attend(query, key, value, forest, scaling, sliding_window, softcap), None
     plain = drop is None and softcap is None and (not sliding_window or forest.longest <= sliding_window)
     if plain and forest.branching and query.shape[-1] == value.shape[-1]:
-        from espalier.models.attention_cpu import attend as attend_cpu
+        from espalier.models.attention.cpu import attend as attend_cpu
 
         return attend_cpu(query, key, value, forest, scaling), None
     return _by_segments(query, key, value, forest, scaling, drop, sliding_window, softcap), None
@@ -180,19 +127,6 @@ def _segment(
     if drop is not None:
         weights = drop_attention(weights, drop.p, drop.noise, drop.place, index)
     return weights @ v
-
-
-def path_mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """Which of m keys on a path its last n tokens see: bool [n, m], True where seen.
-
-    >>> path_mask(2, 3, None, torch.device("cpu")).int().tolist()
-    [[1, 1, 0], [1, 1, 1]]
-    >>> path_mask(2, 3, 2, torch.device("cpu")).int().tolist()
-    [[1, 1, 0], [0, 1, 1]]
-    """
-    back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)[None]
-    seen = back >= 0
-    return seen & (back < window) if window else seen
 
 
 def register(*, compiled: bool = False) -> None:

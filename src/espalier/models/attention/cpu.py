@@ -13,7 +13,6 @@ Gimelshein (arXiv:1805.02867) have the merge, Dao et al. (arXiv:2205.14135) the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from espalier.types import Segment
-
 if TYPE_CHECKING:
-    from espalier.models.attention import Forest
+    from espalier.models.attention.forest import Forest
 
 PIECE = 256  # tokens: the kernel computes the half of a piece's square that nobody sees (docs/log.md)
 
@@ -40,7 +37,8 @@ class CpuForest:
     and everything below.
     """
 
-    def __init__(self, segments: Sequence[Segment]):
+    def __init__(self, forest: Forest):
+        segments = forest.segments
         self.pieces: list[tuple[int, int, int]] = []
         for s in segments:
             stop, last = s.start + s.length, segments[s.leave - 1]
@@ -63,7 +61,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: f
     query [1, heads, N, d], key and value [1, kv heads, N, d], all with the same d; returns [1, N, heads, d].
     """
     apply: Any = _ByKeys.apply
-    attended: Tensor = apply(query, key, value, forest.on_cpu(), scaling)
+    attended: Tensor = apply(query, key, value, forest.index(CpuForest), scaling)
     return attended
 
 
