@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import espalier.data.json_rows as json_rows
+import espalier.data.files.json_rows as json_rows
 from espalier.data.formats import convert
 from espalier.data.read import Source, read
 from espalier.errors import DataError, RowError

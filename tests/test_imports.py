@@ -78,8 +78,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
     # A library that is slow to import or may be absent  <-  the modules that may import it, lazily or not.
     "peft": ("models.adapters",),
     "bitsandbytes": ("models.adapters",),
-    "datasets": ("data.hub",),
-    "pyarrow": ("data.tables",),
+    "datasets": ("data.files.hub",),
+    "pyarrow": ("data.files.tables",),
     "tensorboard": (),
     "wandb": (),  # `track` imports these two by name
     "trackio": (),

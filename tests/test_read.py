@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import espalier.data.json_rows as json_rows
-import espalier.data.plain as plain
-import espalier.data.rows as rows
-from espalier.data.json_rows import Row
+import espalier.data.files.json_rows as json_rows
+import espalier.data.files.plain as plain
+import espalier.data.files.rows as rows
+from espalier.data.files.json_rows import Row
+from espalier.data.files.rows import open_file
 from espalier.data.read import Source, parse_source, parse_sources, read
-from espalier.data.rows import open_file
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Chat, Completion, Message, Text
 

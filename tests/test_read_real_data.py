@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from espalier.data.plain import PIECE
+from espalier.data.files.plain import PIECE
 from espalier.data.read import parse_source, read
 from espalier.errors import RowError
 from espalier.types import Message

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from espalier.data.content import content_hash, content_key
+from espalier.data.files.content import content_hash, content_key
 from espalier.data.form import Form
 from espalier.data.store import split
 from espalier.errors import ConfigError, RowError

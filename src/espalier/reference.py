@@ -8,8 +8,8 @@ from pathlib import Path
 from espalier import build
 from espalier.build import Model
 from espalier.config.sections import ModelConfig
-from espalier.data.content import content_hash
 from espalier.data.dataset import Opened
+from espalier.data.files.content import content_hash
 from espalier.engines.learner import TorchLearner
 from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.protocols import Reference

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier.config.sections import DataConfig
-from espalier.data.content import content_key
+from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import READ_VERSION, Source, parse_sources, read
 from espalier.data.store import Store, open_store, split

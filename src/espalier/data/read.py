@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 from espalier.data.expand import expand
+from espalier.data.files.json_rows import Row
+from espalier.data.files.rows import NAMES, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, As, convert, sniff, unknown, vote
 from espalier.data.formats.common import nearest
 from espalier.data.formats.reviews import is_reviews
-from espalier.data.json_rows import Row
-from espalier.data.rows import NAMES, open_file
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin
 
@@ -150,7 +150,7 @@ def read(
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
     if _is_folder(path) or _is_hub(path):
-        from espalier.data.hub import hub_rows
+        from espalier.data.files.hub import hub_rows
 
         rows = hub_rows(path)
     else:

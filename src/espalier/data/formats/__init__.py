@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from espalier.data.files.json_rows import Row
 from espalier.data.formats import alpaca, chats, hh, judge, labels, messages, pairs, ranked, reviews, steps, trees
 from espalier.data.formats.common import Fields, first_key, missing, wrong_type
-from espalier.data.json_rows import Row
 from espalier.errors import RowError
 from espalier.types import Example, Origin
 

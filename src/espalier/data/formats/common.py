@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from espalier.data.json_rows import decode_string, readable
+from espalier.data.files.json_rows import decode_string, readable
 from espalier.errors import RowError
 from espalier.types import Message
 

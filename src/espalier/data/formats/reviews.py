@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.data.files.json_rows import Row
+from espalier.data.files.rows import JSON_NAMES, open_file
 from espalier.data.formats.common import Fields, shown, string, wrong_type
 from espalier.data.formats.judged import answer, ranking, score
-from espalier.data.json_rows import Row
-from espalier.data.rows import JSON_NAMES, open_file
 from espalier.errors import DataError, RowError
 from espalier.types import Message, Origin, Ranking, Response
 

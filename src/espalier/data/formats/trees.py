@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.data.files.json_rows import Row
 from espalier.data.formats.common import Fields, empty_answer, first_key, missing, nearest, shown, string, wrong_type
-from espalier.data.json_rows import Row
 from espalier.errors import RowError
 from espalier.types import Message, Origin, Role, Tree, TreeNode
 

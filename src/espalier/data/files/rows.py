@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
 
-from espalier.data.json_rows import Row, json_lines, json_values
-from espalier.data.plain import plain_rows
+from espalier.data.files.json_rows import Row, json_lines, json_values
+from espalier.data.files.plain import plain_rows
 from espalier.errors import DataError, RowError
 
 Kind = Literal["lines", "array", "values", "plain", "parquet"]
@@ -56,7 +56,7 @@ class DataFile:
         Raises DataError where the file itself breaks off (gzip, Parquet, the disk).
         """
         if self.kind == "parquet":
-            from espalier.data.tables import parquet_rows
+            from espalier.data.files.tables import parquet_rows
 
             yield from parquet_rows(self.path, self.shown)
             return

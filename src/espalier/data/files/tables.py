@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from espalier.data.json_rows import Row, text_problem
+from espalier.data.files.json_rows import Row, text_problem
 from espalier.errors import DataError, RowError
 
 BATCH = 256

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from espalier.data.json_rows import Row, not_utf8
+from espalier.data.files.json_rows import Row, not_utf8
 from espalier.errors import RowError
 
 PIECE = 2048

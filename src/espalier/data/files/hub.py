@@ -9,8 +9,8 @@ from typing import Any
 
 import datasets
 
-from espalier.data.json_rows import Row, text_problem
-from espalier.data.tables import without_nulls
+from espalier.data.files.json_rows import Row, text_problem
+from espalier.data.files.tables import without_nulls
 from espalier.errors import DataError, RowError
 
 _SPEC = re.compile(r"(?P<name>.+?)(?:@(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?")
