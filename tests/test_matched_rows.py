@@ -8,7 +8,7 @@ from pathlib import Path
 from espalier.before import matched
 from espalier.data.form import Form
 from espalier.data.render import Renderer
-from espalier.data.store import open_store
+from espalier.data.store.store import open_store
 from espalier.types import Example, Origin
 from test_store import FakeSource
 from test_store_rankings import CHATML, build, listed

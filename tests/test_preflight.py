@@ -11,7 +11,7 @@ import torch
 
 from espalier import preflight
 from espalier.data.render import Renderer
-from espalier.data.stats import StoreStats
+from espalier.data.store.stats import StoreStats
 from espalier.errors import CheckError, ConfigError
 from espalier.models.attention import interface as attention
 from espalier.models.policy import Policy

@@ -10,7 +10,7 @@ import pytest
 from espalier import preflight
 from espalier.data.form import Form
 from espalier.data.render import Renderer
-from espalier.data.stats import StoreStats
+from espalier.data.store.stats import StoreStats
 from espalier.types import Example, Message, Origin, Ranking, Response, Sample, Steps, Tree, TreeNode
 from tiny import tiny_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 
 from espalier.data.files.content import content_hash, content_key
 from espalier.data.form import Form
-from espalier.data.store import split
+from espalier.data.store.store import split
 from espalier.errors import ConfigError, RowError
 from espalier.types import Chat, Example, Ranking, Response, Steps
 from test_store import build

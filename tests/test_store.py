@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from espalier.data import entry
-from espalier.data.rejected import write_rejected
-from espalier.data.stats import StoreStats
-from espalier.data.store import Store, open_store
+from espalier.data.store import entry
+from espalier.data.store.rejected import write_rejected
+from espalier.data.store.stats import StoreStats
+from espalier.data.store.store import Store, open_store
 from espalier.errors import DataError, EspalierError, RowError
 from espalier.types import Example, Origin, Sample, Text
 

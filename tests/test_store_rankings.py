@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.config.sections import DataConfig, StepLabelsConfig
-from espalier.data import entry
 from espalier.data.dataset import open_data
 from espalier.data.form import Form
 from espalier.data.render import Renderer
-from espalier.data.stats import StoreStats
-from espalier.data.store import Store, open_store
+from espalier.data.store import entry
+from espalier.data.store.stats import StoreStats
+from espalier.data.store.store import Store, open_store
 from espalier.errors import DataError, RowError
 from espalier.forest.pack import totals
 from espalier.types import Chat, Example, Origin, Ranking, Response, Sample, Steps

@@ -3,7 +3,7 @@
 import pytest
 
 from espalier.data.render import Renderer
-from espalier.data.stats import StoreStats
+from espalier.data.store.stats import StoreStats
 from espalier.types import Text
 from toys import letters
 

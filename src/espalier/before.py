@@ -25,8 +25,8 @@ from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render import Renderer
 from espalier.data.rendered import Judged, Rendered
-from espalier.data.stats import StoreStats
-from espalier.data.store import Store
+from espalier.data.store.stats import StoreStats
+from espalier.data.store.store import Store
 from espalier.engines import processes as worlds
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference

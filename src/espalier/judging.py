@@ -14,7 +14,7 @@ from espalier.algorithms.dimensions import NAMELESS, total_weights
 from espalier.before import Parts
 from espalier.config.sections import ModelConfig
 from espalier.data.rankings import score_weights, settled
-from espalier.data.store import Store
+from espalier.data.store.store import Store
 from espalier.engines.forwards import Forwards
 from espalier.engines.learner import TorchLearner
 from espalier.engines.reference import frozen

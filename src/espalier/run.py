@@ -124,7 +124,7 @@ def _machine(p: Parts, budget: int) -> dict[str, Any]:
 
 
 def _write_rejected(opened: Opened, path: Path) -> None:
-    from espalier.data.rejected import write_rejected
+    from espalier.data.store.rejected import write_rejected
 
     if any(s.stats.rejected for s in opened.all):
         write_rejected(opened.all, path)

@@ -11,7 +11,7 @@ from espalier.config.sections import DataConfig
 from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import READ_VERSION, Source, parse_sources, read
-from espalier.data.store import Store, open_store, split
+from espalier.data.store.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
 

@@ -23,7 +23,7 @@ from espalier.data.interleave import interleave, weights_of
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
-    from espalier.data.store import Store
+    from espalier.data.store.store import Store
 
 REPLAY = "replay"
 SAMPLES_PER_STEP = 32

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.data.rejected import NAME as REJECTED
+from espalier.data.store.rejected import NAME as REJECTED
 from espalier.errors import DataError, EspalierError
 from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason

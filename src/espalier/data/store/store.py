@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.data import entry as disk
-from espalier.data.rejected import record, rejections, restore
 from espalier.data.rendered import Judged
-from espalier.data.stats import Rendered, StoreStats
+from espalier.data.store import entry as disk
+from espalier.data.store.rejected import record, rejections, restore
+from espalier.data.store.stats import Rendered, StoreStats
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin, Sample
 
