@@ -22,7 +22,7 @@ from pathlib import Path
 def child(model: str, data: str, cache: str) -> None:
     from espalier.config.sections import DataConfig
     from espalier.data.dataset import Dataset, open_data
-    from espalier.data.render import Renderer
+    from espalier.data.render.renderer import Renderer
     from espalier.models.load import load_tokenizer
 
     renderer = Renderer(load_tokenizer(model))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from espalier.data.control import Codec
-from espalier.data.render import Renderer
+from espalier.data.render.control import Codec
+from espalier.data.render.renderer import Renderer
 from espalier.errors import RowError
 from espalier.types import Chat, Completion, Text
 from toys import (
@@ -223,7 +223,7 @@ def check_content(renderer, tokenizer, texts):
     """Five strings in six places give no control id beyond those of the same row without them."""
     row, harmless = row_of(*texts), row_of("", "", "", "", "")
     ids, without = (renderer.prompt(chat.messages, chat.tools) for chat in (row, harmless))
-    codec, encoder = renderer._codec, tokenizer.added_tokens_encoder
+    codec, encoder = renderer.chats.codec, tokenizer.added_tokens_encoder
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} - {codec.unknown_id}
     assert [i for i in ids if i in special] == [i for i in without if i in special]
     markup = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if not t.special}

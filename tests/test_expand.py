@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.data.expand import expand
+from espalier.data.formats.expand import expand
 from espalier.data.read import Source, parse_source, read
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Chat, Completion, Message, Origin, Ranking, Response, Steps, Text

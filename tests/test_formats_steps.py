@@ -12,7 +12,7 @@ from espalier.config.sections import StepLabelsConfig
 from espalier.data.formats import convert, sniff
 from espalier.data.formats.steps import split
 from espalier.data.read import parse_source, read
-from espalier.data.steplabels import relabel
+from espalier.data.render.steplabels import relabel
 from espalier.errors import ConfigError, RowError
 from espalier.types import Message, Origin, Steps
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from espalier.data.rendered import Rendered, Span
+from espalier.data.render.drafts import Rendered, Span
 from espalier.errors import EspalierError
 from espalier.inspect import html, name, pieces, show, tokens, visible
 from espalier.types import Sample

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from espalier.config.sections import StepLabelsConfig
-from espalier.data.form import Form
-from espalier.data.render import Renderer
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
 from espalier.inspect import blocks, html, show
 from espalier.types import Chat, Example, Ranking, Response, Steps, Tree, TreeNode
 from toys import assistant, letters, user

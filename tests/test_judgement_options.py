@@ -18,7 +18,7 @@ from espalier.algorithms.dpo import DPO
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
-from espalier.data.rankings import comparisons, levels, settled
+from espalier.data.render.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
 from espalier.firstloss import expected_first_loss
 from espalier.forest.microbatches import Layout, forward_size

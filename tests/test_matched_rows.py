@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from espalier.before import matched
-from espalier.data.form import Form
-from espalier.data.render import Renderer
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import open_store
 from espalier.types import Example, Origin
 from test_store import FakeSource

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from espalier import preflight
-from espalier.data.render import Renderer
+from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
 from espalier.errors import CheckError, ConfigError
 from espalier.models.attention import interface as attention

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from espalier import preflight
-from espalier.data.form import Form
-from espalier.data.render import Renderer
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
 from espalier.types import Example, Message, Origin, Ranking, Response, Sample, Steps, Tree, TreeNode
 from tiny import tiny_tokenizer

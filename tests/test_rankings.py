@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.config.sections import PreferenceConfig
-from espalier.data import rankings
-from espalier.data.rankings import comparisons, labels, levels, score_weights
+from espalier.data.render import rankings
+from espalier.data.render.rankings import comparisons, labels, levels, score_weights
 from espalier.errors import RowError
 from espalier.types import Message, Ranking, Response
 

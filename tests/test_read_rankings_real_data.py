@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from espalier.config.sections import PreferenceConfig
-from espalier.data.rankings import comparisons, levels
 from espalier.data.read import parse_source, read
-from espalier.data.trees import threads
+from espalier.data.render.rankings import comparisons, levels
+from espalier.data.render.trees import threads
 from espalier.errors import RowError
 from espalier.types import Chat, Ranking, Tree
 

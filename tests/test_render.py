@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.data.control import Codec
-from espalier.data.render import Renderer
+from espalier.data.render.control import Codec
+from espalier.data.render.renderer import Renderer
 from espalier.errors import ConfigError, ModelError, RowError
 from espalier.types import Chat, Completion, Text
 from tiny import tiny_tokenizer
@@ -286,7 +286,7 @@ def test_a_turn_that_ends_without_its_stop_token_is_refused():
 def test_the_mask_is_checked_by_decoding():
     tokenizer = letters(template="chatml", markup=())
     renderer = Renderer(tokenizer)
-    renderer._codec.decode = lambda ids: tokenizer.decode(ids[1:])  # a tokenizer that loses a token
+    renderer.chats.codec.decode = lambda ids: tokenizer.decode(ids[1:])  # a tokenizer that loses a token
     assert reason(renderer, Chat((user("Q"), assistant("Ab")))) == "trained tokens decode to other text"
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.config.sections import PreferenceConfig, StepLabelsConfig
-from espalier.data.form import Form
-from espalier.data.render import Renderer
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
 from espalier.errors import ConfigError, RowError
 from espalier.types import Chat, Ranking, Response, Steps
 from toys import FORGETFUL, SWITCHED, assistant, letters, merging, show, system, user

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.data.render import Renderer
+from espalier.data.render.renderer import Renderer
 from espalier.errors import RowError
 from espalier.forest.pack import pack, totals
 from espalier.models.policy import Policy
@@ -95,7 +95,9 @@ def test_every_assistant_message_is_trained_once(parts, renderer):
     for r in renderer.render(made):
         spans = [s for s in r.spans if s.trained]
         assert sum(s.end - s.start for s in spans) == sum(r.sample.mask)
-        found += [renderer._codec.decode(r.sample.tokens[s.start : s.end]).removesuffix("<|im_end|>") for s in spans]
+        found += [
+            renderer.chats.codec.decode(r.sample.tokens[s.start : s.end]).removesuffix("<|im_end|>") for s in spans
+        ]
     assert sorted(found) == meant
 
 

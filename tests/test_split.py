@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from espalier.data.files.content import content_hash, content_key
-from espalier.data.form import Form
+from espalier.data.render.form import Form
 from espalier.data.store.store import split
 from espalier.errors import ConfigError, RowError
 from espalier.types import Chat, Example, Ranking, Response, Steps

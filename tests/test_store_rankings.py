@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from espalier.config.sections import DataConfig, StepLabelsConfig
 from espalier.data.dataset import open_data
-from espalier.data.form import Form
-from espalier.data.render import Renderer
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
 from espalier.data.store import entry
 from espalier.data.store.stats import StoreStats
 from espalier.data.store.store import Store, open_store

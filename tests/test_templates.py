@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from espalier.data.render import Renderer
-from espalier.data.templates import BUILT_IN, adds_bos, apply_template
+from espalier.data.render.renderer import Renderer
+from espalier.data.render.templates import BUILT_IN, adds_bos, apply_template
 from espalier.errors import ConfigError
 from espalier.types import Chat
 from tiny import tiny_tokenizer

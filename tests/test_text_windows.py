@@ -2,7 +2,7 @@
 
 import pytest
 
-from espalier.data.render import Renderer
+from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
 from espalier.types import Text
 from toys import letters

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from espalier.data import trees
 from espalier.data.files.json_rows import Row
 from espalier.data.formats import convert
 from espalier.data.formats.trees import read_nodes
 from espalier.data.read import Source, read
-from espalier.data.trees import path, rank_error, rankings, threads
+from espalier.data.render import trees
+from espalier.data.render.trees import path, rank_error, rankings, threads
 from espalier.errors import RowError
 from espalier.types import Message, Origin, Ranking, Tree, TreeNode
 

@@ -12,8 +12,8 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from espalier.data.rendered import Rendered
-from espalier.data.templates import apply_template
+from espalier.data.render.drafts import Rendered
+from espalier.data.render.templates import apply_template
 from espalier.types import Chat, Message
 from tiny import tiny_tokenizer
 

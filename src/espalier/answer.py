@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from espalier.config.sections import ModelConfig
-from espalier.data.render import Renderer
-from espalier.data.templates import apply_template
+from espalier.data.render.renderer import Renderer
+from espalier.data.render.templates import apply_template
 from espalier.engines.generate import GenerateSampler
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError

@@ -23,8 +23,8 @@ from espalier.build import Model
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
-from espalier.data.render import Renderer
-from espalier.data.rendered import Judged, Rendered
+from espalier.data.render.drafts import Judged, Rendered
+from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
 from espalier.data.store.store import Store
 from espalier.engines import processes as worlds

@@ -16,9 +16,10 @@ from espalier.algorithms.dimensions import check_dimensions, total_weights
 from espalier.algorithms.reward import Reward
 from espalier.config.sections import ModelConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
-from espalier.data.form import Form
-from espalier.data.render import Renderer, TrainOn
-from espalier.data.templates import apply_template
+from espalier.data.render.chats import TrainOn
+from espalier.data.render.form import Form
+from espalier.data.render.renderer import Renderer
+from espalier.data.render.templates import apply_template
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.processes import Distributed, OneProcess
 from espalier.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from espalier.data.rendered import Judged, Rendered
+from espalier.data.render.drafts import Judged, Rendered
 from espalier.errors import EspalierError
 from espalier.files import write_atomic
 

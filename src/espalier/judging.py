@@ -13,7 +13,7 @@ from espalier import build, files
 from espalier.algorithms.dimensions import NAMELESS, total_weights
 from espalier.before import Parts
 from espalier.config.sections import ModelConfig
-from espalier.data.rankings import score_weights, settled
+from espalier.data.render.rankings import score_weights, settled
 from espalier.data.store.store import Store
 from espalier.engines.forwards import Forwards
 from espalier.engines.learner import TorchLearner

@@ -189,8 +189,8 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     from espalier import inspect as view
     from espalier.data.dataset import longest
     from espalier.data.read import parse_sources, read
-    from espalier.data.render import Renderer
-    from espalier.data.templates import apply_template
+    from espalier.data.render.renderer import Renderer
+    from espalier.data.render.templates import apply_template
     from espalier.errors import RowError
     from espalier.models.load import load_tokenizer, read_limit
 

@@ -16,7 +16,7 @@ from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
 
 if TYPE_CHECKING:
-    from espalier.data.render import Renderer
+    from espalier.data.render.renderer import Renderer
 
 EVAL_GROUPS = 64  # groups handed to an evaluation at a time
 

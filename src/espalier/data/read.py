@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from espalier.data.expand import expand
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, As, convert, sniff, unknown, vote
 from espalier.data.formats.common import nearest
+from espalier.data.formats.expand import expand
 from espalier.data.formats.reviews import is_reviews
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin

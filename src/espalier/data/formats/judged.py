@@ -22,7 +22,7 @@ from espalier.data.formats.messages import KEYS as TURNS
 from espalier.data.formats.messages import message_list
 from espalier.data.formats.prompt import PROMPTS
 from espalier.data.formats.sharegpt import turn_list
-from espalier.data.trees import rank_error
+from espalier.data.render.trees import rank_error
 from espalier.errors import RowError
 from espalier.types import Message, Origin, Ranking, Response
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from espalier.data.rendered import Judged
+from espalier.data.render.drafts import Judged
 from espalier.types import Sample
 
 ANSWERS = ("assistant", "text", "completion")  # roles whose turns end in a stop token

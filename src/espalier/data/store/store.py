@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.data.rendered import Judged
+from espalier.data.render.drafts import Judged
 from espalier.data.store import entry as disk
 from espalier.data.store.rejected import record, rejections, restore
 from espalier.data.store.stats import Rendered, StoreStats

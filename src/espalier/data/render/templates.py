@@ -67,7 +67,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @lru_cache
 def _built_in(name: str) -> str:
-    folder = resources.files("espalier.data") / "templates"
+    folder = resources.files("espalier.data.render") / "templates"
     return "".join((folder / f"{part}.jinja").read_text(encoding="utf-8") for part in ("_shared", name))
 
 

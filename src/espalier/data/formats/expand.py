@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.data.rankings import levels
-from espalier.data.trees import rankings, threads
+from espalier.data.render.rankings import levels
+from espalier.data.render.trees import rankings, threads
 from espalier.errors import RowError
 from espalier.types import Chat, Example, Message, Ranking, Response, Steps, Tree
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from espalier.data.control import Piece
+from espalier.data.render.control import Piece
 from espalier.errors import RowError
 from espalier.types import Response, Sample
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
-from espalier.data import templates
-from espalier.data.control import Codec
+from espalier.data.render import templates
+from espalier.data.render.control import Codec
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from espalier.data.rankings import TOO_CLOSE, closer, comparisons, decides, labels, levels, score_weights
-from espalier.data.rendered import EMPTIED, Draft, Judged, Rendered
-from espalier.data.steplabels import relabel
-from espalier.data.trees import threads
+from espalier.data.render.drafts import EMPTIED, Draft, Judged, Rendered
+from espalier.data.render.rankings import TOO_CLOSE, closer, comparisons, decides, labels, levels, score_weights
+from espalier.data.render.steplabels import relabel
+from espalier.data.render.trees import threads
 from espalier.errors import RowError
 from espalier.types import Chat, Message, Ranking, Response, Steps, Tree
 
 if TYPE_CHECKING:
     from espalier.config.sections import PreferenceConfig
-    from espalier.data.form import Form
-    from espalier.data.render import Renderer
+    from espalier.data.render.chats import Chats
+    from espalier.data.render.form import Form
 
 UNCOMPARED = "in no comparison"
 UNJUDGED = "not judged"
@@ -41,17 +41,17 @@ class _Answer:
     level: float | None
 
 
-def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
+def ranking(chats: Chats, example: Ranking, key: int) -> Judged:
     """One sample a response, with that response trained and nothing else; the prompt's ids are the same in all.
 
     Left out and counted: responses that are empty, whose every token is behind max_length, that are not judged as
     `form.wants` asks, whose tokens equal an earlier response's (all of them, where they are judged differently), and
     that no comparison is left for. Raises RowError where what is left does not offer what the form wants.
     """
-    form = renderer.form
+    form = chats.form
     group = Judged("ranking")
     group.judged_by = _decides(example, form)
-    answers = _answers(renderer, example, key, group)
+    answers = _answers(chats, example, key, group)
     if form.reads or form.wants == "grades":
         _grade(example, answers, group)
     if form.wants == "grades":
@@ -72,11 +72,11 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     for answer in answers:
         answer.rendered.sample.label = answer.level
     if form.wants in ("pairs", "comparisons"):
-        answers = _compared(renderer, answers, group)
+        answers = _compared(chats, answers, group)
     if not answers:
         missing = {"labels": "no good-or-bad label", "grades": "no score"}.get(form.wants, "")
         graded = "Answers that are compared are for --objective bradley_terry" if form.wants == "grades" else ""
-        raise _nothing(group, missing, renderer.max_length, fix=graded)
+        raise _nothing(group, missing, chats.max_length, fix=graded)
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
@@ -85,19 +85,19 @@ def ranking(renderer: Renderer, example: Ranking, key: int) -> Judged:
     return group
 
 
-def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> list[_Answer]:
+def _answers(chats: Chats, example: Ranking, key: int, group: Judged) -> list[_Answer]:
     prompt = tuple(replace(m, weight=0.0) for m in example.prompt)
     found: list[_Answer] = []
     given: list[int] | None = None
     emptied: RowError | None = None
-    how = renderer.form.preference
+    how = chats.form.preference
     total = levels(example, score_weights(how), how.judged_by)
     for place, (response, level) in enumerate(zip(example.responses, total, strict=True)):
         m = response.message
         if not (m.content.strip() or m.reasoning or m.tool_calls):
             group.drop("empty response")
             continue
-        (draft,) = renderer.drafts(Chat((*prompt, replace(m, weight=1.0)), example.tools))
+        (draft,) = chats.drafts(Chat((*prompt, replace(m, weight=1.0)), example.tools))
         before = draft.sample.tokens[: draft.turn_at]
         given = before if given is None else given
         if before != given:
@@ -110,7 +110,7 @@ def _answers(renderer: Renderer, example: Ranking, key: int, group: Judged) -> l
             )
         whole = tuple(draft.sample.tokens)
         try:
-            found.append(_Answer(draft.finish(renderer.max_length, key, response), whole, level))
+            found.append(_Answer(draft.finish(chats.max_length, key, response), whole, level))
         except RowError as error:
             if error.reason != EMPTIED:
                 raise
@@ -182,9 +182,9 @@ def _distinct(answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
     return kept
 
 
-def _compared(renderer: Renderer, answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
+def _compared(chats: Chats, answers: Sequence[_Answer], group: Judged) -> list[_Answer]:
     """The answers that are compared with another, `beats` and `ties` filled. Raises RowError where none is."""
-    form = renderer.form
+    form = chats.form
     found = comparisons([a.level for a in answers], form.preference, _draw_key(answers), form.seed)
     for reason, count in found.dropped.items():
         group.drop(reason, count)
@@ -193,7 +193,7 @@ def _compared(renderer: Renderer, answers: Sequence[_Answer], group: Judged) -> 
     }
     if not used or (form.wants == "pairs" and not any(found.beats)):
         missing = "no strict preference" if form.wants == "pairs" else "no comparison"
-        raise _nothing(group, missing, renderer.max_length, len(answers), _elsewhere(answers))
+        raise _nothing(group, missing, chats.max_length, len(answers), _elsewhere(answers))
     place_of = {place: number for number, place in enumerate(sorted(used))}
     for place in place_of:
         sample = answers[place].rendered.sample
@@ -256,7 +256,7 @@ _EXPECTED = {
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
-def steps(renderer: Renderer, example: Steps, key: int) -> Judged:
+def steps(chats: Chats, example: Steps, key: int) -> Judged:
     """One sample: the solution as an ordinary turn, labelled as the form says.
 
     `reads` are where each step's last visible character is; `label` is whether the solution is right.
@@ -267,13 +267,13 @@ def steps(renderer: Renderer, example: Steps, key: int) -> Judged:
     group = Judged("steps")
     if len(example.labels) != len(example.steps):
         raise RowError("steps without labels", got=f"{len(example.labels)} labels", expected=str(len(example.steps)))
-    example = relabel(example, renderer.form.labels)
+    example = relabel(example, chats.form.labels)
     text = example.separator.join(example.steps)
     prompt = tuple(replace(m, weight=0.0) for m in example.prompt)
-    (draft,) = renderer.drafts(Chat((*prompt, Message("assistant", text, weight=1.0))))
+    (draft,) = chats.drafts(Chat((*prompt, Message("assistant", text, weight=1.0))))
     reads = _step_ends(draft, example, text)
     grades: list[tuple[float, ...]] = [(math.nan if label is None else float(label),) for label in example.labels]
-    rendered = draft.finish(renderer.max_length, key)
+    rendered = draft.finish(chats.max_length, key)
     sample = rendered.sample
     sample.reads = [read for read in reads if read < len(sample)]
     if not sample.reads:
@@ -325,7 +325,7 @@ def _step_ends(draft: Draft, example: Steps, text: str) -> list[int]:
 # -------------------------------------------------------------------------------------------------------------- trees
 
 
-def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
+def tree(chats: Chats, example: Tree, key: int) -> Judged:
     """One sample a root-to-leaf thread. A message is trained in the first thread, in preorder, that it is in.
 
     Threads that train nothing of their own are left out; those whose own messages are all behind max_length are
@@ -336,18 +336,18 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
     emptied: RowError | None = None
     for thread in threads(example):
         nodes = [example.nodes[i].message for i in thread]
-        every = renderer.train_on == "all"
+        every = chats.train_on == "all"
         messages = tuple(
             replace(m, weight=0.0) if i in done and not every else m for i, m in zip(thread, nodes, strict=True)
         )
-        trained = renderer.weights(messages)
+        trained = chats.weights(messages)
         if not any(trained):
             continue
-        for draft in renderer.drafts(Chat(messages), apart=True):
+        for draft in chats.drafts(Chat(messages), apart=True):
             if every:
-                _mask(draft, renderer, messages[: sum(i in done for i in thread)])
+                _mask(draft, chats, messages[: sum(i in done for i in thread)])
             try:
-                group.append(draft.finish(renderer.max_length, key))
+                group.append(draft.finish(chats.max_length, key))
             except RowError as error:
                 if error.reason != EMPTIED:
                     raise
@@ -359,12 +359,12 @@ def tree(renderer: Renderer, example: Tree, key: int) -> Judged:
     return group
 
 
-def _mask(draft: Draft, renderer: Renderer, shared: tuple[Message, ...]) -> None:
+def _mask(draft: Draft, chats: Chats, shared: tuple[Message, ...]) -> None:
     """Train nothing of the messages that a thread begins with, their markup included."""
     if not shared:
         return
     sample = draft.sample
-    (before,) = renderer.drafts(Chat(tuple(replace(m, weight=1.0) for m in shared)), apart=True)
+    (before,) = chats.drafts(Chat(tuple(replace(m, weight=1.0) for m in shared)), apart=True)
     n = len(before.sample)
     if sample.tokens[:n] != before.sample.tokens:
         raise RowError(

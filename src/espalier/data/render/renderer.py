@@ -1,0 +1,139 @@
+"""Examples to samples: what is trained is what a sampler would have to produce, token for token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from espalier.data.render import judged
+from espalier.data.render.chats import Chats, TrainOn
+from espalier.data.render.control import Follows
+from espalier.data.render.drafts import Draft, Rendered
+from espalier.data.render.form import CHATS, Form
+from espalier.errors import RowError
+from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, Tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RENDER_VERSION = 3
+"""Part of the fingerprint: raised whenever the same example would give other tokens or judgements."""
+
+_FORMS = {
+    "chat": "a conversation, a tree of them, a text or a completion",
+    "ranking": "a ranking: a prompt with judged responses",
+    "steps": "a solution in steps",
+}
+
+
+class Renderer:
+    """Turns examples into samples under one tokenizer and its chat template.
+
+    A trained turn is encode(what a sampler would be given there) + encode(the rest of that turn through its stop
+    token), joined as ids; the rest is trained. What follows the stop token belongs to the next prompt. A conversation
+    is one sample, or, where later turns re-render earlier ones (templates that drop old reasoning), one sample for each
+    trained turn. Example, under ChatML, trained tokens in brackets:
+
+        <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n[Hello<|im_end|>]
+
+    train_on: `assistant` trains every assistant turn, `last` the last one, `all` every token of the rendered
+    conversation; a message's own weight goes first. max_length: longest sample in tokens, 0 for no limit; longer ones
+    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end
+    an assistant turn. `bos_id` is what a sample must start with and hold once, None where there is no such token. A
+    template that writes the date of today gets a fixed one.
+
+    Raises ConfigError for an unknown train_on or a negative max_length, ModelError for a tokenizer that cannot be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        train_on: TrainOn = "assistant",
+        max_length: int = 0,
+        form: Form = CHATS,
+    ) -> None:
+        chats = Chats(tokenizer, train_on=train_on, max_length=max_length, form=form)
+        self.chats, self.train_on, self.max_length, self.form = chats, train_on, max_length, form
+        self.stop_ids, self.bos_id = chats.stop_ids, chats.bos_id
+        decides = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
+        decides += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
+        decides += [asdict(form)]
+        self.fingerprint: str = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+    # ------------------------------------------------------------------------------------------------------ the verbs
+
+    def render(self, example: Example, key: int = 0) -> list[Rendered]:
+        """The group of samples that `example` becomes; `key` is the key and the group of them all.
+
+        Raises RowError, with a reason that can be counted, where it cannot be used, and ModelError where the tokenizer
+        has no template that chats could use.
+        """
+        match self.form.consumes, example:
+            case "chat", Chat():
+                drafts = self.chats.drafts(example)
+            case "chat", Text():
+                drafts = self._windows(self._plain(("text", example.text, 1.0)))
+            case "chat", Completion():
+                drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
+            case "chat", Tree():
+                return judged.tree(self.chats, example, key)
+            case "ranking", Ranking():
+                return judged.ranking(self.chats, example, key)
+            case "steps", Steps():
+                return judged.steps(self.chats, example, key)
+            case _:
+                raise RowError(
+                    "wrong form",
+                    got=f"a {type(example).__name__}",
+                    expected=_FORMS[self.form.consumes],
+                    fix="Give such rows to a command that reads them, or name their format with PATH:FORMAT",
+                )
+        return [draft.finish(self.max_length, key) for draft in drafts]
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """The ids that a sampler is given before an assistant turn that follows `messages`. Raises as `render` does."""
+        row = self.chats.row(Chat(tuple(messages), tuple(tools)))
+        text = row.write(len(messages), generate=True)
+        return self.chats.head(text) + self.chats.codec.encode(text, row.seal).ids
+
+    def text(self, prompt: str) -> list[int]:
+        """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""
+        seal = self.chats.codec.seal([(prompt, False)])
+        return self.chats.head("") + self.chats.codec.encode(seal.close(prompt) if seal else prompt, seal).ids
+
+    # -------------------------------------------------------------------------------------------------- text, no chat
+
+    def _plain(self, *parts: tuple[str, str, float]) -> Draft:
+        if not parts[-1][1]:
+            raise RowError("nothing to train", field=parts[-1][0], got="an empty string")
+        draft = Draft()
+        follows: Follows = "start"
+        seal = self.chats.codec.seal([(text, False) for _, text, _ in parts])
+        draft.add(self.chats.head(""), parts[0][2])
+        for role, text, weight in parts:
+            if text:
+                ids = self.chats.codec.encode(seal.close(text) if seal else text, seal, follows).ids
+                draft.add([*ids, self.chats.eos] if role == parts[-1][0] else ids, weight, role)
+                follows = "text"
+        return draft
+
+    def _windows(self, draft: Draft) -> list[Draft]:
+        """A text in samples of at most max_length tokens, so that every token is scored once; the last one stops.
+
+        A window begins with the begin-of-text token, or, where there is none, with the last token of the one before.
+        """
+        ids, head = draft.sample.tokens, self.chats.head("")
+        if self.max_length < 2 or len(ids) <= self.max_length:
+            return [draft]
+        windows, step = [], self.max_length - 1
+        for low in range(1, len(ids), step):
+            window = Draft()
+            window.add(head or ids[low - 1 : low], 1.0 if head or low == 1 else 0.0, "" if head else "text")
+            window.add(ids[low : low + step], 1.0, "text")
+            window.sample.stop = "stop" if low + step >= len(ids) else "length"
+            windows.append(window)
+        return windows
