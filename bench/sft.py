@@ -25,6 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from espalier.assembly.data import build_data, build_renderer
+from espalier.assembly.model import build_model
+
 
 def read_rows(path: str, n: int) -> list[dict[str, str]]:
     opener = gzip.open if path.endswith(".gz") else open
@@ -58,11 +61,11 @@ def bare(model_dir: str, rows: list[dict[str, str]]) -> tuple[int, float]:
 def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: str, budget: int) -> tuple[int, float]:
     import torch
 
-    from espalier import build
+    from espalier.assembly import learner as build
+    from espalier.assembly.runs import SFTRun
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
     from espalier.engines.processes import OneProcess
     from espalier.loop.schedule import learning_rate
-    from espalier.runs import SFTRun
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
@@ -74,9 +77,9 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
             optim=OptimConfig(lr=1e-3),
         )
         device = torch.device("cpu")
-        model = build.build_model(config.model, device)
-        renderer = build.build_renderer(config, model.loaded)
-        _, dataset = build.build_data(config, renderer)
+        model = build_model(config.model, device)
+        renderer = build_renderer(config, model.loaded)
+        _, dataset = build_data(config, renderer)
         learner = build.build_learner(config, model, renderer, OneProcess(), device)
 
         def step(i: int) -> int:

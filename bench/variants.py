@@ -102,7 +102,7 @@ def fine_tune(out: Path) -> Path:
 
 def answered(model: Path, questions: list[Any], n: int, temperature: float, seed: int = 0) -> list[list[str]]:
     """`n` answers to each problem, as text."""
-    from espalier.answer import Chatter
+    from espalier.assembly.answer import Chatter
     from espalier.config.sections import ModelConfig
     from espalier.engines.protocols import SamplingParams
     from espalier.types import Message

@@ -28,7 +28,6 @@ import torch
 import torch.utils.tensorboard  # the rest of what a run imports
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from espalier import before as _before  # noqa: F401
 from espalier import cli
 
 LIMIT = 60  # seconds a child may take

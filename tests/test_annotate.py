@@ -14,7 +14,7 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Traits
-from espalier.assembly.checkref import check_reference
+from espalier.assembly.runs import check_reference
 from espalier.config.sections import ReferenceConfig
 from espalier.engines.protocols import Group
 from espalier.errors import ConfigError

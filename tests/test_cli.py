@@ -13,9 +13,9 @@ import pytest
 
 import espalier
 from espalier import cli, doctor
+from espalier.assembly.runs import SFTRun
 from espalier.config.sections import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import EspalierError, RowError
-from espalier.runs import SFTRun
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "tensorboard")
 NEEDED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]

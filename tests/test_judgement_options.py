@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from desk import PAIRS, Desk, saved, write
-from espalier import build as build_module
 from espalier.algorithms.dpo import DPO
+from espalier.assembly import learner as build_module
+from espalier.assembly.runs import RUNS, RunConfig, unread_in_judging
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
@@ -24,7 +25,6 @@ from espalier.firstloss import expected_first_loss
 from espalier.forest.microbatches import Layout, forward_size
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce
-from espalier.runs import RUNS, RunConfig, unread_in_judging
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.records import Judged, JudgedResponse
 from preferences import pair_groups

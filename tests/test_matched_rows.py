@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from espalier.before import matched
+from espalier.checks.start import matched
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import open_store

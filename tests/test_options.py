@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.assembly.runs import RUNS, SFTRun
 from espalier.config.fields import infos
 from espalier.config.options import PER_CALL, Parser, build, dump, flat, load, options
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
-from espalier.runs import RUNS, SFTRun
 
 NEEDED = {"model": "m", "data": ["d.jsonl"], "out": "runs/x"}
 NEEDED_FLAGS = ["--model", "m", "--data", "d.jsonl", "--out", "runs/x"]

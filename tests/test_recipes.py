@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from espalier.assembly.runs import RUNS
 from espalier.config.options import Parser, flat
-from espalier.runs import RUNS
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espalier import cli, run
+from espalier.assembly.runs import SFTRun
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import CheckError
 from espalier.loop.metrics import read_lines
-from espalier.runs import SFTRun
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS = [("2+2", "4"), ("3+3", "6"), ("capital of France", "Paris"), ("say hi", "hi there"), ("7-5", "2"), ("9-5", "4")]

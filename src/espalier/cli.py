@@ -28,8 +28,8 @@ class Command:
 
 
 def _train(name: str, argv: Arguments) -> int:
+    from espalier.assembly.runs import RUNS, RunConfig
     from espalier.config.options import Parser
-    from espalier.runs import RUNS, RunConfig
 
     config: RunConfig = Parser(*_heading(name), RUNS[name]).read(argv)[0]
     from espalier import run
@@ -45,14 +45,14 @@ def _train(name: str, argv: Arguments) -> int:
 
 def _training(argv: Arguments) -> tuple[str, Arguments]:
     """The training command whose flags follow: named first (`espalier check dpo --model M ...`), else sft."""
-    from espalier.runs import RUNS
+    from espalier.assembly.runs import RUNS
 
     return (argv[0], argv[1:]) if argv and argv[0] in RUNS else ("sft", argv)
 
 
 def _check(argv: Arguments) -> int:
+    from espalier.assembly.runs import RUNS, RunConfig
     from espalier.config.options import Parser
-    from espalier.runs import RUNS, RunConfig
 
     name, rest = _training(argv)
     config: RunConfig = Parser(*_heading("check"), RUNS[name]).read(rest, {"out": "runs/check"})[0]
@@ -63,9 +63,9 @@ def _check(argv: Arguments) -> int:
 
 
 def _inspect(argv: Arguments) -> int:
+    from espalier.assembly.runs import RUNS
     from espalier.config.options import Parser
     from espalier.config.sections import InspectConfig
-    from espalier.runs import RUNS
 
     name, rest = _training(argv)
     parser = Parser(*_heading("inspect"), RUNS[name], InspectConfig, hidden=("loop", "optim"))

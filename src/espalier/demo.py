@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from espalier import run
-from espalier.answer import Chatter
+from espalier.assembly.answer import Chatter
+from espalier.assembly.runs import SFTRun
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
-from espalier.runs import SFTRun
 from espalier.toy import Problem, Score, problems, score, write_instructions
 
 ROWS = 1500

@@ -14,7 +14,8 @@ import torch
 
 from espalier import gates
 from espalier.algorithms.dimensions import total_weights
-from espalier.before import Parts
+from espalier.assembly.parts import Parts
+from espalier.assembly.runs import RunConfig, reference_of
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.firstloss import PairFacts, expected_first_loss
@@ -22,7 +23,6 @@ from espalier.loop.annotate import REPLAY, annotate
 from espalier.loop.evaluate import loss_of
 from espalier.losses.lists import EXACT_TIE
 from espalier.preflight import Check
-from espalier.runs import RunConfig, reference_of
 from espalier.types import Sample
 
 GATED_PAIRS = 8

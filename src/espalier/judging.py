@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espalier import build, files
+from espalier import files
 from espalier.algorithms.dimensions import NAMELESS, total_weights
-from espalier.before import Parts
+from espalier.assembly.model import Head, build_model, kind_of
+from espalier.assembly.parts import Parts
+from espalier.assembly.runs import RunConfig, judge_of, preference_of
 from espalier.config.sections import ModelConfig
 from espalier.data.render.rankings import score_weights, settled
 from espalier.data.store.store import Store
@@ -23,7 +25,6 @@ from espalier.loop import checkpoint
 from espalier.loop.rundir import RunDir
 from espalier.loop.train import Finished
 from espalier.models import heads
-from espalier.runs import RunConfig, judge_of, preference_of
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
@@ -53,7 +54,7 @@ def judge(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, ou
         p.say.note("nothing is held out, so the model is not judged: give eval_data or eval_fraction")
         return
     how = Resampling(seed=config.loop.seed, resamples=judge_of(config).resamples)
-    steps = build.kind_of(config) == "steps"
+    steps = kind_of(config) == "steps"
     report = _steps(config, p, learner, groups, how) if steps else _answers(config, p, learner, groups, how)
     if p.world.rank:
         return
@@ -264,7 +265,7 @@ def _outcome(config: RunConfig, path: str, p: Parts, learner: TorchLearner) -> A
     """Scores of an outcome reward model for whole solutions."""
     how = config.model
     asked = ModelConfig(model=path, dtype=how.dtype, layout=how.layout, template=how.template)
-    found = build.build_model(asked, learner.device, head=build.Head((), "response", trained=False))
+    found = build_model(asked, learner.device, head=Head((), "response", trained=False))
     if found.loaded.tokenizer.get_vocab() != p.model.loaded.tokenizer.get_vocab():
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
     forwards: Forwards = frozen(found.policy, learner.options, learner.world)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier import files
+from espalier.assembly.data import cache_folder, form_of, train_on
+from espalier.assembly.runs import RunConfig, judge_of
 from espalier.config.options import dump, flat
 from espalier.config.sections import ExportConfig, QuickstartConfig, SampleConfig
 from espalier.errors import CheckpointError, ConfigError
@@ -14,10 +16,9 @@ from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
 from espalier.loop.progress import Progress, peak_memory
 from espalier.loop.rundir import HEADING, RunDir, resumption
-from espalier.runs import RunConfig, judge_of
 
 if TYPE_CHECKING:
-    from espalier.before import Parts
+    from espalier.assembly.parts import Parts
     from espalier.data.dataset import Opened
     from espalier.loop.train import Finished
 
@@ -32,8 +33,10 @@ def train(config: RunConfig) -> Path:
         run = RunDir.open(
             run.path, text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
         )
-    from espalier import build
-    from espalier.before import describe, describe_data, parts, prepared, settle
+    from espalier.assembly import learner as build
+    from espalier.assembly.describe import describe, describe_data
+    from espalier.assembly.parts import parts
+    from espalier.checks.start import prepared, settle
 
     try:
         with parts(config) as p:
@@ -67,12 +70,12 @@ def train(config: RunConfig) -> Path:
 
 def _enter(config: RunConfig, p: Parts, run: RunDir) -> None:
     """Write down what the run computes from, or, on resuming, compare it with what was written."""
-    from espalier import build
-    from espalier.reference import weights_of
+    from espalier.assembly import learner as build
+    from espalier.assembly.reference import weights_of
 
     held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
     run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "validation": held})
-    cache = build.cache_folder(config.data.cache)
+    cache = cache_folder(config.data.cache)
     run.pin("model", weights_of(p.model.loaded, config.model.adapter, cache))
     run.pin("machine", _machine(p, build.budget(config, p.device)))
     _write_rejected(p.opened, run.rejected)
@@ -102,7 +105,9 @@ def _finish(config: RunConfig, p: Parts, learner: Any, finished: Finished, run: 
 
 def check(config: RunConfig) -> None:
     """Run every check of `train` and stop there. Raises CheckError where one fails."""
-    from espalier.before import describe, parts, prepared, settle
+    from espalier.assembly.describe import describe
+    from espalier.assembly.parts import parts
+    from espalier.checks.start import prepared, settle
 
     with parts(config) as p:
         describe(config, p)
@@ -185,7 +190,6 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
     """Show the first rows of each source as the model will see them."""
     from rich.console import Console
 
-    from espalier import build
     from espalier import inspect as view
     from espalier.data.dataset import longest
     from espalier.data.read import parse_sources, read
@@ -199,7 +203,7 @@ def inspect(config: RunConfig, *, rows: int, html: str) -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
     limit = longest(config.data, read_limit(config.model.model))
-    renderer = Renderer(tokenizer, train_on=build.train_on(config), max_length=limit, form=build.form_of(config))
+    renderer = Renderer(tokenizer, train_on=train_on(config), max_length=limit, form=form_of(config))
     console = Console(highlight=False)
     shown: list[tuple[str, list[Any]]] = []
     main = [(source, config.data.format) for source in parse_sources(config.data.data)]
@@ -251,7 +255,7 @@ def sample(config: SampleConfig) -> None:
     """Answer prompts, each as a user's message unless `chat` is off."""
     from rich.console import Console
 
-    from espalier.answer import Chatter
+    from espalier.assembly.answer import Chatter
     from espalier.config.sections import ModelConfig
 
     chatter = Chatter.load(

@@ -27,7 +27,7 @@ class Chatter:
     @classmethod
     def load(cls, config: ModelConfig, device: str | None = None) -> Chatter:
         """Read a model for answering. Raises ModelError and ConfigError."""
-        from espalier.build import compute_dtype
+        from espalier.assembly.model import compute_dtype
         from espalier.engines.processes import pick_device
 
         where = pick_device() if device is None else device

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from espalier import build
-from espalier.build import Model
+from espalier.assembly.data import cache_folder
+from espalier.assembly.model import Model, build_model
+from espalier.assembly.runs import RunConfig, reference_of
 from espalier.config.sections import ModelConfig
 from espalier.data.dataset import Opened
 from espalier.data.files.content import content_hash
@@ -16,7 +17,6 @@ from espalier.engines.protocols import Reference
 from espalier.engines.reference import ModelReference, StartReference
 from espalier.errors import ConfigError, ModelError
 from espalier.models.load import Loaded, check_causal
-from espalier.runs import RunConfig, reference_of
 
 
 def build_reference(
@@ -37,7 +37,7 @@ def build_reference(
     other = _other(config, asked.reference_model, model, learner) if asked.reference_model else None
     if asked.reference == "memory":
         return other[1] if other else StartReference(learner, moves=bool(config.algorithm.traits.sync_every))
-    cache = build.cache_folder(config.data.cache)
+    cache = cache_folder(config.data.cache)
     adapter = "" if other else config.model.adapter
     weights = weights_of(other[0].loaded if other else model.loaded, adapter, cache)
     weights |= {"add_tokens": " ".join(config.model.add_tokens), "quantised": str(config.model.qlora)}
@@ -80,7 +80,7 @@ def _other(config: RunConfig, path: str, model: Model, learner: TorchLearner) ->
     asked = ModelConfig(
         model=path, dtype=how.dtype, layout=how.layout, template=how.template, trust_remote_code=how.trust_remote_code
     )
-    found = build.build_model(asked, learner.device)
+    found = build_model(asked, learner.device)
     ours, theirs = (m.loaded.tokenizer.get_vocab() for m in (model, found))
     if theirs != ours:
         raise ConfigError(

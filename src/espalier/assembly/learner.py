@@ -1,0 +1,74 @@
+"""From a config to the learner of a run, and what it will need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from espalier.assembly.model import Model
+from espalier.assembly.runs import RunConfig
+from espalier.data.render.renderer import Renderer
+from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
+from espalier.engines.processes import Distributed, OneProcess
+from espalier.forest.microbatches import Layout
+
+CPU_BUDGET = 2048
+CUDA_BUDGET = 8192
+
+
+def budget(config: RunConfig, device: torch.device) -> int:
+    """Packed tokens in a forward."""
+    return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
+
+
+def token_layout(model: Model, *, whole: bool = False) -> Layout:
+    """How tokens are counted against the budget; `whole` keeps groups in one piece."""
+    loaded, policy = model.loaded, model.policy
+    stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
+    return Layout(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
+
+
+def build_learner(
+    config: RunConfig, model: Model, renderer: Renderer, world: OneProcess | Distributed, device: torch.device
+) -> TorchLearner:
+    """The learner of a run; shards the policy under a distributed world."""
+    loaded = model.loaded
+    options = LearnerOptions(
+        budget=budget(config, device),
+        compute=model.compute,
+        linear=config.algorithm.traits.linear,
+        whole=config.algorithm.traits.whole,
+        reads=config.algorithm.traits.reads,
+        router_coef=config.model.router_loss,
+        grad_checkpointing=config.loop.grad_checkpointing,
+        compile=config.loop.compile,
+        long_from=token_layout(model).long_from,
+        seed=config.loop.seed,
+    )
+    export = ExportOptions(
+        loaded.tokenizer, loaded.source_dtype, renderer.stop_ids, adapter_only=config.model.export == "adapter"
+    )
+    return TorchLearner(model.policy, config.optim, options, world=world, export_options=export)
+
+
+def estimate(model: Model, tokens: int, *, ranks: int, checkpointing: bool) -> dict[str, int]:
+    """Bytes a rank needs, roughly: weights, gradients, optimizer, and the activations of one forward of `tokens`.
+
+    Activations of a layer count 2 x 9 hidden and 2 x 3 intermediate widths a token in the compute dtype (inputs of the
+    matrices, norms, attention, gates); checkpointing keeps one hidden width a layer and recomputes one layer.
+    """
+    config: Any = model.loaded.model.config.get_text_config()
+    size = torch.empty(0, dtype=model.compute).element_size()
+    masters = 0 if model.compute == torch.float32 else 4 * model.frozen.trainable
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = (18 * hidden + 6 * inner) * size
+    layers = config.num_hidden_layers
+    per_token = layers * hidden * size + layer if checkpointing else layers * layer
+    return {
+        "weights": (model.frozen.total * size + masters) // ranks,
+        "gradients": 4 * model.frozen.trainable // ranks,
+        "optimizer": 8 * model.frozen.trainable // ranks,
+        "activations": tokens * per_token,
+    }
