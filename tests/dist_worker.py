@@ -29,8 +29,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dist_reference import HELD
-from espalier import cli, preflight
+from espalier import cli
 from espalier.algorithms.sft import SFT
+from espalier.checks.model import layout
 from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp
 from espalier.engines import learner as learners
@@ -267,7 +268,7 @@ def full_disk() -> Figures:
 def layout_check() -> Figures:
     """The start-up check runs on every rank before sharding, and its policy shards afterwards."""
     policy = Policy(tiny_model("llama"), "forest")
-    found = preflight.layout(policy, data(), torch.float32)
+    found = layout(policy, data(), torch.float32)
     made = TorchLearner(policy, OptimConfig(), LearnerOptions(budget=64, linear=True), world=world)
     made.forward_backward(data(), linear, {}, 0)
     shares = made.probe_update(LR, torch.float32)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from espalier import gates
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.cpo import CPO
 from espalier.algorithms.dpo import DPO
@@ -18,7 +17,8 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.reward import Reward
 from espalier.algorithms.simpo import SimPO
-from espalier.firstloss import expected_first_loss, expected_terms
+from espalier.checks import judgements as gates
+from espalier.checks.firstloss import expected_first_loss, expected_terms
 from espalier.forest.pack import pack, totals
 from espalier.losses.ops import normalise
 from espalier.types import Outputs, Sample

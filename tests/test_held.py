@@ -44,7 +44,7 @@ def test_labels_of_one_class_alone_are_refused(desk: Desk) -> None:
 
 
 def test_a_rare_class_is_looked_for_in_all_rows(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("espalier.held.COUNTED_ROWS", 4)
+    monkeypatch.setattr("espalier.checks.preference.COUNTED_ROWS", 4)
     rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i != 7} for i in range(12)]
     desk.run("check kto", data=desk.rows("labels", rows))
     assert "11 good; 1 bad" in desk.out

@@ -16,12 +16,12 @@ from desk import PAIRS, Desk, saved, write
 from espalier.algorithms.dpo import DPO
 from espalier.assembly import learner as build_module
 from espalier.assembly.runs import RUNS, RunConfig, unread_in_judging
+from espalier.checks.firstloss import expected_first_loss
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
 from espalier.data.render.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
-from espalier.firstloss import expected_first_loss
 from espalier.forest.microbatches import Layout, forward_size
 from espalier.judging import _compared
 from espalier.losses.lists import plackett_luce

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from espalier import preflight
+from espalier.checks import data as preflight
+from espalier.checks.model import layout, loss, update
+from espalier.checks.table import Check, run, settle
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
 from espalier.errors import CheckError, ConfigError
 from espalier.models.attention import interface as attention
 from espalier.models.policy import Policy
-from espalier.preflight import Check
 from espalier.types import Chat, Message, Origin, Sample
 from tiny import tiny_model, tiny_tokenizer
 
@@ -99,7 +100,7 @@ def test_the_template_check_sees_rows_that_render_to_something_new() -> None:
 def test_the_layout_check_passes_in_every_layout(layout: Any) -> None:
     groups = [[sample(list(range(5, 40)), 20), sample([*range(5, 25), 99, 98, 97], 20)], [sample([7, 8, 9, 10], 2)]]
     model = tiny_model("llama").train()
-    found = preflight.layout(Policy(model, layout), groups, torch.float32)
+    found = layout(Policy(model, layout), groups, torch.float32)
     assert found.verdict == "pass" and layout in found.value
 
 
@@ -116,35 +117,35 @@ def test_the_layout_check_sees_attention_to_a_neighbour(monkeypatch: pytest.Monk
     attention.AttentionInterface.register(attention.NAME, leaky)
     try:
         groups = [[sample([7, 8, 9, 10, 11], 2)], [sample([20, 21, 22, 23], 2)]]
-        assert preflight.layout(policy, groups, torch.float32).verdict == "fail"
+        assert layout(policy, groups, torch.float32).verdict == "fail"
     finally:
         attention.register()
 
 
 def test_the_layout_check_sees_a_head_that_does_more() -> None:
     policy = Policy(tiny_model("gemma2").train(), "forest")
-    assert preflight.layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "pass"
+    assert layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "pass"
     policy.head = replace(policy.head, softcap=None)
-    assert preflight.layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "fail"
+    assert layout(policy, [[sample([7, 8, 9, 10, 11], 2)]], torch.float32).verdict == "fail"
 
 
 def test_the_layout_check_leaves_dropout_aside() -> None:
     model = tiny_model("gpt2", attn_pdrop=0.5).train()
     policy = Policy(model, "forest", dropout=True)
-    assert preflight.layout(policy, [[sample(list(range(5, 40)), 20)]], torch.float32).verdict == "pass"
+    assert layout(policy, [[sample(list(range(5, 40)), 20)]], torch.float32).verdict == "pass"
     assert model.training
 
 
 def test_losses_that_are_not_finite_or_worse_than_guessing_are_seen() -> None:
-    assert preflight.loss(4.8, math.log(128)).verdict == "pass"
-    assert preflight.loss(float("nan"), math.log(128)).verdict == "fail"
-    assert preflight.loss(10.0, math.log(128)).verdict == "warn"  # a uniform guess is ln 128 = 4.85
+    assert loss(4.8, math.log(128)).verdict == "pass"
+    assert loss(float("nan"), math.log(128)).verdict == "fail"
+    assert loss(10.0, math.log(128)).verdict == "warn"  # a uniform guess is ln 128 = 4.85
 
 
 def test_a_rate_that_moves_nothing_is_seen() -> None:
-    assert preflight.update({"float32": 1.0, "bfloat16": 0.3}).verdict == "pass"
-    assert preflight.update({"float32": 0.1, "bfloat16": 0.0}).verdict == "fail"
-    assert "masters" in preflight.update({"float32": 1.0, "bfloat16": 0.0}).way_out
+    assert update({"float32": 1.0, "bfloat16": 0.3}).verdict == "pass"
+    assert update({"float32": 0.1, "bfloat16": 0.0}).verdict == "fail"
+    assert "masters" in update({"float32": 1.0, "bfloat16": 0.0}).way_out
 
 
 def test_a_failed_check_stops_with_cause_and_way_out(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_failed_check_stops_with_cause_and_way_out(tmp_path: Path) -> None:
         Check("stop", "10 %", ">= 99 %", "fail", "Look at the template."),
     ]
     with pytest.raises(CheckError, match=r"stop: 10 %, expected >= 99 %\. Look at the template\. .*--skip-checks stop"):
-        preflight.settle(checks, tmp_path / "preflight.json")
+        settle(checks, tmp_path / "preflight.json")
     written = json.loads((tmp_path / "preflight.json").read_text())["checks"]
     assert [c["verdict"] for c in written] == ["pass", "fail"]
 
@@ -162,7 +163,7 @@ def test_a_skipped_check_does_not_run_and_says_so() -> None:
     def never() -> Check:
         raise AssertionError
 
-    (found,) = preflight.run((("layout", never),), ("layout",))
+    (found,) = run((("layout", never),), ("layout",))
     assert found.verdict == "skipped"
     with pytest.raises(ConfigError, match=r"got layuot, expected some of rows, trained"):
-        preflight.run((), ("layuot",))
+        run((), ("layuot",))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from espalier import preflight
+from espalier.checks import data as preflight
+from espalier.checks.table import Check
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
@@ -43,7 +44,7 @@ CASES: list[tuple[Example, Form]] = [
 ]
 
 
-def verdict(example: Example, form: Form, change: Callable[[list[Sample]], None] | None = None) -> preflight.Check:
+def verdict(example: Example, form: Form, change: Callable[[list[Sample]], None] | None = None) -> Check:
     renderer = Renderer(TOKENIZER, form=form)
 
     def render(e: Example) -> Any:

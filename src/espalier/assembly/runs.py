@@ -269,7 +269,7 @@ def judge_of(config: RunConfig) -> JudgeConfig:
     return found
 
 
-def check_reference(config: ReferenceConfig, algorithm: Any) -> None:
+def check_reference(config: ReferenceConfig, algorithm: Algorithm) -> None:
     """Raise ConfigError where the algorithm cannot be held against the reference that was asked for."""
     traits = algorithm.traits
     name = type(algorithm).__name__

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
-from espalier import preflight
 from espalier.assembly import learner as build
 from espalier.assembly.parts import Parts
 from espalier.assembly.reference import build_reference
 from espalier.assembly.runs import RunConfig, preference_of
+from espalier.checks import data as preflight
+from espalier.checks import table
+from espalier.checks.model import layout, loss, update
+from espalier.checks.table import Check, run
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render.drafts import Judged, Rendered
@@ -26,7 +29,6 @@ from espalier.errors import RowError
 from espalier.loop.annotate import annotate
 from espalier.loop.evaluate import loss_of
 from espalier.loop.progress import Progress
-from espalier.preflight import Check
 from espalier.types import Example, Sample
 
 CHECKED_ROWS = 32
@@ -54,8 +56,8 @@ def checks_before(config: RunConfig, p: Parts) -> list[Check]:
         ("template", lambda: preflight.template(examples, p.renderer.render, stored)),
     ]
     if p.world.size > 1:
-        checks.append(("layout", lambda: preflight.layout(p.model.policy, p.dataset.groups(0), torch.float32)))
-    return preflight.run(checks, config.loop.skip_checks)
+        checks.append(("layout", lambda: layout(p.model.policy, p.dataset.groups(0), torch.float32)))
+    return run(checks, config.loop.skip_checks)
 
 
 def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]:
@@ -98,7 +100,7 @@ def _rendered(renderer: Renderer, example: Example) -> list[Rendered] | None:
 
 def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | None, list[Check]]:
     """The learner and the reference of a run, and what all checks say of them; nothing is updated."""
-    from espalier.held import gated
+    from espalier.checks.preference import gated
 
     before = checks_before(config, p)
     learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
@@ -107,7 +109,7 @@ def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | Non
     return (
         learner,
         reference,
-        [*before, *after, *preflight.run(gated(config, p, learner, reference), config.loop.skip_checks)],
+        [*before, *after, *run(gated(config, p, learner, reference), config.loop.skip_checks)],
     )
 
 
@@ -125,13 +127,13 @@ def checks_after(config: RunConfig, p: Parts, learner: TorchLearner, reference: 
 
     guess = math.log(p.model.loaded.model.config.get_text_config().vocab_size) if algorithm.traits.likelihood else None
     checks: list[tuple[str, Callable[[], Check]]] = [
-        ("loss", lambda: preflight.loss(probe()[0], guess)),
-        ("update", lambda: preflight.update(probe()[1])),
+        ("loss", lambda: loss(probe()[0], guess)),
+        ("update", lambda: update(probe()[1])),
     ]
     if p.world.size == 1:  # the learner has cast the model: this is the path that trains
         policy, compute = p.model.policy, p.model.compute
-        checks.insert(0, ("layout", lambda: preflight.layout(policy, p.dataset.groups(0), compute)))
-    return preflight.run(checks, config.loop.skip_checks)
+        checks.insert(0, ("layout", lambda: layout(policy, p.dataset.groups(0), compute)))
+    return run(checks, config.loop.skip_checks)
 
 
 def settle(say: Progress, checks: list[Check], path: Path | None) -> None:
@@ -139,4 +141,4 @@ def settle(say: Progress, checks: list[Check], path: Path | None) -> None:
     for c in checks:
         if c.verdict == "warn":
             say.note(f"{c.name}: {c.way_out}")
-    preflight.settle(checks, path)
+    table.settle(checks, path)

@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import torch
 
-from espalier import gates
 from espalier.algorithms.dimensions import total_weights
 from espalier.assembly.parts import Parts
 from espalier.assembly.runs import RunConfig, reference_of
+from espalier.checks import judgements as gates
+from espalier.checks.firstloss import PairFacts, expected_first_loss
+from espalier.checks.table import Check
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
-from espalier.firstloss import PairFacts, expected_first_loss
 from espalier.loop.annotate import REPLAY, annotate
 from espalier.loop.evaluate import loss_of
 from espalier.losses.lists import EXACT_TIE
-from espalier.preflight import Check
 from espalier.types import Sample
 
 GATED_PAIRS = 8

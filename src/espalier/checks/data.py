@@ -1,45 +1,15 @@
-"""Checks of the user's own model and data before the first step: each stops the run with the cause.
-
-Most post-training bugs are silent: the loss falls and the model is wrong. A check is a value, a limit and a verdict;
-`--skip-checks NAME` leaves one out, and the table says so.
-"""
+"""Checks of the data: what was kept, what is trained, where answers stop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from espalier.errors import CheckError, ConfigError
-from espalier.files import json_text, write_atomic
-from espalier.forest.pack import pack, totals
+from espalier.checks.table import Check
 from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
-Verdict = Literal["pass", "warn", "fail", "skipped"]
-NAMES = (
-    *("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update"),
-    *("preferences", "reference", "first_loss"),  # of runs that learn from judgements
-)
-LAYOUT_LIMIT = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25}
-LAYOUT_TOKENS = 1024  # enough for several rows, little beside a step
 STOP_SHARE = 0.99
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the table. `way_out` says what to do where the verdict is not pass."""
-
-    name: str
-    value: str
-    limit: str
-    verdict: Verdict
-    way_out: str = ""
 
 
 class Stats(Protocol):
@@ -63,27 +33,6 @@ class Stats(Protocol):
 
 
 Render = Callable[[Example], Sequence[Any]]
-
-
-def settle(checks: Sequence[Check], path: Path | None) -> None:
-    """Write `preflight.json`; raise CheckError naming every failed check and its way out."""
-    if path is not None:
-        write_atomic(path, json_text({"checks": [asdict(c) for c in checks]}))
-    failed = [c for c in checks if c.verdict == "fail"]
-    if failed:
-        causes = "; ".join(f"{c.name}: {c.value}, expected {c.limit}. {c.way_out}" for c in failed)
-        names = " ".join(c.name for c in failed)
-        raise CheckError(f"{causes} (--skip-checks {names} goes on all the same)")
-
-
-def run(checks: Iterable[tuple[str, Callable[[], Check]]], skip: Sequence[str]) -> list[Check]:
-    """Run checks in order. Raises ConfigError for a name in `skip` that is none."""
-    if unknown := [name for name in skip if name not in NAMES]:
-        raise ConfigError(f"skip_checks: got {unknown[0]}, expected some of {', '.join(NAMES)}", key="skip_checks")
-    return [Check(n, "", "", "skipped") if n in skip else check() for n, check in checks]
-
-
-# -------------------------------------------------------------------------------------------------------- of the data
 
 
 def rows(stats: Sequence[Stats]) -> Check:
@@ -255,120 +204,3 @@ def _told(sample: Sample) -> tuple[Any, ...]:
     known = any(not math.isnan(x) for grade in sample.grades for x in grade)
     grades = [str(grade) for grade in sample.grades] if known else []
     return sample.tokens, sample.label, sample.beats, sample.ties, sample.reads, grades
-
-
-# ------------------------------------------------------------------------------------------------------- of the model
-
-
-def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> Check:
-    """What the layout in use says against the architecture's own forward, one row at a time: log-probabilities of
-    trained tokens by its own logits, or, of a model with a scalar head, what the head says of its own hidden states.
-
-    Compares the largest difference over some groups of the first step, a long one among them, and takes the model as it
-    stands: call it in the dtype that trains, and before the model is sharded.
-    """
-    chosen = _few(groups, LAYOUT_TOKENS)
-    sums = totals(chosen)
-    samples = [s for g in chosen for s in g]
-    with torch.no_grad():
-        batch = pack(
-            chosen, sums, share=policy.shares, targets=not policy.reads, device=next(policy.parameters()).device
-        )
-        said = policy(batch)
-        packed = said["scores_RK"] if policy.reads else said["logprobs"][batch.score]
-        alone = one_by_one(policy, samples)
-    worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
-    limit = LAYOUT_LIMIT[dtype]
-    ok = worst <= limit
-    what, unit = ("reads", "score") if policy.reads else ("tokens", "nats")
-    return Check(
-        "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} {what}", f"<= {limit:g} {unit} of one-by-one",
-        "pass" if ok else "fail",
-        "" if ok else "This architecture is not right in this layout: set --layout padded, and report the model.",
-    )  # fmt: skip
-
-
-def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
-    """Log-probabilities of every trained token, or scores at every read, from the model's own attention and its own
-    logits, a sample at a time."""
-    model = policy.model
-    config = model.config
-    before, training = config._attn_implementation, model.training
-    out: list[Tensor] = []
-    try:
-        model.eval()  # without the dropout that the layout under test keys by sample and leaves out here
-        for own in ("sdpa", "eager"):
-            try:
-                model.set_attn_implementation(own)
-                break
-            except ValueError:  # the architecture has no such implementation
-                continue
-        for s in samples:
-            ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
-            if policy.reads:
-                hidden = policy.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
-                out.append(model.score(hidden[s.reads].to(model.score.weight.dtype)).float())
-                continue
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / s.temperature
-            said = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-            out.append(said[torch.tensor(s.mask[1:], device=said.device)])
-    finally:
-        model.train(training)
-        model.set_attn_implementation(before)
-    return torch.cat(out) if out else torch.zeros(0)
-
-
-def _few(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
-    """Groups of at most `budget` tokens together: the longest that takes up half of it, then short ones; at least one,
-    cut short where it must be."""
-    chosen: list[list[Sample]] = []
-    used = 0
-    ordered = sorted(islice(groups, 64), key=lambda g: sum(len(s) for s in g))
-    half = [g for g in ordered if sum(len(s) for s in g) <= budget // 2]
-    for group in [half[-1], *(g for g in ordered if g is not half[-1])] if half else ordered:
-        size = sum(len(s) for s in group)
-        if chosen and used + size > budget:
-            break
-        chosen.append([_head(s, budget) for s in group] if size > budget else group)
-        used += size
-    return chosen
-
-
-def _head(sample: Sample, length: int) -> Sample:
-    cut = Sample(
-        sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key
-    )
-    if sample.reads:
-        cut.reads = [min(read, length - 1) for read in sample.reads]
-    if not any(cut.mask[1:]):
-        cut.mask, cut.weights = [False] + [True] * (len(cut) - 1), [0.0] + [1.0] * (len(cut) - 1)
-    return cut
-
-
-def loss(value: float, uniform: float | None) -> Check:
-    """The first loss is finite; one that is a likelihood and above twice that of a uniform guess (`uniform` nats a
-    token) says that model and tokenizer probably do not belong together."""
-    shown, limit = f"{value:.4f} nats a token", f"finite; uniform guess {uniform or 0:.2f}"
-    if uniform is None:
-        shown, limit = f"{value:.4f}", "finite"
-    if not math.isfinite(value):
-        return Check(
-            "loss", shown, limit, "fail", "The weights or the data hold numbers that overflow: try dtype float32."
-        )
-    if uniform is not None and value > 2 * uniform:
-        way_out = "Worse than guessing: do model and tokenizer belong together?"
-        return Check("loss", shown, limit, "warn", way_out)
-    return Check("loss", shown, limit, "pass")
-
-
-def update(shares: dict[str, float]) -> Check:
-    """Share of weights with a gradient that one step at the peak rate changes, in the master's and the export's
-    dtype."""
-    value = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
-    master = next(iter(shares.values()))
-    if master < 0.5:
-        return Check("update", value, ">= 50 %", "fail", "Most weights would not move: raise lr.")
-    lost = min(shares.values()) < 0.01
-    way_out = "One step vanishes in the export's rounding; many steps add up in the masters." if lost else ""
-    return Check("update", value, ">= 50 %", "warn" if lost else "pass", way_out)

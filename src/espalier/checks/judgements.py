@@ -14,7 +14,8 @@ from typing import Literal
 
 import torch
 
-from espalier.preflight import LAYOUT_LIMIT, Check
+from espalier.checks.model import LAYOUT_LIMIT
+from espalier.checks.table import Check
 from espalier.types import Sample
 
 REFERENCE_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
