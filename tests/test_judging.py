@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from espalier.judging import _by_grades, chosen
 from espalier.types import Sample
+from espalier.workbench.from_groups import by_grades, chosen
 from samples import sample
 from scoring import Place, lists
 
@@ -46,9 +46,9 @@ def test_pairs_that_are_made_of_grades_are_known() -> None:
         ((0.0, -1.0), [1.0, 1.0], False),
     ):  # fmt: skip
         group[0].label, group[1].label = labels
-        assert _by_grades(group, weights) == expected
+        assert by_grades(group, weights) == expected
     group[1].grades = []
-    assert not _by_grades(group, [1.0, 1.0])
+    assert not by_grades(group, [1.0, 1.0])
 
 
 @pytest.mark.parametrize("k", [3, 1])

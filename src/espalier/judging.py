@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from espalier.assembly.model import Head, build_model, kind_of
 from espalier.assembly.parts import Parts
 from espalier.assembly.runs import RunConfig, judge_of, preference_of
 from espalier.config.sections import ModelConfig
-from espalier.data.render.rankings import score_weights, settled
+from espalier.data.render.rankings import score_weights
 from espalier.data.store.store import Store
 from espalier.engines.forwards import Forwards
 from espalier.engines.learner import TorchLearner
@@ -28,11 +27,11 @@ from espalier.models import heads
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.records import Judged, JudgedResponse
+from espalier.workbench.from_groups import Groups, chosen, compared, correctness, record_of
+from espalier.workbench.records import Judged
 from espalier.workbench.sensitivity import sensitivity
 from espalier.workbench.solutions import from_samples
 
-Groups = list[tuple[str, list[Sample]]]
 CALIBRATED = 1024  # training groups whose answers are scored for the calibration, evenly spread
 PROBED = 16  # held-out groups scored in other orders and alone
 CHUNK = 64
@@ -107,28 +106,6 @@ def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
     return f"calibrated on {len(found):,} answers ({on}) of the training data: {numbers}"
 
 
-def chosen(group: Sequence[Sample], weights: Sequence[float] | None = None) -> set[int]:
-    """The places of a group's best answers: those that beat a sibling and that none beats, or, with the dimensions'
-    `weights`, those of the highest total grade where another one is lower. Of an answer alone nobody can say it.
-
-    Grades 7, 3, 7 and unknown: places 0 and 2.
-    """
-    if weights is None:
-        beaten = {place for s in group for place in s.beats}
-        return {place for place, s in enumerate(group) if s.beats and place not in beaten}
-    totals = {
-        place: t for place, s in enumerate(group) if (t := _total(s.grades[0] if s.grades else (), weights)) is not None
-    }
-    top = max(totals.values(), default=0.0)
-    return {place for place, t in totals.items() if t == top > min(totals.values())}
-
-
-def _total(grades: Sequence[float], weights: Sequence[float]) -> float | None:
-    """People's grades weighed as scores are; None where one that weighs anything is not known."""
-    total = sum(w * x for w, x in zip(weights, grades, strict=True) if w) if grades else math.nan
-    return None if math.isnan(total) else total
-
-
 def _weights(config: RunConfig) -> list[float]:
     """The weight of each of the head's dimensions in the total."""
     return list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
@@ -164,16 +141,19 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
 
 def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
     weights = _weights(config)
-    graded, sources = config.algorithm.traits.wants == "grades", _correctness(groups)
+    graded, sources = config.algorithm.traits.wants == "grades", correctness(groups)
     given = score_weights(preference_of(config))
     asked = [given.get(name, 0.0) if given else 1.0 for name in p.opened.dimensions]
+    tokenizer = p.model.loaded.tokenizer
     records: list[Judged] = []
     for chunk in _chunks(groups):
         said = iter(learner.score([g for _, g in chunk]))
         for source, group in chunk:
             scores = [next(said)[0] for _ in group]
-            record = _record(p, source, group, scores, weights, asked, known=source in sources)
-            records.append(_compared(record, weights) if graded else record)
+            record = record_of(
+                lambda ids: str(tokenizer.decode(ids)), source, group, scores, weights, asked, known=source in sources
+            )
+            records.append(compared(record, weights) if graded else record)
     alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
     probed = sensitivity(learner.score, alone, seed=config.loop.seed)
     return reward.judge(records, how, probed, {"" if name == NAMELESS else name: w for name, w in _people(config, p)})
@@ -184,68 +164,6 @@ def _people(config: RunConfig, p: Parts) -> list[tuple[str, float]]:
     `score_weights` says so, else as in the model's total, else alike."""
     asked = score_weights(preference_of(config)) or total_weights(getattr(config.algorithm, "dimensions", ()))
     return [(name, asked.get(name, 0.0) if asked else 1.0) for name in p.opened.dimensions]
-
-
-def _by_grades(group: Sequence[Sample], weights: Sequence[float]) -> bool:
-    """Whether the labels of a group, which its pairs come from, are the means of its grades, by these weights."""
-    whole = sum(map(abs, weights))
-    for s in group:
-        total = _total(s.grades[0], weights) if s.grades else None
-        if total is None or s.label is None or not math.isclose(s.label * whole, total, abs_tol=1e-9):
-            return False
-    return True
-
-
-def _correctness(groups: Groups) -> set[str]:
-    """Sources whose labels say what is correct: they are all 0 or 1, and some are 1 (of ranks none is)."""
-    labels: dict[str, set[float | None]] = {}
-    for source, group in groups:
-        labels.setdefault(source, set()).update(s.label for s in group)
-    return {source for source, found in labels.items() if 1.0 in found and found <= {0.0, 1.0}}
-
-
-def _compared(record: Judged, weights: Sequence[float]) -> Judged:
-    """The record of a group that was read for its grades alone, with the comparisons that these make: its labels are
-    the grades' totals, weighed as scores are."""
-    found = settled([_total(r.grades, weights) for r in record.responses])
-    known = [(i, total) for i, total in enumerate(found) if total is not None]
-    return replace(
-        record,
-        responses=[replace(r, label=total) for r, total in zip(record.responses, found, strict=True)],
-        by_grades=True,
-        pairs=[(i, j) for i, a in known for j, b in known if a > b],
-        ties=[(i, j) for i, a in known for j, b in known if a == b and i < j],
-    )
-
-
-def _record(
-    p: Parts,
-    source: str,
-    group: Sequence[Sample],
-    scores: Sequence[tuple[float, ...]],
-    weights: Sequence[float],
-    asked: Sequence[float],
-    *,
-    known: bool,
-) -> Judged:
-    """One held-out group; `known` takes its labels for correctness. `asked` are weights of grades, see `_by_grades`."""
-    start = next((i for i, m in enumerate(group[0].mask) if m), len(group[0]))
-    responses = [
-        JudgedResponse(
-            score=sum(w * x for w, x in zip(weights, said, strict=True)),
-            scores=said if len(said) > 1 else (),
-            length=sum(s.mask),
-            text=str(p.model.loaded.tokenizer.decode([t for t, m in zip(s.tokens, s.mask, strict=True) if m])),
-            label=s.label,
-            grades=s.grades[0] if s.grades else (),
-            good=bool(s.label) if known and s.label is not None else None,
-        )
-        for s, said in zip(group, scores, strict=True)
-    ]
-    pairs = [(i, j) for i, s in enumerate(group) for j in s.beats]
-    ties = [(i, j) for i, s in enumerate(group) for j in s.ties]
-    prompt = " ".join(map(str, group[0].tokens[:start]))
-    return Judged(source, start, responses, pairs, ties, prompt=prompt, by_grades=_by_grades(group, asked))
 
 
 def _steps(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
