@@ -83,7 +83,7 @@ RATES = {"dpo": "1e-4", "simpo": "1e-4", "orpo": "1e-4", "cpo": "1e-4", "kto": "
 def fine_tune(out: Path) -> Path:
     """The SFT model: two epochs over demonstrations most of which give the answer alone."""
     if not (out / "sft" / "model").is_dir():
-        from espalier import cli
+        from espalier.commands import main as cli
         from espalier.toy import problems
 
         data, rng = out / "demonstrations.jsonl", Random(0)
@@ -173,7 +173,7 @@ def write(answers: Path, kind: str, seed: int, held_out: bool = False) -> Path:
 
 
 def train(out: Path, name: str, seed: int, command: str, data: list[Path], flags: list[str]) -> Path:
-    from espalier import cli
+    from espalier.commands import main as cli
 
     run = out / "runs" / f"{name}-{seed}".replace(" ", "_").replace(",", "")
     argv = [command, "--model", str(out / "sft" / "model"), "--data", *map(str, data), "--out", str(run)]

@@ -42,6 +42,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     command: ClassVar[str]
+    about: ClassVar[str]
     refused: ClassVar[tuple[str, ...]] = ("replay", "replay_fraction", "alpaca_prompt")
     """Keys that its sections share with other commands, and that it has no use for."""
 
@@ -101,18 +102,20 @@ class LikelihoodOptim(OptimConfig):
 
 @section
 class SFTRun(RunConfig):
-    """Supervised fine-tuning."""
+    """Fine-tune a model on instruction data."""
 
     command: ClassVar[str] = "sft"
+    about: ClassVar[str] = "Fine-tune a model on instruction data."
     refused: ClassVar[tuple[str, ...]] = ()
     algorithm: SFT = field(default_factory=SFT)
 
 
 @section
 class RewardRun(RunConfig):
-    """Reward model: one number, or several, for a whole answer."""
+    """Train a reward model on ranked or scored answers, and judge it."""
 
     command: ClassVar[str] = "reward"
+    about: ClassVar[str] = "Train a reward model on ranked or scored answers, and judge it."
     refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "outcome_model")
     optim: HeadOptim = field(default_factory=HeadOptim)
     algorithm: Reward = field(default_factory=Reward)
@@ -122,9 +125,10 @@ class RewardRun(RunConfig):
 
 @section
 class PRMRun(RunConfig):
-    """Process reward model: which step of a solution is the bad one."""
+    """Train a process reward model on labelled steps."""
 
     command: ClassVar[str] = "prm"
+    about: ClassVar[str] = "Train a process reward model on labelled steps."
     optim: HeadOptim = field(default_factory=HeadOptim)
     algorithm: PRM = field(default_factory=PRM)
     labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
@@ -133,9 +137,10 @@ class PRMRun(RunConfig):
 
 @section
 class DPORun(RunConfig):
-    """Direct preference optimisation, with its variants."""
+    """Learn from pairs and ranked lists against a reference."""
 
     command: ClassVar[str] = "dpo"
+    about: ClassVar[str] = "Learn from pairs and ranked lists against a reference."
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: DPO = field(default_factory=DPO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -144,9 +149,10 @@ class DPORun(RunConfig):
 
 @section
 class SimPORun(RunConfig):
-    """Pairs by their mean log-probabilities, without a reference."""
+    """Learn from pairs by mean log-probabilities, without a reference."""
 
     command: ClassVar[str] = "simpo"
+    about: ClassVar[str] = "Learn from pairs by mean log-probabilities, without a reference."
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: SimPO = field(default_factory=SimPO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -154,9 +160,10 @@ class SimPORun(RunConfig):
 
 @section
 class ORPORun(RunConfig):
-    """Fine-tuning and preference in one, by the odds ratio, without a reference."""
+    """Learn from pairs by odds ratios beside likelihood, without a reference."""
 
     command: ClassVar[str] = "orpo"
+    about: ClassVar[str] = "Learn from pairs by odds ratios beside likelihood, without a reference."
     optim: LikelihoodOptim = field(default_factory=LikelihoodOptim)
     algorithm: ORPO = field(default_factory=ORPO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -164,9 +171,10 @@ class ORPORun(RunConfig):
 
 @section
 class CPORun(RunConfig):
-    """Pairs by their log-probabilities and the likelihood of preferred answers, without a reference."""
+    """Learn from pairs beside likelihood, without a reference."""
 
     command: ClassVar[str] = "cpo"
+    about: ClassVar[str] = "Learn from pairs beside likelihood, without a reference."
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: CPO = field(default_factory=CPO)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -174,9 +182,10 @@ class CPORun(RunConfig):
 
 @section
 class KTORun(RunConfig):
-    """Unpaired good and bad answers against a reference point."""
+    """Learn from answers that are labelled good or bad."""
 
     command: ClassVar[str] = "kto"
+    about: ClassVar[str] = "Learn from answers that are labelled good or bad."
     refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "max_pairs")
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: KTO = field(default_factory=KTO)
@@ -186,9 +195,10 @@ class KTORun(RunConfig):
 
 @section
 class BCORun(RunConfig):
-    """Good and bad answers by a binary classifier."""
+    """Learn from good and bad answers by a binary classifier."""
 
     command: ClassVar[str] = "bco"
+    about: ClassVar[str] = "Learn from good and bad answers by a binary classifier."
     refused: ClassVar[tuple[str, ...]] = (*RunConfig.refused, "max_pairs")
     optim: PreferenceOptim = field(default_factory=PreferenceOptim)
     algorithm: BCO = field(default_factory=BCO)

@@ -79,7 +79,8 @@ def record_of(
     *,
     known: bool,
 ) -> Judged:
-    """One held-out group, its responses as text by `decode`; `known` takes its labels for correctness. `asked` are weights of grades, see `by_grades`."""
+    """One held-out group. `decode` gives the text of its responses, `known` takes labels for correctness, `asked` are
+    weights of grades (see `by_grades`)."""
     start = next((i for i, m in enumerate(group[0].mask) if m), len(group[0]))
     responses = [
         JudgedResponse(

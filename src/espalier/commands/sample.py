@@ -1,0 +1,28 @@
+"""`espalier sample`: answers to prompts."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from espalier.assembly.answer import Chatter
+from espalier.config.sections import ModelConfig, SampleConfig
+
+
+def run(config: SampleConfig) -> None:
+    """Answer prompts, each as a user's message unless `chat` is off."""
+    model = ModelConfig(
+        model=config.model, dtype=config.dtype, template=config.template, trust_remote_code=config.trust_remote_code
+    )
+    answers = Chatter.load(model).answer(
+        list(config.prompt),
+        chat=config.chat,
+        system=config.system,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    console = Console(highlight=False)
+    for prompt, answer in zip(config.prompt, answers, strict=True):
+        console.print(Text(prompt, style="bold"))
+        console.print(answer + "\n", markup=False)

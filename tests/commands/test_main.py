@@ -1,0 +1,193 @@
+"""Commands: what they answer, with which exit code, and what they never import."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from espalier.assembly.runs import RunConfig
+from espalier.commands import doctor
+from espalier.commands import main as cli
+from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
+from espalier.errors import EspalierError, RowError
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "tensorboard")
+NEEDED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
+
+
+NAMES = ("train", "check", "inspect", "export", "sample", "quickstart")
+
+
+@pytest.fixture
+def bodies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What each command was called with, in place of what it does."""
+    called: dict[str, Any] = {}
+    for name in NAMES:
+        fake = SimpleNamespace(run=lambda *configs, name=name: called.update({name: configs}))
+        monkeypatch.setitem(sys.modules, f"espalier.commands.{name}", fake)
+    return called
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def train(config: RunConfig) -> None:
+        raise error
+
+    monkeypatch.setattr("espalier.commands.train.train", train)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        ([], 0),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["sft", "--help"], 0),
+        (["check", "-h"], 0),
+        (["inspect", "--help"], 0),
+        (["sample", "--help"], 0),
+        (["sfft"], 2),
+        (["sft", "--model", "m"], 2),
+        (["sft", *NEEDED, "--lr", "-1"], 2),
+        (["sft", "--config", "absent.yaml"], 2),
+    ],
+)
+def test_help_and_config_errors_import_nothing_heavy(argv: list[str], code: int) -> None:
+    script = (
+        "import sys; from espalier.commands.main import main; code = main(sys.argv[1:]); "
+        f"print('heavy:', *[m for m in {HEAVY} if m in sys.modules]); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert len(done.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_commands_hand_their_config_over(bodies: dict[str, Any]) -> None:
+    assert cli.main(["sft", *NEEDED, "--lr", "1e-4"]) == 0
+    config: RunConfig = bodies["train"][0]
+    assert (config.model.model, config.data.data, config.loop.out, config.optim.lr) == ("m", ("d.jsonl",), "o", 1e-4)
+
+    assert cli.main(["check", "--model", "m", "--data", "d"]) == 0
+    assert bodies["check"][0].data.data == ("d",)
+
+    assert cli.main(["inspect", "--model", "m", "--data", "d", "--rows", "2", "--html", "p.html", "--lr", "1"]) == 0
+    assert bodies["inspect"][1:] == (InspectConfig(rows=2, html="p.html"),)
+
+    assert cli.main(["export", "--run", "runs/x", "--out", "y"]) == 0
+    assert bodies["export"] == (ExportConfig(run="runs/x", out="y"),)
+
+    assert cli.main(["sample", "--model", "m", "--prompt", "a", "b", "--no-chat"]) == 0
+    assert bodies["sample"] == (SampleConfig(model="m", prompt=("a", "b"), chat=False),)
+
+    assert cli.main(["quickstart"]) == 0
+    assert bodies["quickstart"] == (QuickstartConfig(),)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=lambda command: command.name)
+def test_the_real_bodies_take_what_commands_hand_over(command: cli.Command) -> None:
+    module, _, function = command.run.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    count = bool(command.config) + bool(command.out)
+    inspect.signature(run).bind(*range(count))
+
+
+def test_an_error_is_one_line_and_debug_shows_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = RowError(
+        "unknown role", where="d.jsonl:3", field="role", got="'bot\nx'", expected="user", fix="Fix it. " * 30
+    )
+    fails_with(monkeypatch, error)
+    assert cli.main(["sft", *NEEDED]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: d.jsonl:3: unknown role; field role; got 'bot x'; expected user. Fix it.")
+    assert captured.err.count("\n") == 1
+    for argv in (["--debug", "sft", *NEEDED], ["sft", "--debug", *NEEDED], ["sft", *NEEDED, "--debug"]):
+        with pytest.raises(EspalierError):
+            cli.main(argv)
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_with(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["sft", *NEEDED])
+
+
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "my run"
+    argv = ["sft", "--model", "m", "--data", "d", "--out", str(out)]
+    fails_with(monkeypatch, KeyboardInterrupt())
+    assert cli.main(argv) == 130
+    assert capsys.readouterr().err == f"interrupted: {out} holds no run yet; the same command starts it\n"
+    out.mkdir()
+    (out / "run.yaml").touch()
+    assert cli.main(argv) == 130
+    said = f"interrupted: continue with: espalier sft --config '{out / 'run.yaml'}' --resume\n"
+    assert capsys.readouterr().err == said
+
+
+def test_other_processes_than_the_first_say_which_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert cli.main(["sftt"]) == 2
+    assert capsys.readouterr().err == "rank 3: error: sftt: no such command. Did you mean sft?\n"
+
+
+def test_colour_needs_a_terminal_and_gives_way_to_no_color(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cli.main(["nonsense"])
+    assert "\x1b[1;31merror" in capsys.readouterr().err
+    monkeypatch.setenv("NO_COLOR", "1")
+    cli.main(["nonsense"])
+    assert "31m" not in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`espalier sft --help | true`: the pipe is closed before anything is written."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "espalier", "sft", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
+# ------------------------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_compares_versions_with_what_is_required() -> None:
+    found = doctor.packages(
+        ["pydantic>=2", "pydantic>=999", "surely-not-there>=1", 'surely-not-there; extra == "wandb"']
+    )
+    assert [f.verdict for f in found] == ["ok", "fault", "fault", "note"]
+    assert "expected >=999" in found[1].advice
+    assert found[3].advice == "pip install 'espalier[wandb]'"
+
+
+def test_doctor_prints_and_returns_whether_there_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    code = cli.main(["doctor"])
+    text = capsys.readouterr().out
+    for name in ("python", "cores", "disk free here", "torch", "transformers", "torch threads", "CPU bfloat16"):
+        assert f" {name} " in text
+    assert code == int(any(line.startswith("fault") for line in text.splitlines()))
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["surely-not-there>=1"])
+    assert cli.main(["doctor"]) == 1

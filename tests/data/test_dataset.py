@@ -1,0 +1,133 @@
+"""What is held out, and by what name contents are known."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espalier.data.files.content import content_hash, content_key
+from espalier.data.render.form import Form
+from espalier.data.store.store import split
+from espalier.errors import ConfigError, RowError
+from espalier.types import Chat, Example, Ranking, Response, Steps
+from judged_stores import build as judged
+from stores import build
+from toys import assistant, user
+
+
+def pair(prompt: str, better: str, worse: str) -> Ranking:
+    return Ranking((user(prompt),), (Response(assistant(better), rank=0), Response(assistant(worse), rank=1)))
+
+
+# --------------------------------------------------------------------------------------------------------------- split
+
+
+def test_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    texts: list[str | RowError] = [f"q{i % 40}|a" for i in range(120)]
+    store = build(tmp_path, texts)
+    train, held = split(store, 0.25, seed=3)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(120))
+    assert {texts[i] for i in train}.isdisjoint(texts[i] for i in held)
+    assert 12 <= len(held) <= 54
+    assert held.tolist() != split(store, 0.25, seed=4)[1].tolist()
+    # Rows that are added move no other row.
+    more = build(tmp_path, [*texts, "new|1", "new|2"], content_key="v2")
+    assert split(more, 0.25, seed=3)[1].tolist()[: len(held)] == held.tolist()
+
+
+def test_share_of_a_large_split(tmp_path: Path) -> None:
+    store = build(tmp_path, [f"{i}|a" for i in range(2000)])
+    assert abs(len(split(store, 0.1, seed=0)[1]) - 200) < 3 * (2000 * 0.1 * 0.9) ** 0.5
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_both_sides_get_something(tmp_path: Path, fraction: float) -> None:
+    train, held = split(build(tmp_path, ["a|b", "c|d", "a|b"]), fraction, seed=0)
+    assert len(train) and len(held) and len(train) + len(held) == 3
+
+
+def test_what_cannot_be_split(tmp_path: Path) -> None:
+    store = build(tmp_path, ["a|b", "a|b"])
+    with pytest.raises(ConfigError, match="all hold the same tokens"):
+        split(store, 0.5, seed=0)
+    with pytest.raises(ConfigError, match="less than 1"):
+        split(store, 1.0, seed=0)
+
+
+def test_no_prompt_of_judged_data_is_on_both_sides(tmp_path: Path) -> None:
+    """Three rows a prompt, with other answers each: the side follows from the prompt alone, in every store."""
+
+    def rows(answers: str) -> list[Example]:
+        return [pair(f"question {i}", f"{a}{i}", f"{a}{i} or so") for a in answers for i in range(60)]
+
+    def solved(labels: tuple[float, ...]) -> list[Example]:
+        return [Steps((user(f"question {i}"),), ("a", f"b{i}"), labels) for i in range(60)]
+
+    ranking = Form("ranking", "pairs", True)
+    stores = [
+        judged(tmp_path, rows("abc"), ranking),
+        judged(tmp_path, rows("de"), ranking, content_key="v2"),
+        judged(tmp_path, solved((1.0, 0.0)), Form("steps", reads=True), content_key="v3"),
+    ]
+    sides: dict[tuple[int, ...], set[bool]] = {}
+    for store in stores:
+        for side, places in enumerate(split(store, 0.3, seed=1)):
+            for i in places.tolist():
+                s = store.group(i)[0]
+                sides.setdefault(tuple(s.tokens[: s.mask.index(True)]), set()).add(bool(side))
+    assert len(sides) == 60 and {len(side) for side in sides.values()} == {1}
+    assert 8 <= sum(True in side for side in sides.values()) <= 30
+    chats: list[Example] = [Chat((user("Q"), assistant(f"A{i}"))) for i in range(60)]  # not judged: by all its tokens
+    train, held = split(judged(tmp_path, chats, Form(), content_key="v4"), 0.3, seed=1)
+    assert len(train) > 20 and len(held) > 5
+    alike = judged(tmp_path, [pair("Q", f"a{i}", "b") for i in range(9)], ranking, content_key="v5")
+    with pytest.raises(ConfigError, match="9 usable row\\(s\\) and all hold the same prompt"):
+        split(alike, 0.3, seed=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- content
+
+
+def test_content_hash_is_sha256_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "a.txt", tmp_path / "cache"
+    file.write_bytes(b"abc")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert content_hash(file) == abc
+    old = time.time_ns() - 10**10
+    os.utime(file, ns=(old, old))
+    assert content_hash(file, cache) == abc
+    with monkeypatch.context() as m:
+        m.setattr("hashlib.file_digest", None)  # hashing again would fail
+        assert content_hash(file, cache) == abc
+    file.write_bytes(b"abd")
+    assert content_hash(file, cache) != abc
+    os.utime(file, ns=(old + 1, old + 1))
+    assert content_hash(file, cache) != abc
+
+
+def test_a_fresh_file_is_not_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"abc")
+    content_hash(file, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_content_key_of_files_and_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"abc")
+    assert content_key(str(folder / "a.jsonl")).startswith("file ba7816bf")
+    before = content_key(str(folder))
+    assert before != content_key(f"{folder}#test")
+    (folder / "b.jsonl").write_bytes(b"")
+    assert content_key(str(folder)) != before
+
+
+def test_columns_have_the_documented_types(tmp_path: Path) -> None:
+    store = build(tmp_path, ["a|b"])
+    assert (store.lengths.dtype, store.samples_per_group.dtype) == (np.int32, np.int32)
+    assert (store.folder / "tokens.bin").stat().st_size == 4 * 4

@@ -1,0 +1,128 @@
+"""The flat specification of DPO and the library compute the same losses, metrics, gradients and weights."""
+
+import copy
+import random
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from espalier.algorithms.dpo import DPO
+from espalier.config.sections import OptimConfig
+from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.forest.pack import pack, totals
+from espalier.loop.schedule import learning_rate
+from espalier.models.policy import Policy
+from espalier.types import Batch, Outputs
+from samples import Groups, sample
+from scratches import SCRATCH, load
+from tiny import tiny_model
+
+STEPS = 4
+METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logprobs_chosen", "logprobs_rejected",
+           "length_chosen", "length_rejected")  # fmt: skip
+
+
+def rankings(step: int) -> list[dict[str, Any]]:
+    """Pairs and K-way lists, with a tie, prompts long enough to be shared and answers that share their beginning."""
+    rng = random.Random(step)
+
+    def run(n: int) -> list[int]:
+        return [rng.randrange(5, 128) for _ in range(n)]
+
+    opening = run(18)
+    return [
+        {"prompt": run(20), "answers": [run(5), run(9)], "wins": [[0, 1]]},
+        {"prompt": run(3), "answers": [run(1), run(2)], "wins": [[1, 0]]},
+        {
+            "prompt": run(24),
+            "answers": [opening + run(4), opening + run(7), run(6), run(11)],
+            "wins": [[2, 0], [2, 1], [2, 3], [0, 3], [1, 3]],
+        },
+        {"prompt": run(17), "answers": [run(8), run(2), run(3)], "wins": [[0, 2], [1, 2]]},
+    ]
+
+
+def groups_of(rows: list[dict[str, Any]], learner: TorchLearner) -> Groups:
+    """The same as samples, with log-probabilities of the reference that `learner` holds."""
+    groups = []
+    for number, row in enumerate(rows):
+        beats = [[l for w, l in row["wins"] if w == place] for place in range(len(row["answers"]))]
+        groups.append(
+            [sample(row["prompt"], y, group=number, beats=b) for y, b in zip(row["answers"], beats, strict=True)]
+        )
+    flat = [s for g in groups for s in g]
+    for s, out in zip(flat, learner.forward(groups), strict=True):
+        s.streams["ref_logprobs"] = out["logprobs"]
+    return groups
+
+
+@pytest.mark.parametrize("budget", [1, 60, 100_000])
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("gpt2", {}), ("llama", {"sft_coef": 0.5}), ("qwen2", {"label_smoothing": 0.1, "sft_coef": 1.0})],
+)
+def test_dpo_is_the_same_as_in_the_library(family: str, fields: dict[str, float], budget: int) -> None:
+    """Streams are float32 in a batch, which is the rounding that the tolerances allow for."""
+    flat = load("dpo")
+    spec: Any = tiny_model(family).double()
+    held = copy.deepcopy(spec).eval().requires_grad_(False)
+    algorithm = DPO(beta=0.2, **fields)
+    optim = OptimConfig(lr=1e-3, warmup=0.3, clip_norm=0.5, eps=1e-3)
+    settings = flat.Settings(steps=STEPS, lr=1e-3, warmup=0.3, clip_norm=0.5, eps=1e-3, beta=0.2, **fields)
+    model = copy.deepcopy(spec)
+    learner = TorchLearner(Policy(model, "forest"), optim, LearnerOptions(budget=budget, whole=True))
+    reference = TorchLearner(Policy(copy.deepcopy(held), "forest"), optim, LearnerOptions())
+
+    def loss(outputs: Outputs, batch: Batch) -> Any:
+        return algorithm.loss(outputs, batch)["policy"]
+
+    want = flat.train(spec, ([flat.Ranking(**row) for row in rankings(step)] for step in range(STEPS)), settings)
+    for step in range(STEPS):
+        probe = copy.deepcopy(spec)
+        flat.backward(probe, held, [flat.Ranking(**row) for row in rankings(step)], settings)
+        result = learner.forward_backward(groups_of(rankings(step), reference), loss, {}, step)
+        scale = max(p.grad.abs().max() for p in probe.parameters())
+        for name, p in probe.named_parameters():
+            got = model.get_parameter(name).grad
+            assert got is not None
+            assert (got - p.grad).abs().max() < 1e-6 * scale, (step, name)
+        line = next(want)
+        norm = learner.optim_step(learning_rate(step, STEPS, optim))["grad_norm"]
+        names = ["sigmoid", *METRICS, *(["nll"] if algorithm.sft_coef else [])]
+        assert set(result.terms) == set(names)
+        if step == 0:  # margins are 0 up to rounding, so their sign says nothing
+            line["accuracy"] = result.terms["accuracy"]
+        assert result.terms == pytest.approx({name: line[name] for name in names}, rel=1e-6, abs=1e-6)
+        assert result.loss == pytest.approx(line["loss"], rel=1e-6)
+        assert norm == pytest.approx(line["grad_norm"], rel=1e-5)
+    for name, p in spec.named_parameters():
+        moved = model.get_parameter(name)
+        assert (moved - p).abs().max() < 1e-6 * max(1.0, p.abs().max()), name
+    assert abs(result.terms["margin"]) > 1e-3
+
+
+def test_the_forest_lays_a_prompt_down_once() -> None:
+    reference = TorchLearner(Policy(tiny_model("gpt2"), "forest"), OptimConfig(), LearnerOptions())
+    groups = groups_of(rankings(0), reference)
+    batch = pack(groups, totals(groups))
+    assert batch.inputs_N.numel() < sum(len(s) - 1 for g in groups for s in g) - 3 * 24 - 18 + 4
+    assert batch.wins_P2.tolist()[:3] == [[0, 1], [3, 2], [4, 7]]
+
+
+def test_runs_on_its_own_and_learns() -> None:
+    run = subprocess.run(
+        [sys.executable, SCRATCH / "dpo.py", "--steps", "12", "--lr", "0.005", "--beta", "0.5"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    losses = [float(x) for x in re.findall(r"loss (\S+)", run.stdout)]
+    margins = [float(x) for x in re.findall(r"margin (\S+)", run.stdout)]
+    assert len(losses) == 12
+    assert losses[0] == pytest.approx(0.693147, abs=1e-6)  # ln 2: policy and reference are the same
+    assert margins[0] == 0
+    assert losses[-1] < 0.5
+    assert margins[-1] > 0.5
