@@ -17,6 +17,15 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
 StopReason = Literal["stop", "length", "error"]
+Consumes = Literal["chat", "ranking", "steps"]
+"""The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps."""
+Wants = Literal["pairs", "comparisons", "labels", "grades"]
+"""What a ranking must offer, or its row is refused: a strict preference, a strict preference or a tie, a good-or-bad
+label of every response, a score."""
+TrainOn = Literal["assistant", "last", "all"]
+"""Which turns of a conversation are trained: all of the assistant's, its last one, every token."""
+Aggregate = Literal["product", "min", "last", "mean"]
+"""How the probabilities of its steps become the number of a whole solution."""
 
 
 # ---------------------------------------------------------------------------------------------------- examples (text)

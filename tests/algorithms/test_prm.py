@@ -17,11 +17,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from espalier.algorithms.prm import PRM
 from espalier.forest.pack import Group, pack, totals
 from espalier.losses.ops import normalise
-from espalier.losses.steps import Aggregate, aggregate, cross_entropy, right_side
+from espalier.losses.steps import aggregate, cross_entropy, right_side
 from espalier.models.attention import interface as attention
 from espalier.models.attention.forest import Forest
 from espalier.models.policy import backbone_of
-from espalier.types import Batch, Outputs, Sample
+from espalier.types import Aggregate, Batch, Outputs, Sample
 from tiny import tiny_model
 
 NAN = math.nan

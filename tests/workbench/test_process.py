@@ -12,11 +12,11 @@ import torch
 
 from espalier.errors import ModelError
 from espalier.losses import steps as losses
-from espalier.types import Sample
+from espalier.types import Aggregate, Sample
 from espalier.workbench.bootstrap import Resampling
 from espalier.workbench.mistakes import choose_threshold, first_error, steps
 from espalier.workbench.process import against_outcome, best_cut, findings, process, whole_solutions
-from espalier.workbench.solutions import Aggregate, Solved, aggregate, auc, from_samples, halves
+from espalier.workbench.solutions import Solved, aggregate, auc, from_samples, halves
 
 HOW = Resampling(seed=3, resamples=200)
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from espalier.algorithms.dimensions import check_grades, total_weights
-from espalier.algorithms.traits import Traits, Wants
+from espalier.algorithms.traits import Traits
 from espalier.config.fields import Names, NotNegative, Number, section
 from espalier.errors import ConfigError
-from espalier.types import Batch, Outputs, Term
+from espalier.types import Batch, Outputs, Term, Wants
 
 
 @section

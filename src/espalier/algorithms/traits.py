@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from espalier.types import Consumes, Wants
+
 if TYPE_CHECKING:
     from espalier.types import Batch, Outputs, Sample, Term
 
-Consumes = Literal["chat", "ranking", "steps"]
-Wants = Literal["pairs", "comparisons", "labels", "grades"]
 Stream = Literal["ref_logprobs", "old_logprobs"]
 
 

@@ -12,11 +12,11 @@ from espalier.algorithms.dimensions import check_dimensions, total_weights
 from espalier.algorithms.reward import Reward
 from espalier.assembly.runs import RunConfig, judge_of, labels_of, preference_of
 from espalier.data.dataset import Dataset, Opened, longest, open_data
-from espalier.data.render.chats import TrainOn
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.errors import DataError
 from espalier.models.load import Loaded
+from espalier.types import TrainOn
 
 
 def cache_folder(asked: str) -> Path:

@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from espalier.checks.model import LAYOUT_LIMIT
 from espalier.checks.table import Check
-from espalier.types import Sample
+from espalier.types import Sample, Wants
 
 REFERENCE_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 ONE_CLASS = 0.9  # beyond this share of good or of bad answers one side is hardly trained
 LONGER = (0.2, 0.8)  # outside it length alone tells most pairs apart
-Wants = Literal["pairs", "comparisons", "labels", "grades"]
 
 # ----------------------------------------------------------------------------------------------------------- reference
 

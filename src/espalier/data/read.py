@@ -13,12 +13,12 @@ from pathlib import Path
 
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
-from espalier.data.formats import FILES, FOLDERS, KNOWN, As, convert, sniff, unknown, vote
+from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, unknown, vote
 from espalier.data.formats.common import nearest
 from espalier.data.formats.expand import expand
 from espalier.data.formats.reviews import is_reviews
 from espalier.errors import ConfigError, DataError, RowError
-from espalier.types import Example, Origin
+from espalier.types import Consumes, Example, Origin
 
 READ_VERSION = 3
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
@@ -125,7 +125,7 @@ def _known(name: str, what: str) -> None:
 
 
 def read(
-    source: Source, *, default_format: str = "auto", alpaca_prompt: bool = False, form: As = "chat"
+    source: Source, *, default_format: str = "auto", alpaca_prompt: bool = False, form: Consumes = "chat"
 ) -> Iterator[Example | RowError]:
     """The examples of a source in file order, read as they are asked for, with a RowError in place of each bad row.
 
@@ -164,7 +164,7 @@ def read(
     return _expanded(_examples(source, rows, name, alpaca_prompt, form), path, form)
 
 
-def _expanded(found: Iterator[Example | RowError], path: str, form: As) -> Iterator[Example | RowError]:
+def _expanded(found: Iterator[Example | RowError], path: str, form: Consumes) -> Iterator[Example | RowError]:
     for example in found:
         if isinstance(example, RowError):
             yield example
@@ -174,7 +174,7 @@ def _expanded(found: Iterator[Example | RowError], path: str, form: As) -> Itera
 
 
 def _examples(
-    source: Source, rows: Iterator[Row | RowError], name: str, alpaca_prompt: bool, form: As
+    source: Source, rows: Iterator[Row | RowError], name: str, alpaca_prompt: bool, form: Consumes
 ) -> Iterator[Example | RowError]:
     """The examples of rows, whose format the first WINDOW of them decide where `name` is "auto"."""
     waiting: list[Row | RowError] = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Aggregate = Literal["product", "min", "last", "mean"]
+from espalier.types import Aggregate
 
 
 def cross_entropy(scores_R: Tensor, grades_R: Tensor, bad_weight: float = 1.0) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from espalier.types import Aggregate
 from espalier.workbench.bestof import any_of, best_of
 from espalier.workbench.bootstrap import Resampling, ratio
 from espalier.workbench.mistakes import choose_threshold, first_error, steps
-from espalier.workbench.solutions import HALF, Aggregate, Solved, aggregate, auc, halves, problem_numbers
+from espalier.workbench.solutions import HALF, Solved, aggregate, auc, halves, problem_numbers
 from espalier.workbench.tables import number, said
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from espalier.errors import ModelError
-from espalier.types import Sample
+from espalier.types import Aggregate, Sample
 from espalier.workbench.bootstrap import Resampling
 
-Aggregate = Literal["product", "min", "last", "mean"]
 Array = np.ndarray
 HALF = 0.5  # the threshold of a model that means its probabilities
 _CHUNK = 2_000_000  # entries of a matrix of resamples at a time

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from espalier.data.files.json_rows import Row
 from espalier.data.formats import alpaca, chats, hh, judge, labels, messages, pairs, ranked, reviews, steps, trees
 from espalier.data.formats.common import Fields, first_key, missing, wrong_type
 from espalier.errors import RowError
-from espalier.types import Example, Origin
-
-As = Literal["chat", "ranking", "steps"]
+from espalier.types import Consumes, Example, Origin
 
 FORMATS: dict[str, Callable[[Fields, Origin], Example | Sequence[Example]]] = {
     **chats.CHATS,
@@ -40,7 +38,7 @@ FOLDERS: dict[str, Callable[[str, str], Iterator[Example | RowError]]] = {
 KNOWN = (*FORMATS, *FILES, *FOLDERS)
 
 
-def sniff(row: Any, form: As = "chat") -> str | None:
+def sniff(row: Any, form: Consumes = "chat") -> str | None:
     """The format that a row's keys look like, or None. Of its values, only types and headings are looked at.
 
     `form` is what a run consumes. It decides where a row can be read in two ways: a conversation with a score is a
@@ -76,7 +74,7 @@ def _is_steps(row: Fields) -> bool:
     )
 
 
-def vote(rows: Sequence[Any], form: As = "chat") -> str | None:
+def vote(rows: Sequence[Any], form: Consumes = "chat") -> str | None:
     """The format that most rows look like, the earlier one of equals; None where no row looks like any."""
     votes = Counter(found for row in rows if (found := sniff(row, form)))
     return votes.most_common(1)[0][0] if votes else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from espalier.data.render import templates
 from espalier.data.render.control import Codec, Follows
@@ -11,12 +11,11 @@ from espalier.data.render.drafts import Draft, Mark
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.turns import Probe, Row, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
-from espalier.types import Chat, Message
+from espalier.types import Chat, Message, TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TrainOn = Literal["assistant", "last", "all"]
 _CHOICES = "Choose one with --template chatml, llama3, alpaca, plain or a Jinja file"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from espalier.config.sections import PreferenceConfig, StepLabelsConfig
+from espalier.types import Consumes, Wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class Form:
     step labels count as.
     """
 
-    consumes: Literal["chat", "ranking", "steps"] = "chat"
-    wants: Literal["pairs", "comparisons", "labels", "grades"] = "pairs"
+    consumes: Consumes = "chat"
+    wants: Wants = "pairs"
     reads: bool = False
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     seed: int = 0

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from espalier.data.render import judged
-from espalier.data.render.chats import Chats, TrainOn
+from espalier.data.render.chats import Chats
 from espalier.data.render.control import Follows
 from espalier.data.render.drafts import Draft, Rendered
 from espalier.data.render.form import CHATS, Form
 from espalier.errors import RowError
-from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, Tree
+from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, TrainOn, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
