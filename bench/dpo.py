@@ -69,7 +69,7 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
             def step(i: int) -> int:
                 groups = p.dataset.groups(i)
                 state = annotate(groups, config.algorithm, learner, reference, {})
-                learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], state, i)
+                learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b), state, i)
                 learner.optim_step(config.optim.lr)
                 return len(groups)
 

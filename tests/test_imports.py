@@ -210,6 +210,54 @@ def test_scratch_imports_nothing_from_the_package() -> None:
         assert [i for i in imports(parsed(path)) if within(i.name, ("espalier",))] == [], path.name
 
 
+# ---------------------------------------------------------------------------------------------- what algorithms say
+
+CONCRETE = tuple(
+    f"espalier.algorithms.{path.stem}"
+    for path in sorted((PACKAGE / "algorithms").glob("*.py"))
+    if path.stem not in ("__init__", "traits", "dimensions", "combinations", "labelled")
+)
+ASKING = ("getattr", "hasattr", "isinstance", "type", "vars")
+
+
+def asks_an_algorithm(tree: ast.Module) -> list[str]:
+    """Calls and attributes that ask for the class or the fields of an algorithm, which `Traits` should answer."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASKING and node.args:
+            subject = node.args[0]
+        elif isinstance(node, ast.Attribute) and node.attr in ("__class__", "__dict__"):
+            subject = node.value
+        else:
+            continue
+        if ast.unparse(subject).split(".")[-1] == "algorithm":
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not within(name, ("algorithms",))])
+def test_algorithms_are_known_by_their_traits(name: str) -> None:
+    """`assembly.runs` is the table of commands; `checks.firstloss` computes losses from the papers and reads
+    hyper-parameters by itself, so that it can disagree with the algorithms."""
+    tree = parsed(MODULES[name])
+    if name != "assembly.runs":
+        assert [i.name for i in imports(tree) if within(i.name, CONCRETE)] == []
+    if name != "checks.firstloss":
+        assert asks_an_algorithm(tree) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["getattr(config.algorithm, 'beta', 0)", "isinstance(algorithm, DPO)", "type(self.algorithm).__name__",
+     "session.config.algorithm.__class__"],
+)  # fmt: skip
+def test_questions_to_an_algorithm_are_found(source: str) -> None:
+    assert len(asks_an_algorithm(ast.parse(source))) == 1
+    assert (
+        asks_an_algorithm(ast.parse("algorithm.traits.needs; getattr(traits, 'needs'); isinstance(x, Algorithm)")) == []
+    )
+
+
 # ------------------------------------------------------------------------------------------------------ the test itself
 
 

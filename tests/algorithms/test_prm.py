@@ -97,7 +97,7 @@ def test_terms_by_hand() -> None:
     group = [solution(range(5, 12), {2: 1.0, 4: 0.0, 6: NAN}, solved=0.0), solution(range(20, 27), graded)]
     batch = pack([group], totals([group]), targets=False)
     said = torch.tensor([LN3, LN3, 0.0, -LN3, -LN3, LN3])[:, None]
-    loss, shares = normalise(PRM().loss(Outputs(torch.zeros(0), scores_RK=said), batch)["policy"], batch.totals)
+    loss, shares = normalise(PRM().loss(Outputs(torch.zeros(0), scores_RK=said), batch), batch.totals)
     right, wrong = math.log(4 / 3), math.log(4)
     assert batch.totals["reads", "main"] == 5
     assert loss.item() == pytest.approx((3.5 * right + 1.5 * wrong) / 5)
@@ -111,7 +111,7 @@ def test_terms_by_hand() -> None:
             "solution_accuracy": (1 + 0.5) / 2,  # the first failed and is called so; nobody knows about the second
         }
     )
-    least = PRM(aggregate="min").loss(Outputs(torch.zeros(0), scores_RK=said), batch)["policy"]["solution"]
+    least = PRM(aggregate="min").loss(Outputs(torch.zeros(0), scores_RK=said), batch)["solution"]
     assert least.x.tolist() == pytest.approx([1 / 2, 1 / 4])
 
 
@@ -181,7 +181,7 @@ def accumulate(judge: Judge, groups: Sequence[Group], cuts: Sequence[Sequence[Gr
     sums, whole = totals(groups), 0.0
     for mine in cuts:
         batch = pack(mine, sums, targets=False)
-        terms = prm.loss(Outputs(torch.zeros(0), scores_RK=judge(batch)), batch)["policy"]
+        terms = prm.loss(Outputs(torch.zeros(0), scores_RK=judge(batch)), batch)
         loss, _ = normalise(terms, sums)
         loss.backward()
         whole += loss.item()

@@ -26,7 +26,7 @@ SFT_LOSS = SFT(replay_coef=0.1)
 
 
 def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    return SFT_LOSS.loss(outputs, batch)["policy"]
+    return SFT_LOSS.loss(outputs, batch)
 
 
 def learner(

@@ -16,7 +16,6 @@ from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.processes import OneProcess
 from espalier.engines.reference import FILE, ModelReference, StartReference
 from espalier.files import file_to_tensors
-from espalier.loop.evaluate import loss_of
 from espalier.models import heads
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
@@ -137,7 +136,7 @@ def measure(world: Any, _: Path) -> Figures:
     for name, groups in (("all", pair_groups(4, seed=3)), ("idle", pair_groups(1, seed=4))):
         for s, said in zip((s for g in groups for s in g), references[0].logprobs(groups), strict=True):
             s.streams["ref_logprobs"] = said
-        found = [made.measure(groups, loss_of(DPO(sft_coef=0.5)), {}) for made in learners]
+        found = [made.measure(groups, DPO(sft_coef=0.5).loss, {}) for made in learners]
         assert list(found[0]) == list(found[1]) and found[0]["sigmoid"].total == len(groups)
         for one, two in zip(found[0].values(), found[1].values(), strict=True):
             assert (one.total, one.coef) == (two.total, two.coef)

@@ -58,7 +58,7 @@ Figures = dict[str, Any]
 
 
 def linear(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    return SFT_LOSS.loss(outputs, batch)["policy"]
+    return SFT_LOSS.loss(outputs, batch)
 
 
 def squared(outputs: Outputs, batch: Batch) -> dict[str, Term]:

@@ -13,7 +13,7 @@ from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.reference import StartReference
-from espalier.loop.evaluate import evaluate, evaluate_loss, loss_of, shown
+from espalier.loop.evaluate import evaluate, evaluate_loss, shown
 from espalier.models import heads
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Term
@@ -57,9 +57,9 @@ def test_measured_terms_are_those_of_a_step() -> None:
     groups = pair_groups(seed=5)
     for s, said in zip((s for g in groups for s in g), reference.logprobs(groups), strict=True):
         s.streams["ref_logprobs"] = said
-    measured = learner.measure(groups, loss_of(algorithm), {})
+    measured = learner.measure(groups, algorithm.loss, {})
     assert all(p.grad is None for p in learner.policy.parameters())
-    result = learner.forward_backward(groups, loss_of(algorithm), {}, 0)
+    result = learner.forward_backward(groups, algorithm.loss, {}, 0)
     assert {n: m.sum / m.total for n, m in measured.items()} == pytest.approx(result.terms, rel=1e-6)
     assert sum(m.coef * m.sum / m.total for m in measured.values()) == pytest.approx(result.loss, rel=1e-6)
     chosen = sum(sum(g[0].mask) for g in groups)

@@ -77,7 +77,7 @@ def test_dpo_is_the_same_as_in_the_library(family: str, fields: dict[str, float]
     reference = TorchLearner(Policy(copy.deepcopy(held), "forest"), optim, LearnerOptions())
 
     def loss(outputs: Outputs, batch: Batch) -> Any:
-        return algorithm.loss(outputs, batch)["policy"]
+        return algorithm.loss(outputs, batch)
 
     want = flat.train(spec, ([flat.Ranking(**row) for row in rankings(step)] for step in range(STEPS)), settings)
     for step in range(STEPS):

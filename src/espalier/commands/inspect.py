@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from espalier.assembly.data import form_of, train_on
+from espalier.assembly.data import renderer_of
 from espalier.assembly.runs import RunConfig
 from espalier.commands import rows_view
 from espalier.config.sections import InspectConfig
-from espalier.data.dataset import longest
 from espalier.data.read import Source, parse_sources, read
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template
@@ -26,8 +25,7 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
-    limit = longest(config.data, read_limit(config.model.model))
-    renderer = Renderer(tokenizer, train_on=train_on(config), max_length=limit, form=form_of(config))
+    renderer = renderer_of(config, tokenizer, read_limit(config.model.model))
     console = Console(highlight=False)
     main = [(source, config.data.format) for source in parse_sources(config.data.data)]
     replay = [(source, "text") for source in parse_sources(config.data.replay)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -45,6 +46,13 @@ CountOrZero = Annotated[Integer, Ge(0)]
 Seed = Annotated[Integer, Ge(0), Lt(2**63)]
 Name = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Name, ...], OneOrMany]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Annotation of a field that holds names: which names there are, each with what it is, for the help."""
+
+    names: Mapping[str, str]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -119,6 +127,40 @@ def _limits(metadata: Iterable[Any]) -> list[str]:
             case MinLen():
                 found.append("not empty")
     return [" and ".join(found)] if found else []
+
+
+def named_weights(
+    texts: Iterable[str], key: str, known: Iterable[str] = (), *, positive: bool = False
+) -> dict[str, float]:
+    """The weights that field `key` gives to names, each as NAME or NAME=WEIGHT; a name alone weighs 1.
+
+    >>> named_weights(["helpful=3", "brief"], "dimensions")
+    {'helpful': 3.0, 'brief': 1.0}
+
+    Raises ConfigError for a name that is empty, given twice, or not one of `known` (any, if that is empty), and for a
+    weight that is not a finite number, or, with `positive`, not above 0.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if known and name not in known:
+            way_out = nearest(name, known)
+            raise ConfigError(f"{key}: got {text!r}, expected one of {', '.join(known)}.{way_out}", key=key)
+        weight = _number(number) if equals else 1.0
+        if not name or name in weights or not math.isfinite(weight) or (positive and weight <= 0):
+            limit = " above 0" if positive else ""
+            expected = f"{name or 'each name'} once, as {name or 'NAME'} or {name or 'NAME'}=WEIGHT{limit}"
+            raise ConfigError(f"{key}: got {text!r}, expected {expected}", key=key)
+        weights[name] = weight
+    return weights
+
+
+def _number(text: str) -> float:
+    """The number that a text is; nan if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

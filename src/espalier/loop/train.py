@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group, Learner, Reference
 from espalier.errors import EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
-from espalier.loop.evaluate import evaluate, evaluate_loss, loss_of, shown
+from espalier.loop.evaluate import evaluate, evaluate_loss, shown
 from espalier.loop.metrics import MetricsFile
 from espalier.loop.schedule import learning_rate
 from espalier.loop.signals import Stopper
@@ -79,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         learner: Learner,
-        algorithm: Any,
+        algorithm: Algorithm,
         source: Source,
         *,
         optim: OptimConfig,
@@ -152,7 +153,7 @@ class Trainer:
         groups = self.source.groups(step)
         lr = learning_rate(step, self.source.steps, self.optim)
         moving = annotate(groups, self.algorithm, self.learner, self.reference, self.state.state)
-        result = self.learner.forward_backward(groups, loss_of(self.algorithm), moving, step)
+        result = self.learner.forward_backward(groups, self.algorithm.loss, moving, step)
         try:
             update = self.learner.optim_step(lr)
         except FloatingPointError as error:
