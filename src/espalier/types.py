@@ -19,6 +19,8 @@ Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
 StopReason = Literal["stop", "length", "error"]
 Consumes = Literal["chat", "ranking", "steps"]
 """The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps."""
+Says = Literal["tokens", "reads"]
+"""What a model is asked to say: how probable tokens are, or what a scalar head says at `Sample.reads`."""
 Wants = Literal["pairs", "comparisons", "labels", "grades"]
 """What a ranking must offer, or its row is refused: a strict preference, a strict preference or a tie, a good-or-bad
 label of every response, a score."""

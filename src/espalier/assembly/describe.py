@@ -14,7 +14,7 @@ from espalier.assembly.parts import Parts
 from espalier.assembly.reference import reference_bytes
 from espalier.assembly.runs import RunConfig, preference_of, unread_in_judging
 from espalier.data.store.stats import StoreStats
-from espalier.forest.microbatches import Layout, forward_size, microbatches
+from espalier.forest.microbatches import Packing, forward_size, microbatches
 
 SIZED = 64
 
@@ -67,7 +67,7 @@ def describe(config: RunConfig, p: Parts) -> None:
         p.say.note(line)
 
 
-def _largest(p: Parts, budget: int, layout: Layout) -> int:
+def _largest(p: Parts, budget: int, layout: Packing) -> int:
     """Tokens of the largest piece (what is never cut) above the budget, 0 where there is none: of the `SIZED` groups of
     each source that have the most tokens, counting a shared prefix for each sample."""
     found = 0

@@ -11,7 +11,7 @@ from espalier.assembly.runs import RunConfig
 from espalier.data.render.renderer import Renderer
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.engines.processes import Distributed, OneProcess
-from espalier.forest.microbatches import Layout
+from espalier.forest.microbatches import Packing
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -22,24 +22,29 @@ def budget(config: RunConfig, device: torch.device) -> int:
     return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
 
 
-def token_layout(model: Model, *, whole: bool = False) -> Layout:
+def token_layout(model: Model, *, whole: bool = False) -> Packing:
     """How tokens are counted against the budget; `whole` keeps groups in one piece."""
     loaded, policy = model.loaded, model.policy
     stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
-    return Layout(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
+    return Packing(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
 
 
 def build_learner(
     config: RunConfig, model: Model, renderer: Renderer, world: OneProcess | Distributed, device: torch.device
 ) -> TorchLearner:
-    """The learner of a run; shards the policy under a distributed world."""
+    """The learner of a run; shards the policy under a distributed world.
+
+    Raises ValueError if the algorithm and the policy disagree on what the model says.
+    """
     loaded = model.loaded
+    says = "reads" if config.algorithm.traits.reads else "tokens"
+    if says != model.policy.says:
+        raise ValueError(f"the loss is about {says}, the policy says {model.policy.says}; expected the same of both")
     options = LearnerOptions(
         budget=budget(config, device),
         compute=model.compute,
         linear=config.algorithm.traits.linear,
         whole=config.algorithm.traits.whole,
-        reads=config.algorithm.traits.reads,
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,

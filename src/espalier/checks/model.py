@@ -31,16 +31,14 @@ def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> C
     sums = totals(chosen)
     samples = [s for g in chosen for s in g]
     with torch.no_grad():
-        batch = pack(
-            chosen, sums, share=policy.shares, targets=not policy.reads, device=next(policy.parameters()).device
-        )
+        batch = pack(chosen, sums, share=policy.shares, says=policy.says, device=next(policy.parameters()).device)
         said = policy(batch)
-        packed = said["scores_RK"] if policy.reads else said["logprobs"][batch.score]
+        packed = said["scores_RK"] if policy.says == "reads" else said["logprobs"][batch.score]
         alone = one_by_one(policy, samples)
     worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
     limit = LAYOUT_LIMIT[dtype]
     ok = worst <= limit
-    what, unit = ("reads", "score") if policy.reads else ("tokens", "nats")
+    what, unit = ("reads", "score") if policy.says == "reads" else ("tokens", "nats")
     return Check(
         "layout", f"{policy.layout}: {worst:.1e} over {len(alone):,} {what}", f"<= {limit:g} {unit} of one-by-one",
         "pass" if ok else "fail",
@@ -65,7 +63,7 @@ def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
                 continue
         for s in samples:
             ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
-            if policy.reads:
+            if policy.says == "reads":
                 hidden = policy.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
                 out.append(model.score(hidden[s.reads].to(model.score.weight.dtype)).float())
                 continue

@@ -73,14 +73,14 @@ def gated(config: RunConfig, p: Parts, learner: TorchLearner, reference: Referen
     def held(reference: Reference, other: str) -> Check:
         found = first()
         groups = found.groups if found else _main(p.dataset.groups(0))[:GATED_PAIRS]
-        ours = [said["logprobs"] for said in learner.forward(groups)]
+        ours = [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
         apart = gates.apart(ours, reference.logprobs(groups))
         if other and math.isfinite(apart):
             return Check(
                 "reference", f"{apart:.1e} nats a token from the policy", f"any: it is {other}, as asked", "pass"
             )
         single = [[replace(s, beats=[], ties=[]) for s in g] for g in groups]  # scored one by one
-        probe = gates.rounding(lambda g: [said["logprobs"] for said in learner.forward(g)], single)
+        probe = gates.rounding(lambda g: [outputs.logprobs for outputs in learner.say(g, ["logprobs"])], single)
         return gates.reference_equals_policy(apart, compute, probe)
 
     def loss() -> Check:
@@ -117,10 +117,10 @@ def _first(config: RunConfig, p: Parts, learner: TorchLearner, reference: Refere
     state = annotate(groups, config.algorithm, learner, reference, {})
     if traits.reads:
         weights = list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
-        raw = learner.forwards.scores(groups)
-        said = [sum(w * x for w, x in zip(weights, scores[0].tolist(), strict=True)) for scores in raw]
+        raw = [outputs.scores for outputs in learner.forwards.say(groups, ["scores"])]
+        said = [sum(w * x for w, x in zip(weights, scores[0], strict=True)) for scores in raw]
     else:
-        said = [sum(found["logprobs"]) for found in learner.forward(groups)]
+        said = [sum(outputs.logprobs) for outputs in learner.say(groups, ["logprobs"])]
     flat = [s for g in groups for s in g]
     refs = [sum(s.streams.get("ref_logprobs", [])) for s in flat]
     lengths = [float(sum(s.mask[1:])) for s in flat]

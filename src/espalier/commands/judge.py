@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
     weights, graded = _weights(config), config.algorithm.traits.wants == "grades"
     found: list[tuple[float, ...]] = []
     for groups in _chunks(trained_on(p, CALIBRATED)):
-        said = iter(learner.score([g for _, g in groups]))
+        said = iter(scores_of(learner, [g for _, g in groups]))
         for _, group in groups:
             taken = range(len(group)) if on == "all" else chosen(group, weights if graded else None)
             for place, reads in enumerate([next(said) for _ in group]):
@@ -131,6 +132,11 @@ def _spread(stores: Sequence[tuple[Store, Any]], count: int) -> Groups:
     return out
 
 
+def scores_of(learner: TorchLearner, groups: Sequence[list[Sample]]) -> list[list[tuple[float, ...]]]:
+    """For every sample, in order, what the head says after each of its reads."""
+    return [outputs.scores for outputs in learner.say(groups, ["scores"])]
+
+
 def _chunks(groups: Groups) -> Iterator[Groups]:
     for low in range(0, len(groups), CHUNK):
         yield groups[low : low + CHUNK]
@@ -147,7 +153,7 @@ def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups,
     tokenizer = p.model.loaded.tokenizer
     records: list[Judged] = []
     for chunk in _chunks(groups):
-        said = iter(learner.score([g for _, g in chunk]))
+        said = iter(scores_of(learner, [g for _, g in chunk]))
         for source, group in chunk:
             scores = [next(said)[0] for _ in group]
             record = record_of(
@@ -155,7 +161,7 @@ def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups,
             )
             records.append(compared(record, weights) if graded else record)
     alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
-    probed = sensitivity(learner.score, alone, seed=config.loop.seed)
+    probed = sensitivity(partial(scores_of, learner), alone, seed=config.loop.seed)
     return reward.judge(records, how, probed, {"" if name == NAMELESS else name: w for name, w in _people(config, p)})
 
 
@@ -168,7 +174,7 @@ def _people(config: RunConfig, p: Parts) -> list[tuple[str, float]]:
 
 def _steps(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
     samples = [group for _, group in groups]
-    said = [reads for chunk in _chunks(groups) for reads in learner.score([g for _, g in chunk])]
+    said = [reads for chunk in _chunks(groups) for reads in scores_of(learner, [g for _, g in chunk])]
     solutions = from_samples(samples, said)
     report = process.process(solutions, how)
     if path := judge_of(config).outcome_model:
@@ -187,9 +193,8 @@ def _outcome(config: RunConfig, path: str, p: Parts, learner: TorchLearner) -> A
     if found.loaded.tokenizer.get_vocab() != p.model.loaded.tokenizer.get_vocab():
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
     forwards: Forwards = frozen(found.policy, learner.options, learner.world)
-    calibration = heads.calibration_of(found.policy.model)
 
     def score(groups: Sequence[list[Sample]]) -> list[tuple[float, ...]]:
-        return [tuple(calibration.apply(said)[0].tolist()) for said in forwards.scores(groups)]
+        return [outputs.scores[0] for outputs in forwards.say(groups, ["scores"], calibrated=True)]
 
     return score

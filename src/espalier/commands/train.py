@@ -10,6 +10,7 @@ from espalier import files
 from espalier.assembly.data import cache_folder
 from espalier.assembly.runs import RunConfig, judge_of
 from espalier.config.options import dump, flat
+from espalier.engines.protocols import together
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
@@ -47,9 +48,8 @@ def train(config: RunConfig) -> Path:
 
     try:
         with parts(config) as p:
-            checkpoint.together(
-                lambda: _enter(config, p, run) if main else None, f"{run.path} was not entered", p.world
-            )
+            entering = f"{run.path} was not entered"
+            together(lambda: _enter(config, p, run) if main else None, entering, p.world, CheckpointError)
             if judge_of(config).eval_only:
                 from espalier.commands import judge as judging
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer
 from espalier.engines.processes import Distributed, OneProcess
-from espalier.engines.protocols import Group, LossFn, Measured, StepResult
+from espalier.engines.protocols import Group, LossFn, Measured, Quantity, SampleOutputs, StepResult, from_first
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors, tensors_to_file
 from espalier.forest.pack import totals
@@ -26,7 +25,6 @@ from espalier.losses.ops import normalise
 from espalier.models import adapters
 from espalier.models.attention import interface as attention
 from espalier.models.export import export
-from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Sample
@@ -38,15 +36,13 @@ class LearnerOptions:
 
     budget: packed tokens in a forward. compute: dtype of forward and backward; masters are float32. linear: the loss is
     linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups
-    in one piece. reads: the loss takes `scores_RK` and no log-probabilities, so the policy must have a scalar head.
-    router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
+    in one piece. router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Packing`.
     """
 
     budget: int = 2048
     compute: torch.dtype = torch.float32
     linear: bool = False
     whole: bool = False
-    reads: bool = False
     router_coef: float = 0.0
     grad_checkpointing: bool = False
     compile: bool = False
@@ -65,10 +61,7 @@ class ExportOptions:
 
 
 class TorchLearner:
-    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place.
-
-    Raises ValueError where `options.reads` and the policy disagree on what is read.
-    """
+    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place."""
 
     def __init__(
         self,
@@ -79,10 +72,6 @@ class TorchLearner:
         world: OneProcess | Distributed | None = None,
         export_options: ExportOptions | None = None,
     ):
-        if options.reads != policy.reads:
-            raise ValueError(
-                f"the loss has reads {options.reads}, the policy {policy.reads}; expected the same of both"
-            )
         self.policy, self.options = policy, options
         self.world = world or OneProcess()
         self.export_options = export_options or ExportOptions()
@@ -129,17 +118,12 @@ class TorchLearner:
 
     # --------------------------------------------------------------------------------------------- without gradients
 
-    def forward(
-        self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
-    ) -> list[dict[str, list[float]]]:
-        """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's
-        targets."""
-        return self.forwards.tokens(groups, entropy=entropy, correct=correct)
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        """What the model says about every sample, in order; scores have the stored bias and scale applied.
 
-    def score(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        """What the scalar head says after each of a sample's reads, the stored bias and scale applied."""
-        calibration = calibration_of(self.policy.model)
-        return [[tuple(row) for row in calibration.apply(said).tolist()] for said in self.forwards.scores(groups)]
+        Raises ValueError for a quantity that the policy's head does not give.
+        """
+        return self.forwards.say(groups, what, calibrated=True)
 
     @torch.no_grad()
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
@@ -156,12 +140,12 @@ class TorchLearner:
                     added[name] = added.get(name, torch.zeros_like(self._zero)) + term.x.sum()
         fsdp.reshard(self.policy)
         if self._some_idle(plan):
-            found = self._of_first(found)
+            found = from_first(found, self.world)
         values = self.world.sum([added[n].item() if n in added else 0.0 for n in sorted(found)])
         return {n: Measured(x, *found[n]) for n, x in zip(sorted(found), values, strict=True)}
 
     def _outputs(self, scores: dict[str, Tensor], batch: Batch) -> Outputs:
-        if self.policy.reads:
+        if self.policy.says == "reads":
             return Outputs(scores["scores_RK"].new_zeros(0), scores_RK=scores["scores_RK"])
         return Outputs(scores["logprobs"][batch.score])
 
@@ -179,7 +163,7 @@ class TorchLearner:
             noise = self._noise(batch, step)
             if not real:  # no loss sees a dummy: it joins the collectives and adds nothing
                 scores = self.policy(batch, noise=noise)
-                said = scores["scores_RK" if self.policy.reads else "logprobs"]
+                said = scores["scores_RK" if self.policy.says == "reads" else "logprobs"]
                 torch.autograd.backward(said, torch.zeros_like(said))
                 continue
             cotangent = self._cotangent(batch, loss) if self.options.linear else None
@@ -197,7 +181,7 @@ class TorchLearner:
             scored += batch.score.numel()
         names: list[str] = sorted(shares)
         if self._some_idle(plan):
-            names = self._of_first(names)
+            names = from_first(names, self.world)
         numbers = self.world.sum(
             [whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored]
         )
@@ -210,15 +194,8 @@ class TorchLearner:
         )
 
     def _some_idle(self, plan: list[list[Sequence[Sample]]]) -> bool:
-        """Whether a rank sees no loss: all that it runs are dummies."""
+        """Whether a rank sees no loss: all that it runs are dummies. Rank 0 always has a batch if there is one."""
         return any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size))
-
-    def _of_first(self, value: Any) -> Any:
-        """Rank 0's value, for ranks that saw no loss: it always has a batch where there is one."""
-        text = json.dumps(value).encode() if self.world.rank == 0 else b""
-        length = int(self.world.sum([float(len(text))])[0])
-        sent = self.world.sum([float(byte) for byte in text.ljust(length, b"\0")])
-        return json.loads(bytes(int(byte) for byte in sent))
 
     def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
         """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
@@ -279,7 +256,11 @@ class TorchLearner:
                 p.data = low[name]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights by Hugging Face name in master precision, adapters merged; a collective under FSDP."""
+        """Full weights by Hugging Face name, adapters merged; a collective under FSDP.
+
+        Values are those of master precision: float32 if they are trained, merged or rounded by the compute dtype. A
+        frozen weight that the compute dtype holds exactly comes in the compute dtype.
+        """
         with self._exact():
             yield from adapters.merged_state(self.policy.model)
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from espalier import files
 from espalier.engines.forwards import Forwards
-from espalier.engines.protocols import Group
+from espalier.engines.protocols import Group, World, from_first, together
 from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
 
@@ -116,7 +116,7 @@ def _key(forwards: Forwards, store: Rows, weights: Mapping[str, str]) -> str:
         "weights": dict(weights),
         "store": [store.key, store.part],
         "dtype": str(forwards.compute),
-        "layout": [policy.layout, policy.shares, forwards.layout.whole, forwards.layout.long_from],
+        "layout": [policy.layout, policy.shares, forwards.packing.whole, forwards.packing.long_from],
         "rounding": [forwards.device.type, forwards.world.size, forwards.budget],
     }
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:40]
@@ -169,15 +169,16 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
 
     with stack:
         stack.callback(draft.close)
-        first = int(world.sum([float(_together(forwards, begin, folder))])[0])
+        first: int = from_first(_together(begin, folder, world), world)
         for low in range(first, count, CHUNK):
             groups = [store.group(i) for i in range(low, min(low + CHUNK, count))]
-            said, done = forwards.logprobs(groups), low + len(groups)
-            add = partial(draft.add, [s for g in groups for s in g], said, done)
-            _together(forwards, add if main else _nothing, folder)
+            logprobs = [outputs.logprobs for outputs in forwards.say(groups, ["logprobs"])]
+            done = low + len(groups)
+            add = partial(draft.add, [s for g in groups for s in g], logprobs, done)
+            _together(add if main else _nothing, folder, world)
             if progress:
                 progress(done, count)
-        _together(forwards, draft.finish if main else _nothing, folder)
+        _together(draft.finish if main else _nothing, folder, world)
     if world.sum([float(_whole(folder))])[0] < world.size:
         raise ConfigError(
             f"not every process sees {folder}, which rank 0 wrote; name a folder that all share with --cache, or set "
@@ -189,21 +190,20 @@ def _nothing() -> None:
     """What the other ranks write."""
 
 
-def _together(forwards: Forwards, part: Callable[[], T], folder: Path) -> T:
-    """Run `part` on all ranks, and raise on all of them where one could not write."""
-    failure: OSError | None = None
-    found: list[T] = []
-    try:
-        found.append(part())
-    except OSError as error:
-        failure = error
-    if forwards.world.sum([float(failure is not None)])[0]:
-        reason = (failure.strerror or str(failure)) if failure else "another rank says why"
-        raise EspalierError(
-            f"the cache {folder.parent} cannot be written: {reason}. Free some space, name another folder with "
-            "--cache, or set reference: memory; what was computed so far is kept"
-        ) from failure
-    return found[0]
+def _together(part: Callable[[], T], folder: Path, world: World) -> T:
+    """Run `part` on all ranks; raise EspalierError on all of them if one could not write."""
+
+    def explained() -> T:
+        try:
+            return part()
+        except OSError as error:
+            raise EspalierError(
+                f"{outcome}: {error.strerror or error}. Free some space, name another folder with --cache, or set "
+                "reference: memory; what was computed so far is kept"
+            ) from error
+
+    outcome = f"the cache {folder.parent} cannot be written"
+    return together(explained, outcome, world, EspalierError)
 
 
 def _whole(folder: Path) -> bool:

@@ -49,7 +49,7 @@ class StartReference:
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
         with self._in_place():
-            return self.learner.forwards.logprobs(groups)
+            return [outputs.logprobs for outputs in self.learner.forwards.say(groups, ["logprobs"])]
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -130,7 +130,7 @@ class ModelReference:
         self.forwards = frozen(policy, options, world)
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
-        return self.forwards.logprobs(groups)
+        return [outputs.logprobs for outputs in self.forwards.say(groups, ["logprobs"])]
 
     def move(self, alpha: float) -> None:
         """Raises ConfigError."""

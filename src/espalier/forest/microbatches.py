@@ -14,7 +14,7 @@ from espalier.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Packing:
     """How tokens are counted against the budget.
 
     share: prefixes are laid down once. padded: a forward costs samples x longest. whole: a loss needs groups in one
@@ -39,7 +39,7 @@ class _Piece:
     order: int
 
 
-def microbatches(groups: Sequence[Group], budget: int, layout: Layout, *, ranks: int = 1) -> list[list[Group]]:
+def microbatches(groups: Sequence[Group], budget: int, packing: Packing, *, ranks: int = 1) -> list[list[Group]]:
     """Split a step into forwards of at most `budget` packed tokens; a piece above the budget runs alone.
 
     The number of forwards is a multiple of `ranks`, rank r runs those numbered r, r + ranks, ...; some may be empty.
@@ -47,14 +47,14 @@ def microbatches(groups: Sequence[Group], budget: int, layout: Layout, *, ranks:
     """
     pieces: list[_Piece] = []
     for group in groups:
-        for piece in _cut(group, budget, layout):
+        for piece in _cut(group, budget, packing):
             laid = [n for n in map(laid_length, piece) if n]
-            pieces.append(_Piece(piece, _size(piece, layout), max(laid, default=0), len(laid), len(pieces)))
+            pieces.append(_Piece(piece, _size(piece, packing), max(laid, default=0), len(laid), len(pieces)))
     pieces = [p for p in pieces if p.size]
-    sides = [[p for p in pieces if not _is_long(p, layout)], [p for p in pieces if _is_long(p, layout)]]
-    bins = [b for side in sides for b in _first_fit(side, budget, layout)]
+    sides = [[p for p in pieces if not _is_long(p, packing)], [p for p in pieces if _is_long(p, packing)]]
+    bins = [b for side in sides for b in _first_fit(side, budget, packing)]
     short = -len(bins) % ranks
-    if short and not layout.padded and not sides[1]:
+    if short and not packing.padded and not sides[1]:
         even = _deal(pieces, len(bins) + short)
         if all(len(b) <= 1 or sum(p.size for p in b) <= budget for b in even):
             bins, short = even, 0
@@ -62,56 +62,56 @@ def microbatches(groups: Sequence[Group], budget: int, layout: Layout, *, ranks:
     return [[p.group for p in sorted(b, key=lambda p: p.order)] for b in bins]
 
 
-def forward_size(groups: Sequence[Group], layout: Layout) -> int:
+def forward_size(groups: Sequence[Group], packing: Packing) -> int:
     """Tokens that one forward over `groups` lays down; padded, its samples times the longest of them."""
-    if layout.padded:
-        return _size([s for group in groups for s in group], layout)
-    return sum(_size(group, layout) for group in groups)
+    if packing.padded:
+        return _size([s for group in groups for s in group], packing)
+    return sum(_size(group, packing) for group in groups)
 
 
-def _is_long(piece: _Piece, layout: Layout) -> bool:
-    return bool(layout.long_from) and piece.longest > layout.long_from
+def _is_long(piece: _Piece, packing: Packing) -> bool:
+    return bool(packing.long_from) and piece.longest > packing.long_from
 
 
-def _size(group: Group, layout: Layout) -> int:
-    if layout.padded:
+def _size(group: Group, packing: Packing) -> int:
+    if packing.padded:
         laid = [n for n in map(laid_length, group) if n]
         return len(laid) * max(laid, default=0)
-    return build(group, share=layout.share).size
+    return build(group, share=packing.share).size
 
 
-def _cut(group: Group, budget: int, layout: Layout) -> list[Group]:
+def _cut(group: Group, budget: int, packing: Packing) -> list[Group]:
     """Sub-groups of neighbouring samples that fit the budget; each repeats the prefix it shares with the others."""
-    crosses = len({laid_length(s) > layout.long_from for s in group}) > 1 if layout.long_from else False
-    if crosses and layout.whole:
+    crosses = len({laid_length(s) > packing.long_from for s in group}) > 1 if packing.long_from else False
+    if crosses and packing.whole:
         raise ValueError(
-            f"group {group[0].group} has samples on both sides of {layout.long_from} tokens, where this model changes "
+            f"group {group[0].group} has samples on both sides of {packing.long_from} tokens, where this model changes "
             "its RoPE frequencies, and the loss needs the group in one forward; expected all on one side. "
-            f"Set max_length to {layout.long_from}"
+            f"Set max_length to {packing.long_from}"
         )
     if crosses:
-        short = [s for s in group if laid_length(s) <= layout.long_from]
-        long = [s for s in group if laid_length(s) > layout.long_from]
-        return [piece for side in (short, long) for piece in _cut(side, budget, layout)]
-    if layout.whole or len(group) == 1 or _size(group, layout) <= budget:
+        short = [s for s in group if laid_length(s) <= packing.long_from]
+        long = [s for s in group if laid_length(s) > packing.long_from]
+        return [piece for side in (short, long) for piece in _cut(side, budget, packing)]
+    if packing.whole or len(group) == 1 or _size(group, packing) <= budget:
         return [group]
     out: list[Group] = []
     current: list[Sample] = []
     for s in sorted(group, key=lambda s: s.tokens):  # siblings that share most stand side by side
-        if current and _size([*current, s], layout) > budget:
+        if current and _size([*current, s], packing) > budget:
             out.append(current)
             current = []
         current.append(s)
     return [*out, current]
 
 
-def _first_fit(pieces: Sequence[_Piece], budget: int, layout: Layout) -> list[list[_Piece]]:
+def _first_fit(pieces: Sequence[_Piece], budget: int, packing: Packing) -> list[list[_Piece]]:
     bins: list[list[_Piece]] = []
     used: list[int] = []
-    for p in sorted(pieces, key=lambda p: (-p.longest if layout.padded else -p.size, p.order)):
+    for p in sorted(pieces, key=lambda p: (-p.longest if packing.padded else -p.size, p.order)):
         for i, b in enumerate(bins):
             # The first piece of a padded forward is the longest: it decides the width.
-            cost = used[i] + (b[0].longest * p.rows if layout.padded else p.size)
+            cost = used[i] + (b[0].longest * p.rows if packing.padded else p.size)
             if cost <= budget:
                 b.append(p)
                 used[i] = cost

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from espalier.forest.trie import Trie, build, laid_length
-from espalier.types import Batch, Sample, Segment
+from espalier.types import Batch, Sample, Says, Segment
 
 Group = Sequence[Sample]
 Totals = dict[tuple[str, str], float]
@@ -71,7 +71,7 @@ def pack(
     state: dict[str, float] | None = None,
     share: bool = True,
     count_uses: bool = False,
-    targets: bool = True,
+    says: Says = "tokens",
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Lay groups down as one forest.
@@ -82,7 +82,7 @@ def pack(
         state: the algorithm's moving numbers, passed through.
         share: lay shared prefixes down once; False gives every sample a segment of its own.
         count_uses: fill `uses_N`, which the router loss of mixtures of experts needs.
-        targets: score tokens; False leaves T and U at 0, for a model that is read by a scalar head.
+        says: what the model is read for; "reads" (a scalar head) scores no tokens and leaves T and U at 0.
         device: where the tensors go.
 
     Raises ValueError where samples of one part disagree on their streams, naming the group, and for pairs, reads or
@@ -113,7 +113,7 @@ def pack(
             judged.add(s, number, row - i, len(group), len(scored))
             where = trie.where(i, max([scored[-1] if scored else 0, *(read + 1 for read in s.reads)]))
             judged.reads.extend(where[read] + base for read in s.reads)
-            scored = scored if targets else []
+            scored = scored if says == "tokens" else []
             for t in scored:
                 key = (where[t - 1] + base, s.tokens[t], s.temperature)
                 u = seen.setdefault(key, first + len(seen))
