@@ -28,7 +28,7 @@ def rounding(logprobs: Callable[[Sequence[list[Sample]]], list[list[float]]], gr
     """The largest difference, in nats a token, between log-probabilities of the same policy under two packings: all
     groups together, and every sample alone. What is seen here is rounding, and no reference can be held to less.
 
-    `logprobs` takes groups and returns a list for every sample, in order (`Reference.logprobs`, `Learner.forward`).
+    `logprobs` takes groups and returns a list for every sample, in order, as `Reference.logprobs` does.
     """
     return apart(logprobs(groups), [said for group in groups for s in group for said in logprobs([[s]])])
 
