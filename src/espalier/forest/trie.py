@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from espalier.types import Sample
 
 MIN_SHARED = 16
-"""Tokens of a shared run that is worth a segment: a shorter one costs more as a segment than as a copy in each child."""
+"""Tokens from which a shared run is a segment of its own: a shorter one costs less as a copy in each child."""
 
 
 def laid_length(sample: Sample) -> int:
