@@ -252,6 +252,18 @@ def test_frozen_weights_leave_as_exact_as_they_came() -> None:
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
 
 
+def test_frozen_weights_that_the_compute_dtype_holds_leave_in_it() -> None:
+    model = tiny_model("llama")
+    name, frozen = next((n, p) for n, p in model.named_parameters() if "layers.0" in n)
+    frozen.data = frozen.data.bfloat16().float()
+    frozen.requires_grad_(False)
+    exact = frozen.detach().clone()
+    made = TorchLearner(Policy(model, "forest"), OptimConfig(), LearnerOptions(compute=torch.bfloat16))
+    weights = dict(made.weights())
+    assert weights[name].dtype == torch.bfloat16 and torch.equal(weights[name].float(), exact)
+    assert {value.dtype for n, value in weights.items() if n != name} == {torch.float32}
+
+
 def test_gradients_of_microbatches_are_added_up_in_float32() -> None:
     copies = 40
     groups = [[sample(list(range(10, 20)), [5, 6, 7])] for _ in range(copies)]

@@ -147,7 +147,8 @@ class TorchLearner:
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
         """The terms of `loss`, summed over all groups and ranks, each with what it is divided by."""
         divisors = totals(groups)
-        facts: dict[str, tuple[float, float]] = {}  # total and coefficient of a term, the same in every batch
+        # Total and coefficient of a term: the same in every batch.
+        facts: dict[str, tuple[float, float]] = {}
         sums: dict[str, Tensor] = {}
         plan = self.forwards.plan(groups)
         for batch, real in self.forwards.batches(plan, groups, divisors, state):
@@ -219,8 +220,9 @@ class TorchLearner:
         return any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size))
 
     def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
-        """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
-        wide = torch.float64 if next(self.policy.parameters()).dtype == torch.float64 else torch.float32
+        """d loss / d log-probabilities [U] of a linear loss: the same at any log-probabilities, so taken at 0."""
+        double = next(self.policy.parameters()).dtype == torch.float64
+        wide = torch.float64 if double else torch.float32
         zeros_U = torch.zeros(len(batch.targets_U), dtype=wide, device=self.device, requires_grad=True)
         value, _ = normalise(loss(Outputs(zeros_U[batch.score]), batch), batch.totals)
         (cotangent_U,) = torch.autograd.grad(value, zeros_U)
@@ -257,7 +259,7 @@ class TorchLearner:
             p.grad = None
         count, *counts = self.world.sum([with_gradient, *changed.values()])
         names = [str(kind).removeprefix("torch.") for kind in changed]
-        return {name: changed_count / max(1.0, count) for name, changed_count in zip(names, counts, strict=True)}
+        return {name: part / max(1.0, count) for name, part in zip(names, counts, strict=True)}
 
     # ------------------------------------------------------------------------------------------------------- weights
 
