@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "models": ("types", "losses", *GROUND),
     "toy": ("errors",),
     "embedded": ("toy", "errors", "files"),
-    "engines.protocols": ("types",),
+    "engines.protocols": ("types", "errors"),
     "engines": ("types", "forest", "losses", "models", *GROUND),
     # Protocols, never an engine.
     "loop": ("types", "algorithms", "engines.protocols", *GROUND),

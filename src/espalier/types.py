@@ -19,11 +19,11 @@ Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
 StopReason = Literal["stop", "length", "error"]
 Consumes = Literal["chat", "ranking", "steps"]
 """The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps."""
+Says = Literal["tokens", "reads"]
+"""What a model is asked to say: how probable tokens are, or what a scalar head says at `Sample.reads`."""
 Wants = Literal["pairs", "comparisons", "labels", "grades"]
 """What a ranking must offer, or its row is refused: a strict preference, a strict preference or a tie, a good-or-bad
 label of every response, a score."""
-Says = Literal["tokens", "reads"]
-"""What a model is read for: log-probabilities of tokens, or what a scalar head says at the reads of samples."""
 TrainOn = Literal["assistant", "last", "all"]
 """Which turns of a conversation are trained: all of the assistant's, its last one, every token."""
 Aggregate = Literal["product", "min", "last", "mean"]

@@ -11,7 +11,7 @@ import torch
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.traits import Algorithm
 from espalier.errors import ConfigError
-from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.microbatches import Packing, microbatches
 from espalier.forest.pack import pack, totals
 from espalier.losses.ops import normalise
 from espalier.losses.unpaired import kto
@@ -196,7 +196,7 @@ def test_splits_add_up() -> None:
     seen: list[dict[str, float]] = []
     for budget in (1000, 8, 4):
         terms: dict[str, float] = {}
-        for forward in microbatches(groups, budget, Layout()):
+        for forward in microbatches(groups, budget, Packing()):
             batch = pack(forward, sums, state={"kl": 0.3})
             _, shares = normalise(KTO().loss(Outputs(batch.streams["old_logprobs"]), batch), sums)
             for name, x in shares.items():

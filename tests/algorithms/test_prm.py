@@ -95,7 +95,7 @@ def test_terms_by_hand() -> None:
     """Steps said to be 3/4 and 3/4, one without a label; then 1/4, 1/4 and 3/4. Good bad - and bad bad neutral."""
     graded = {3: 0.0, 4: 0.0, 6: 0.5}
     group = [solution(range(5, 12), {2: 1.0, 4: 0.0, 6: NAN}, solved=0.0), solution(range(20, 27), graded)]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     said = torch.tensor([LN3, LN3, 0.0, -LN3, -LN3, LN3])[:, None]
     loss, shares = normalise(PRM().loss(Outputs(torch.zeros(0), scores_RK=said), batch), batch.totals)
     right, wrong = math.log(4 / 3), math.log(4)
@@ -117,7 +117,7 @@ def test_terms_by_hand() -> None:
 
 def test_a_head_of_two_dimensions_is_refused() -> None:
     group = [solution(range(5, 9), {3: 1.0})]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     with pytest.raises(ValueError, match="expected a head of one dimension"):
         PRM().loss(Outputs(torch.zeros(0), scores_RK=torch.zeros(1, 2)), batch)
 
@@ -180,7 +180,7 @@ def accumulate(judge: Judge, groups: Sequence[Group], cuts: Sequence[Sequence[Gr
     judge.zero_grad()
     sums, whole = totals(groups), 0.0
     for mine in cuts:
-        batch = pack(mine, sums, targets=False)
+        batch = pack(mine, sums, says="reads")
         terms = prm.loss(Outputs(torch.zeros(0), scores_RK=judge(batch)), batch)
         loss, _ = normalise(terms, sums)
         loss.backward()

@@ -42,7 +42,7 @@ def ranked(number: int, labels: list[float], grades: list[tuple[float, ...]] | N
 
 
 def terms_of(algorithm: Reward, groups: Groups, scores: Tensor) -> dict[str, Term]:
-    batch = pack(groups, totals(groups), targets=False)
+    batch = pack(groups, totals(groups), says="reads")
     return algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores.view(len(batch.samples), -1)), batch)
 
 
@@ -106,7 +106,7 @@ def test_splits_add_up(algorithm: Reward) -> None:
     parts: dict[str, float] = {}
     at = 0
     for group in groups:
-        batch = pack([group], totals(groups), targets=False)
+        batch = pack([group], totals(groups), says="reads")
         own = Outputs(torch.zeros(0), scores_RK=scores[at : at + len(group), None])
         _, shares = normalise(algorithm.loss(own, batch), totals(groups))
         at += len(group)
@@ -212,13 +212,13 @@ def test_dimensions_without_grades_train_the_total_alone() -> None:
 def test_every_sample_is_read_once() -> None:
     group = ranked(0, [1, 0])
     group[1].reads = [2, 4]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     with pytest.raises(ValueError, match="got 2 reads of a sample, expected 1"):
         Reward().loss(Outputs(torch.zeros(0), scores_RK=torch.zeros(3, 1)), batch)
 
 
 def batch_of(group: list[Sample]) -> Batch:
-    return pack([group], totals([group]), targets=False)
+    return pack([group], totals([group]), says="reads")
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1)])

@@ -172,8 +172,8 @@ def on_the_model(algorithm: Any, name: str, dtype: torch.dtype) -> tuple[float, 
     policy, reference = (
         TorchLearner(Policy(m.to(dtype), "forest"), OptimConfig(), LearnerOptions(budget=10_000)) for m in models()
     )
-    for s, out in zip((s for g in groups for s in g), reference.forward(groups), strict=True):
-        s.streams["ref_logprobs"] = out["logprobs"]
+    for s, out in zip((s for g in groups for s in g), reference.say(groups, ["logprobs"]), strict=True):
+        s.streams["ref_logprobs"] = out.logprobs
 
     def loss(outputs: Outputs, batch: Batch) -> Any:
         if dtype == torch.float64:  # a batch keeps streams in float32, whose rounding is larger than what is measured

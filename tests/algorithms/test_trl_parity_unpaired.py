@@ -129,7 +129,7 @@ def on_scores(algorithm: Any, case: dict[str, Any]) -> tuple[float, list[float]]
         groups.append(pair)
     leaf = torch.tensor(case["scores"], dtype=WIDE, requires_grad=True)
     scores_RK = leaf.view(2, 4).T.reshape(8, 1)
-    batch = pack(groups, totals(groups), targets=False)
+    batch = pack(groups, totals(groups), says="reads")
     loss, _ = normalise(algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores_RK), batch), batch.totals)
     loss.backward()
     assert leaf.grad is not None
@@ -198,8 +198,9 @@ def policy_of(kind: str) -> TorchLearner:
     model = tiny_model(FAMILY)
     if kind == "reward":
         heads.attach(model, 1, seed=3)
-    options = LearnerOptions(budget=10_000, whole=kind == "reward", reads=kind == "reward")
-    return TorchLearner(Policy(model.to(WIDE), "forest", reads=kind == "reward"), OptimConfig(), options)
+    options = LearnerOptions(budget=10_000, whole=kind == "reward")
+    says = "reads" if kind == "reward" else "tokens"
+    return TorchLearner(Policy(model.to(WIDE), "forest", says=says), OptimConfig(), options)
 
 
 def reference_model() -> Any:
@@ -220,7 +221,7 @@ class Beside:
         self.learner = TorchLearner(Policy(reference_model(), "forest"), OptimConfig(), LearnerOptions(budget=10_000))
 
     def logprobs(self, groups: Groups) -> list[list[float]]:
-        return [said["logprobs"] for said in self.learner.forward(groups)]
+        return [outputs.logprobs for outputs in self.learner.say(groups, ["logprobs"])]
 
 
 def rows_of(kind: str) -> Groups:

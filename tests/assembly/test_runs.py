@@ -21,7 +21,7 @@ from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
 from espalier.data.render.rankings import comparisons, levels, settled
 from espalier.errors import ConfigError
-from espalier.forest.microbatches import Layout, forward_size
+from espalier.forest.microbatches import Packing, forward_size
 from espalier.losses.lists import plackett_luce
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.from_groups import compared
@@ -276,8 +276,8 @@ def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monke
 def test_tokens_of_a_forward() -> None:
     """A prompt of 20, answers of 6 and 9, whose last tokens nothing reads: 20 + 5 + 8, 25 + 28, and 4 * 28 padded."""
     (group,) = pair_groups(1)
-    assert forward_size([group], Layout(whole=True)) == 33 and forward_size([group], Layout(share=False)) == 53
-    assert forward_size([group, group], Layout(padded=True)) == 112
+    assert forward_size([group], Packing(whole=True)) == 33 and forward_size([group], Packing(share=False)) == 53
+    assert forward_size([group, group], Packing(padded=True)) == 112
 
 
 def test_what_means_nothing_in_this_run_is_said(desk: Desk) -> None:

@@ -16,7 +16,7 @@ from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.assembly.runs import RUNS, RunConfig
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
-from espalier.engines.protocols import Group
+from espalier.engines.protocols import Group, Quantity, SampleOutputs
 from espalier.errors import ConfigError
 from espalier.loop.annotate import annotate
 from espalier.types import Sample
@@ -39,8 +39,9 @@ class Model:
         self.asked.append([list(g) for g in groups])
         return [said(s, self.scale) for g in groups for s in g]
 
-    def forward(self, groups: Sequence[Group]) -> list[dict[str, list[float]]]:
-        return [{"logprobs": x} for x in self.logprobs(groups)]
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        assert list(what) == ["logprobs"]
+        return [SampleOutputs(logprobs=x) for x in self.logprobs(groups)]
 
 
 @dataclass(frozen=True)

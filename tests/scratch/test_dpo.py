@@ -54,8 +54,8 @@ def groups_of(rows: list[dict[str, Any]], learner: TorchLearner) -> Groups:
             [sample(row["prompt"], y, group=number, beats=b) for y, b in zip(row["answers"], beats, strict=True)]
         )
     flat = [s for g in groups for s in g]
-    for s, out in zip(flat, learner.forward(groups), strict=True):
-        s.streams["ref_logprobs"] = out["logprobs"]
+    for s, out in zip(flat, learner.say(groups, ["logprobs"]), strict=True):
+        s.streams["ref_logprobs"] = out.logprobs
     return groups
 
 

@@ -12,7 +12,7 @@ from espalier.assembly.reference import reference_bytes
 from espalier.assembly.runs import unread_in_judging
 from espalier.assembly.session import Session
 from espalier.data.store.stats import StoreStats
-from espalier.forest.microbatches import Layout, forward_size, microbatches
+from espalier.forest.microbatches import Packing, forward_size, microbatches
 
 SIZED = 64
 """Groups of each source among which the largest is sought."""
@@ -79,7 +79,7 @@ def _plan(session: Session) -> Iterator[str]:
     yield f"memory about {sum(need.values()) / 2**30:.2f} GiB a process, libraries aside: {parts}"
 
 
-def _largest_piece(session: Session, limit: int, layout: Layout) -> int:
+def _largest_piece(session: Session, limit: int, layout: Packing) -> int:
     """Tokens of the largest piece (what is never cut) above the limit, 0 if there is none.
 
     Sought among the `SIZED` groups of each source that have the most tokens, a shared prefix counted for each sample.

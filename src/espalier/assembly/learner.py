@@ -10,7 +10,7 @@ from espalier.assembly.model import Model
 from espalier.assembly.runs import RunConfig
 from espalier.assembly.session import Session
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
-from espalier.forest.microbatches import Layout
+from espalier.forest.microbatches import Packing
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -22,22 +22,28 @@ def budget(config: RunConfig, device: torch.device) -> int:
     return config.loop.tokens_per_microbatch or default
 
 
-def token_layout(model: Model, *, whole: bool = False) -> Layout:
+def token_layout(model: Model, *, whole: bool = False) -> Packing:
     """How tokens are counted against the budget; `whole` keeps groups in one piece."""
     loaded, policy = model.loaded, model.policy
     stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
-    return Layout(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
+    return Packing(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
 
 
 def build_learner(session: Session) -> TorchLearner:
-    """Build the session's learner; shards the policy if several processes train together."""
+    """Build the session's learner; shards the policy if several processes train together.
+
+    Raises ValueError if the algorithm and the policy disagree on what the model says.
+    """
     config, model, traits = session.config, session.model, session.traits
+    if traits.says != model.policy.says:
+        raise ValueError(
+            f"the loss is about {traits.says}, the policy says {model.policy.says}; expected the same of both"
+        )
     options = LearnerOptions(
         budget=budget(config, session.device),
         compute=model.compute,
         linear=traits.linear,
         whole=traits.whole,
-        reads=traits.says == "reads",
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,

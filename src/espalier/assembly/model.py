@@ -73,7 +73,7 @@ def build_model(
         neftune_alpha=neftune_alpha,
         dropout=config.dropout,
         router_loss=config.router_loss > 0,
-        reads=head is not None,
+        says="tokens" if head is None else "reads",
     )
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
     if config.router_loss:
@@ -141,7 +141,7 @@ def put_head(loaded: Loaded, head: HeadSpec, seed: int) -> None:
 
 def padding_notes(model: Model, renderer: Renderer) -> list[str]:
     """What to say of the pad token that a reward model will be exported with, if it is a new one."""
-    if not model.policy.reads:
+    if model.policy.says == "tokens":
         return []
     note = padding_of(model.loaded.model, model.loaded.tokenizer, renderer.stop_ids).note
     return [note] if note else []

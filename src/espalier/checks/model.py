@@ -60,12 +60,12 @@ def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> O
     sums = totals(chosen)
     device = next(policy.parameters()).device
     with torch.no_grad():
-        batch = pack(chosen, sums, share=policy.shares, targets=not policy.reads, device=device)
+        batch = pack(chosen, sums, share=policy.shares, says=policy.says, device=device)
         scores = policy(batch)
-        packed = scores["scores_RK"] if policy.reads else scores["logprobs"][batch.score]
+        packed = scores["scores_RK"] if policy.says == "reads" else scores["logprobs"][batch.score]
         alone = one_by_one(policy, [s for group in chosen for s in group])
     worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
-    what, unit = ("reads", "score") if policy.reads else ("tokens", "nats")
+    what, unit = ("reads", "score") if policy.says == "reads" else ("tokens", "nats")
     bound = LAYOUT_LIMIT[str(dtype).removeprefix("torch.")]
     value = f"{policy.layout}: {worst:.1e} over {len(alone):,} {what}"
     limit = f"<= {bound:g} {unit} of one-by-one"
@@ -93,7 +93,7 @@ def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
                 continue
         for s in samples:
             ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
-            out.append(_scores(policy, s, ids) if policy.reads else _logprobs(policy, s, ids))
+            out.append(_scores(policy, s, ids) if policy.says == "reads" else _logprobs(policy, s, ids))
     finally:
         model.train(training)
         model.set_attn_implementation(before)

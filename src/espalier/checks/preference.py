@@ -55,7 +55,7 @@ def check_reference(evidence: Evidence) -> Outcome:
     groups = evidence.pairs.groups if evidence.pairs else _without_replay(session.dataset.groups(0))[:CHECKED_PAIRS]
 
     def logprobs(groups: Groups) -> list[list[float]]:
-        return [entry["logprobs"] for entry in learner.forward(groups)]
+        return [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
 
     difference = apart(logprobs(groups), session.reference.logprobs(groups))
     other = session.config.reference.reference_model
@@ -187,11 +187,10 @@ def _score(session: Session, groups: list[list[Sample]]) -> list[float]:
     """The summed log-probability of every sample, or the total of what the scalar head says."""
     learner = session.learner
     if session.traits.says == "tokens":
-        return [sum(entry["logprobs"]) for entry in learner.forward(groups)]
+        return [sum(outputs.logprobs) for outputs in learner.say(groups, ["logprobs"])]
     totals = []
-    for scores_RK in learner.forwards.scores(groups):
-        scores = scores_RK[0].tolist()
-        totals.append(sum(w * x for w, x in zip(session.traits.weights, scores, strict=True)))
+    for outputs in learner.forwards.say(groups, ["scores"]):
+        totals.append(sum(w * x for w, x in zip(session.traits.weights, outputs.scores[0], strict=True)))
     return totals
 
 

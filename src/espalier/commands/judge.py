@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _calibrated_scores(session: Session, *, every: bool) -> Scores:
     weights = session.traits.weights if session.traits.wants == "grades" else None
     scores: Scores = []
     for groups in _chunks(trained_on(session, CALIBRATED)):
-        reads = iter(session.learner.score([group for _, group in groups]))
+        reads = iter(_scores(session, [group for _, group in groups]))
         for _, group in groups:
             best = chosen(group, weights)
             for place in range(len(group)):
@@ -143,6 +144,11 @@ def _spread(stores: Sequence[tuple[Store, Any]], count: int) -> Groups:
     return groups
 
 
+def _scores(session: Session, groups: Sequence[list[Sample]]) -> list[Scores]:
+    """For every sample, in order, what the head says after each of its reads."""
+    return [outputs.scores for outputs in session.learner.say(groups, ["scores"])]
+
+
 def _chunks(groups: Groups) -> Iterator[Groups]:
     for low in range(0, len(groups), CHUNK):
         yield groups[low : low + CHUNK]
@@ -152,7 +158,7 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
 
 
 def _judge_answers(session: Session, groups: Groups, resampling: Resampling) -> Report:
-    learner, tokenizer, traits = session.learner, session.model.loaded.tokenizer, session.traits
+    tokenizer, traits = session.model.loaded.tokenizer, session.traits
     labelled = correctness(groups)
     compared_by = _comparison_weights(session)
 
@@ -161,14 +167,14 @@ def _judge_answers(session: Session, groups: Groups, resampling: Resampling) -> 
 
     records: list[Judged] = []
     for chunk in _chunks(groups):
-        reads = iter(learner.score([group for _, group in chunk]))
+        reads = iter(_scores(session, [group for _, group in chunk]))
         for source, group in chunk:
             scores = [next(reads)[0] for _ in group]
             known = source in labelled
             record = record_of(decode, source, group, scores, traits.weights, compared_by, known=known)
             records.append(compared(record, traits.weights) if traits.wants == "grades" else record)
     alone = [_unjudged(group) for _, group in groups[:PROBED]]  # in any order, one by one
-    probe = sensitivity(learner.score, alone, seed=session.config.loop.seed)
+    probe = sensitivity(partial(_scores, session), alone, seed=session.config.loop.seed)
     people = {"" if name == NAMELESS else name: weight for name, weight in _people_weights(session).items()}
     return reward.judge(records, resampling, probe, people)
 
@@ -197,7 +203,7 @@ def _judge_steps(session: Session, groups: Groups, resampling: Resampling) -> Re
     samples = [group for _, group in groups]
     reads: list[Scores] = []
     for chunk in _chunks(groups):
-        reads += session.learner.score([group for _, group in chunk])
+        reads += _scores(session, [group for _, group in chunk])
     solutions = from_samples(samples, reads)
     report = process.process(solutions, resampling)
     path = session.config.judge.outcome_model
@@ -219,9 +225,8 @@ def _outcome_scorer(session: Session, path: str) -> Callable[[Sequence[list[Samp
     if model.loaded.tokenizer.get_vocab() != session.model.loaded.tokenizer.get_vocab():
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
     forwards: Forwards = frozen(model.policy, learner.options, learner.world)
-    calibration = heads.calibration_of(model.policy.model)
 
     def score(groups: Sequence[list[Sample]]) -> Scores:
-        return [tuple(calibration.apply(scores_RK)[0].tolist()) for scores_RK in forwards.scores(groups)]
+        return [outputs.scores[0] for outputs in forwards.say(groups, ["scores"], calibrated=True)]
 
     return score

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from espalier import files
 from espalier.assembly.runs import RunConfig
 from espalier.config.options import dump, flat
+from espalier.engines.protocols import together
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
@@ -77,7 +78,7 @@ def _enter(session: Session, run: RunDir) -> None:
         if session.main:
             _pin(session, run)
 
-    checkpoint.together(pin, f"{run.path} was not entered", session.processes)
+    together(pin, f"{run.path} was not entered", session.processes, CheckpointError)
 
 
 def _pin(session: Session, run: RunDir) -> None:

@@ -38,8 +38,8 @@ def annotate(
                 s.streams["ref_logprobs"] = said
     wanted = _held(_joined(groups, mates) if "old_logprobs" in needs else mates)
     if wanted:
-        for s, told in zip(_flat(wanted), learner.forward(wanted), strict=True):
-            s.streams["old_logprobs"] = told["logprobs"]
+        for s, outputs in zip(_flat(wanted), learner.say(wanted, ["logprobs"]), strict=True):
+            s.streams["old_logprobs"] = outputs.logprobs
     return {name: float(x) for name, x in algorithm.credit([*groups, *mates], dict(state)).items()}
 
 

@@ -18,12 +18,12 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
     loss = weight = hits = count = 0.0
     for groups in batches:
         samples = [s for g in groups for s in g]
-        for s, said in zip(samples, learner.forward(groups, correct=True), strict=True):
+        for s, outputs in zip(samples, learner.say(groups, ["logprobs", "correct"]), strict=True):
             for t in range(1, len(s.tokens)):
                 if s.mask[t]:
-                    loss -= s.weights[t] * said["logprobs"][t]
+                    loss -= s.weights[t] * outputs.logprobs[t]
                     weight += s.weights[t]
-                    hits += said["correct"][t]
+                    hits += outputs.correct[t]
                     count += 1
     if not weight:
         return {}

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group, Learner, Reference
-from espalier.errors import EspalierError
+from espalier.engines.protocols import Group, Learner, Reference, together
+from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
 from espalier.loop.evaluate import evaluate, evaluate_loss, shown
@@ -242,9 +243,10 @@ class Trainer:
 
     def _write(self, folder: Path) -> None:
         # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
-        checkpoint.together(lambda: self.learner.save(folder), f"{folder} was not written", self.world)
-        if (reference := self.reference) is not None:
-            checkpoint.together(lambda: reference.save(folder), f"{folder} was not written", self.world)
+        outcome = f"{folder} was not written"
+        together(partial(self.learner.save, folder), outcome, self.world, CheckpointError)
+        if self.reference is not None:
+            together(partial(self.reference.save, folder), outcome, self.world, CheckpointError)
         self.learner.export(folder / "model")
 
     def _prune(self) -> None:

@@ -21,7 +21,7 @@ from espalier.models.layout import Layout
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.router import balance_loss
 from espalier.models.score import Head, score
-from espalier.types import Batch
+from espalier.types import Batch, Says
 
 _NOISE = re.compile(r"dropout|pdrop|layerdrop|jitter")
 
@@ -30,11 +30,12 @@ class Policy(nn.Module):
     """A causal LM over packed batches.
 
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
-    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. reads: the
-    model has a scalar head (`heads.attach`) in place of its token head, and is read at the batch's `reads_R`.
+    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. says: what
+    the model is read for; `reads` needs a scalar head (`heads.attach`) in place of its token head, and reads it at the
+    batch's `reads_R`.
 
     Raises ModelError where `dropout` is on and the architecture draws some of its noise itself: attention dropout in
-    the layout padded, or dropouts that are no modules; and where the model has not the head that `reads` says.
+    the layout padded, or dropouts that are no modules; and if the model does not have the head that `says` needs.
     """
 
     def __init__(
@@ -45,13 +46,15 @@ class Policy(nn.Module):
         neftune_alpha: float = 0.0,
         dropout: bool = False,
         router_loss: bool = False,
-        reads: bool = False,
+        says: Says = "tokens",
     ):
         super().__init__()
-        if reads != (heads.scalar_head(model) is not None):
-            has, wants = ("no scalar head", "one") if reads else ("a scalar head", "a token head")
-            raise ModelError(f"reads is {reads}, but {type(model).__name__} has {has}; expected {wants}")
-        self.reads = reads
+        has_scalar_head = heads.scalar_head(model) is not None
+        if says == "reads" and not has_scalar_head:
+            raise ModelError(f"says is reads, but {type(model).__name__} has no scalar head; expected one")
+        if says == "tokens" and has_scalar_head:
+            raise ModelError(f"says is tokens, but {type(model).__name__} has a scalar head; expected a token head")
+        self.says = says
         self.model = model
         self.layout = layout
         self.neftune_alpha = neftune_alpha
@@ -96,10 +99,10 @@ class Policy(nn.Module):
         Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, and
         `router`. Raises ValueError where it is asked for what only a token head says.
         """
-        if self.reads and (entropy or correct or cotangent_U is not None):
+        if self.says == "reads" and (entropy or correct or cotangent_U is not None):
             raise ValueError("a model with a scalar head has no entropy, correct or cotangent; ask for none of them")
         hidden_ND, router = self._hidden(batch, noise)
-        if self.reads:
+        if self.says == "reads":
             read = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
             return read if router is None else {**read, "router": router}
         weight, bias = head_weights(self.model.get_output_embeddings())
