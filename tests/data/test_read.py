@@ -293,7 +293,7 @@ def test_a_path_that_exists_is_taken_whole(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("a.jsonl:alpacca", "got format 'alpacca'; expected one of auto, alpaca, .* Did you mean 'alpaca'"),
+        ("a.jsonl:alpacca", "got format 'alpacca'; expected one of auto, alpaca, .* Did you mean alpaca"),
         ("a.jsonl=half", "got proportion 'half'; expected a number above 0"),
         ("a.jsonl=0", "got proportion 0; expected a finite number above 0"),
         ("a.jsonl=nan", "got proportion nan"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from espalier.config.fields import nearest
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, nearest
 
 
 def weighted(given: Iterable[str], known: tuple[str, ...], key: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ flag. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
@@ -17,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -119,12 +118,6 @@ def _limits(metadata: Iterable[Any]) -> list[str]:
             case MinLen():
                 found.append("not empty")
     return [" and ".join(found)] if found else []
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """A sentence that suggests the known name closest to `name`; empty where none is close."""
-    close = difflib.get_close_matches(str(name).replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def show(value: Any) -> str:

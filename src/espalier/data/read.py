@@ -14,10 +14,9 @@ from pathlib import Path
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, unknown, vote
-from espalier.data.formats.common import nearest
 from espalier.data.formats.expand import expand
 from espalier.data.formats.reviews import is_reviews
-from espalier.errors import ConfigError, DataError, RowError
+from espalier.errors import ConfigError, DataError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
 READ_VERSION = 3
@@ -120,8 +119,8 @@ def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
 def _known(name: str, what: str) -> None:
     if name != "auto" and name not in KNOWN:
         known = ("auto", *KNOWN)
-        expected = f"expected one of {', '.join(known)}. {nearest(name, known)}"
-        raise ConfigError(f"{what}: got format {name!r}; {expected}".rstrip())
+        expected = f"expected one of {', '.join(known)}.{nearest(name, known)}"
+        raise ConfigError(f"{what}: got format {name!r}; {expected}")
 
 
 def read(

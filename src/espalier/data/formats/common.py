@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.data.files.json_rows import decode_string, readable
@@ -37,12 +36,6 @@ def missing(field: str, row: Fields, expected: str, fix: str = "") -> RowError:
 def empty_answer(field: str, value: str) -> RowError:
     got = f"content {value[:20]!r}"
     return RowError("empty assistant turn", field=field, got=got, expected="a text to learn")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known word; empty where none is near."""
-    near = difflib.get_close_matches(word.strip().lower(), list(known), n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:

@@ -11,14 +11,13 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
-    nearest,
     shown,
     string,
     tools,
     weight,
     wrong_type,
 )
-from espalier.errors import RowError
+from espalier.errors import RowError, nearest
 from espalier.types import Chat, Message, Origin, Role
 
 KEYS = ("messages", "conversation", "conversations")

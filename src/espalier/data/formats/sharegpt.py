@@ -11,7 +11,6 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
-    nearest,
     shown,
     string,
     tools,
@@ -19,7 +18,7 @@ from espalier.data.formats.common import (
     wrong_type,
 )
 from espalier.data.formats.messages import KEYS
-from espalier.errors import RowError
+from espalier.errors import RowError, nearest
 from espalier.types import Chat, Message, Origin, Role
 
 CALLS = ("function_call", "tool_call")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.data.formats.common import Fields, first_key, missing, nearest, shown, string, wrong_type
+from espalier.data.formats.common import Fields, first_key, missing, shown, string, wrong_type
 from espalier.data.formats.messages import message_list
-from espalier.errors import RowError
+from espalier.errors import RowError, nearest
 from espalier.types import Message, Origin, Steps
 
 PROMPTS = ("prompt", "question", "problem", "query", "input")

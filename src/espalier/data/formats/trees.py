@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from espalier.data.files.json_rows import Row
-from espalier.data.formats.common import Fields, empty_answer, first_key, missing, nearest, shown, string, wrong_type
-from espalier.errors import RowError
+from espalier.data.formats.common import Fields, empty_answer, first_key, missing, shown, string, wrong_type
+from espalier.errors import RowError, nearest
 from espalier.types import Message, Origin, Role, Tree, TreeNode
 
 ROLES: dict[str, Role] = {
