@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def examples(path: str | Path, **options: Any) -> list[Any]:
-    return list(read(parse_source(str(path)), **options))
+    return list(read(replace(parse_source(str(path)), **options)))
 
 
 # --------------------------------------------------------------------------------------------------------- containers
@@ -319,7 +320,7 @@ def test_the_format_is_the_sources_own_else_the_default(tmp_path: Path) -> None:
     assert [type(e) for e in examples(path, default_format="text")] == [Text]
     assert [type(e) for e in examples(f"{path}:completion", default_format="text")] == [Completion]
     with pytest.raises(ConfigError, match="got format 'txt'"):
-        read(Source(str(path)), default_format="txt")
+        read(Source(str(path), default_format="txt"))
     (tmp_path / "b.md").write_text("one")
     assert [e.text for e in examples(f"{tmp_path}/b.md:text")] == ["one"]
     (tmp_path / "c.txt").write_text("one")

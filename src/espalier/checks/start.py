@@ -18,7 +18,6 @@ from espalier.checks import data as preflight
 from espalier.checks import table
 from espalier.checks.model import layout, loss, update
 from espalier.checks.table import Check, run
-from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render.drafts import Judged, Rendered
 from espalier.data.render.renderer import Renderer
@@ -65,10 +64,7 @@ def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]
     flipped = preference_of(config).flip  # held-out files are rendered without it, by another renderer
     held = zip(p.opened.held_sources, p.opened.held_out, strict=False) if not flipped else ()
     for source, store in (*zip(p.opened.sources, (*p.opened.main, *p.opened.replay), strict=True), *held):
-        default = "text" if store.part == REPLAY else config.data.format
-        form = config.algorithm.traits.consumes
-        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
-        examples = (e for e in found if not isinstance(e, RowError))
+        examples = (example for example in read(source) if not isinstance(example, RowError))
         yield from islice(matched(p.renderer, store, examples), CHECKED_ROWS)
 
 

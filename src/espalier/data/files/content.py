@@ -12,7 +12,18 @@ from pathlib import Path
 from espalier.errors import DataError
 
 SETTLED_S = 2.0
-_PLACE = re.compile(r"(@[\w.-]+)?(#[\w.-]+)?$")
+_PLACE = re.compile(r"(?:@(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?\Z")
+
+
+def split_place(path: str) -> tuple[str, str, str]:
+    """A folder or hub data set, and the configuration and the split that follow its name; empty if not named.
+
+    >>> split_place("owner/name@main#test"), split_place("folder#dev")
+    (('owner/name', 'main', 'test'), ('folder', '', 'dev'))
+    """
+    place = _PLACE.search(path)
+    assert place is not None, "the pattern matches the empty text at the end"
+    return path[: place.start()], place["config"] or "", place["split"] or ""
 
 
 def content_key(path: str, cache: Path | None = None) -> str:
@@ -25,7 +36,7 @@ def content_key(path: str, cache: Path | None = None) -> str:
     try:
         if os.path.isfile(path):
             return f"file {content_hash(Path(path), cache)}"
-        name = path if os.path.isdir(path) else _PLACE.sub("", path)
+        name = path if os.path.isdir(path) else split_place(path)[0]
         place, folder = path[len(name) :], Path(name)
         if folder.is_dir():
             files = sorted(file for file in folder.rglob("*") if file.is_file())

@@ -18,7 +18,7 @@ from espalier.data.files.json_rows import Row, json_lines, json_values
 from espalier.data.files.plain import plain_rows
 from espalier.errors import DataError, RowError
 
-Kind = Literal["lines", "array", "values", "plain", "parquet"]
+Container = Literal["lines", "array", "values", "plain", "parquet"]
 
 BOM = b"\xef\xbb\xbf"
 HEAD = 1 << 16
@@ -47,7 +47,7 @@ class DataFile:
 
     path: Path
     shown: str
-    kind: Kind
+    container: Container
     gzipped: bool
 
     def rows(self) -> Iterator[Row | RowError]:
@@ -55,7 +55,7 @@ class DataFile:
 
         Raises DataError where the file itself breaks off (gzip, Parquet, the disk).
         """
-        if self.kind == "parquet":
+        if self.container == "parquet":
             from espalier.data.files.tables import parquet_rows
 
             yield from parquet_rows(self.path, self.shown)
@@ -64,12 +64,12 @@ class DataFile:
             with _open(self.path, self.gzipped) as stream:
                 if stream.peek(3)[:3] == BOM:  # type: ignore[attr-defined]
                     stream.read(3)
-                if self.kind == "lines":
+                if self.container == "lines":
                     yield from json_lines(stream, self.shown)
-                elif self.kind == "plain":
+                elif self.container == "plain":
                     yield from plain_rows(stream, self.shown)
                 else:
-                    yield from json_values(stream, self.shown, array=self.kind == "array")
+                    yield from json_values(stream, self.shown, array=self.container == "array")
         except (EOFError, zlib.error, OSError) as e:
             raise broken(self.shown, e) from e
 
@@ -108,7 +108,7 @@ def open_file(path: Path, shown: str, *, plain: bool = False) -> DataFile:
     return DataFile(path, shown, _kind(path, shown, head, gzipped, plain), gzipped)
 
 
-def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Kind:
+def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Container:
     if not head.strip():
         raise DataError(f"{shown}: the file is empty; expected at least one row")
     for magic, what in _PACKED.items():

@@ -17,9 +17,11 @@ from espalier.data.formats.common import (
     weight,
     wrong_type,
 )
+from espalier.data.formats.format import Format
 from espalier.data.formats.messages import KEYS
+from espalier.data.formats.messages import looks as looks_like_messages
 from espalier.errors import RowError, nearest
-from espalier.types import Chat, Message, Origin, Role
+from espalier.types import Chat, Consumes, Message, Origin, Role
 
 CALLS = ("function_call", "tool_call")
 ROLES: dict[str, Role] = {
@@ -41,6 +43,11 @@ ROLES: dict[str, Role] = {
 }
 
 
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has turns that are not OpenAI messages."""
+    return first_key(row, KEYS) is not None and not looks_like_messages(row, consumes)
+
+
 def read_sharegpt(row: Fields, origin: Origin) -> Chat:
     """A Chat from `conversations` (or `conversation`, `messages`), with optional `system` and `tools`. Raises RowError.
 
@@ -56,7 +63,8 @@ def read_sharegpt(row: Fields, origin: Origin) -> Chat:
         if messages and messages[0].role == "system":
             got = "a system column and a system turn"
             raise RowError("two system turns", field="system", got=got, expected="one", fix="Keep one of them")
-        check_turns(messages, key)  # first alone, so that an error counts turns as the file does
+        # Checked without the system turn first, so that an error counts turns as the file does.
+        check_turns(messages, key)
         messages.insert(0, Message("system", system))
     return Chat(check_turns(messages, key), tools(row), origin)
 
@@ -76,11 +84,15 @@ def _turn(row: Any, field: str) -> Message:
     if role is None:
         fix = nearest(name, ROLES)
         raise RowError("unknown role", field=f"{field}.from", got=shown(name), expected=", ".join(ROLES), fix=fix)
-    own = weight(row, field)
-    if row.get("value") is None:
+    own_weight = weight(row, field)
+    value = row.get("value")
+    if value is None:
         raise missing(f"{field}.value", row, "value")
     if name in CALLS:
-        return Message(role, "", tool_calls=calls(row["value"], f"{field}.value"), weight=own)
-    if role == "tool" and isinstance(row["value"], dict | list):
-        return Message(role, json.dumps(row["value"], ensure_ascii=False, default=str), weight=own)
-    return Message(role, string(row, ("value",), f"{field}."), weight=own)
+        return Message(role, "", tool_calls=calls(value, f"{field}.value"), weight=own_weight)
+    if role == "tool" and isinstance(value, dict | list):
+        return Message(role, json.dumps(value, ensure_ascii=False, default=str), weight=own_weight)
+    return Message(role, string(row, ("value",), f"{field}."), weight=own_weight)
+
+
+FORMAT = Format("sharegpt", read_sharegpt, looks)
