@@ -48,14 +48,9 @@ def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
     """
 
     def sources(specs: Sequence[str], part: str, default_format: str) -> tuple[Source, ...]:
+        prompt = config.alpaca_prompt
         return tuple(
-            replace(
-                source,
-                part=part,
-                default_format=default_format,
-                alpaca_prompt=config.alpaca_prompt,
-                consumes=consumes,
-            )
+            replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
             for source in parse_sources(specs)
         )
 
@@ -141,8 +136,11 @@ def open_data(
     chosen: list[Selection] = [None] * len(main)
     kept_back: list[Selection] = [None] * len(held_out)
     if config.eval_fraction:
-        sides = [split(one, config.eval_fraction, seed) for one in main]
-        chosen, kept_back, held_out = [train for train, _ in sides], [held for _, held in sides], main
+        chosen, kept_back, held_out = [], [], main
+        for one in main:
+            train, held = split(one, config.eval_fraction, seed)
+            chosen.append(train)
+            kept_back.append(held)
     opened = Opened(main, replay, held_out, list(sources.trained), list(sources.held_out), chosen, kept_back)
     _share_dimensions(opened, learned=renderer.form.wants == "grades")
     return opened

@@ -217,8 +217,8 @@ def _expanded(source: Source, examples: Iterator[Example | RowError]) -> Iterato
 
 def _examples(source: Source, name: str, rows: Iterator[Row | RowError]) -> Iterator[Example | RowError]:
     """The examples of rows of format `name`; if it is "auto", the first WINDOW rows decide."""
-    known = None if name == AUTO else name
-    if known is None:
+    known: str | None = name
+    if name == AUTO:
         window: list[Row | RowError] = []
         for row in rows:
             if isinstance(row, RowError) and not window:

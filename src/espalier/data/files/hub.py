@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from espalier.data.files.content import split_place
-from espalier.data.files.json_rows import Row, text_problem
+from espalier.data.files.json_rows import Row, checked_row
 from espalier.data.files.tables import without_nulls
 from espalier.errors import DataError, RowError
 
@@ -23,14 +23,14 @@ def hub_rows(shown: str) -> Iterator[Row | RowError]:
     name, config, split = split_place(shown)
     try:
         for number, value in enumerate(_load(name, config or None, split or "train"), 1):
-            row = without_nulls(value)
-            problem = text_problem(row)
-            yield problem.at(f"{shown}:{number}") if problem else Row(number, row)
+            yield checked_row(number, without_nulls(value), f"{shown}:{number}")
     except DataError:
         raise
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        offline = " (offline: the hub cannot be reached)" if isinstance(error, ConnectionError) else ""
-        raise DataError(f"{shown}: no such file or folder, nor a data set on the hub{offline}") from error
+        message = f"{shown}: no such file or folder, nor a data set on the hub"
+        if isinstance(error, ConnectionError):
+            message += " (offline: the hub cannot be reached)"
+        raise DataError(message) from error
     # `datasets` and the network raise errors of many libraries, with no common base.
     except Exception as error:
         reason = " ".join(str(error).split())[:500]

@@ -49,12 +49,14 @@ class StrictJSON:
         self.problem = None
         try:
             return self._decoder.raw_decode(text, start)
+        # Itself a ValueError, but of syntax.
         except json.JSONDecodeError:
             raise
         except RecursionError:
             raise _too_deep() from None
-        except ValueError as e:
-            raise RowError("number too long", got=str(e), fix="Write the number as a string") from None
+        # What is left of ValueError: Python refuses to convert integers of thousands of digits.
+        except ValueError as error:
+            raise RowError("number too long", got=str(error), fix="Write the number as a string") from None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -111,8 +113,17 @@ def decode_string(text: str, field: str, expected: str) -> Any:
 def readable(key: Any) -> str:
     """A key as an error names it: on one line, in characters that can be printed, and not too long."""
     text = str(key)
-    text = text if text.isprintable() else ascii(text)
+    return clipped(text if text.isprintable() else ascii(text))
+
+
+def clipped(text: str) -> str:
+    """The beginning of a text, in at most 60 characters."""
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def position(stream: IO[bytes]) -> int:
+    """Where a stream stands in its (unpacked) file, in bytes from 0; 0 for one that cannot tell."""
+    return stream.tell() if stream.seekable() else 0
 
 
 def _too_deep(field: str = "") -> RowError:
@@ -141,6 +152,12 @@ def text_problem(value: Any, field: str = "", depth: int = 0) -> RowError | None
         if problem:
             return problem
     return None
+
+
+def checked_row(line: int, value: Any, where: str) -> Row | RowError:
+    """A row of a container whose values are decoded already, or the error for a text in it that cannot be passed on."""
+    problem = text_problem(value)
+    return problem.at(where) if problem else Row(line, value)
 
 
 def _string_problem(text: str, field: str) -> RowError | None:
@@ -181,8 +198,7 @@ def _near(error: json.JSONDecodeError, end: str) -> str:
 
 def json_lines(stream: IO[bytes], shown: str) -> Iterator[Row | RowError]:
     """Each line that is not blank is one JSON value. A line over LIMIT bytes is skipped without being held."""
-    decoder, number = StrictJSON(), 0
-    offset = stream.tell() if stream.seekable() else 0
+    decoder, number, offset = StrictJSON(), 0, position(stream)
     while raw := stream.readline(LIMIT + 1):
         number += 1
         start, where = offset, f"{shown}:{number}"
@@ -235,7 +251,7 @@ class _Window:
         self._stream, self._shown = stream, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.pos, self.line, self.eof = "", 0, 1, False
-        self._offset = stream.tell() if stream.seekable() else 0
+        self._offset = position(stream)
         # Characters of the first line of `text` that are already forgotten.
         self._before = 0
 

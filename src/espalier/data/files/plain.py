@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from espalier.data.files.json_rows import Row, not_utf8
+from espalier.data.files.json_rows import Row, not_utf8, position
 from espalier.errors import RowError
 
 PIECE = 2048
@@ -47,7 +47,7 @@ def plain_rows(stream: IO[bytes], shown: str) -> Iterator[Row | RowError]:
 def _parts(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str] | RowError]:
     """Lines with their numbers; a long line comes in several parts, so that a file without line ends is never held."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    line, offset = 1, stream.tell() if stream.seekable() else 0
+    line, offset = 1, position(stream)
     while raw := stream.readline(_PART):
         # Bytes of a character that the part before this one has begun.
         begun = len(decoder.getstate()[0])

@@ -86,7 +86,9 @@ def broken(shown: str, error: Exception) -> DataError:
 
 
 def _open(path: Path, gzipped: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb") if gzipped else open(path, "rb"))
+    if gzipped:
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return open(path, "rb")
 
 
 def open_file(path: Path, shown: str, *, plain: bool = False) -> DataFile:
@@ -151,7 +153,9 @@ def _text_container(path: Path, shown: str, head: bytes, plain: bool) -> Contain
         return "array"
     # A first line that ends in an opening bracket or a comma is the start of an indented object, not a row of JSONL.
     first = body.split(b"\n", 1)[0].rstrip()
-    return "values" if suffix == ".json" and first.endswith((b"{", b"[", b",")) else "lines"
+    if suffix == ".json" and first.endswith((b"{", b"[", b",")):
+        return "values"
+    return "lines"
 
 
 def _wide(shown: str, what: str) -> DataError:

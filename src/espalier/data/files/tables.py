@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from espalier.data.files.json_rows import Row, text_problem
+from espalier.data.files.json_rows import Row, checked_row
 from espalier.errors import DataError, RowError
 
 BATCH = 256
@@ -46,8 +46,7 @@ def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
     except (ValueError, OverflowError) as error:
         got = " ".join(str(error).split())
         return RowError("unreadable value", where=where, got=got, expected="a value Python can hold")
-    problem = text_problem(value)
-    return problem.at(where) if problem else Row(number, value)
+    return checked_row(number, value, where)
 
 
 def without_nulls(value: Any) -> Any:

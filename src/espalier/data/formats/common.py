@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espalier.data.files.json_rows import decode_string, readable
+from espalier.data.files.json_rows import clipped, decode_string, readable
 from espalier.errors import RowError
 from espalier.types import Message
 
 Fields = Mapping[str, Any]
 WEIGHTS = ("weight", "loss_weight")
-SHOWN_CHARACTERS = 60
 SHOWN_KEYS = 20
 
 
@@ -22,10 +21,7 @@ def shown(value: Any) -> str:
         return "null"
     names = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
     name = names.get(type(value), type(value).__name__)
-    text = repr(value)
-    if len(text) > SHOWN_CHARACTERS:
-        text = text[: SHOWN_CHARACTERS - 3] + "..."
-    return f"{name} {text}"
+    return f"{name} {clipped(repr(value))}"
 
 
 def wrong_type(field: str, value: Any, expected: str) -> RowError:
