@@ -58,6 +58,7 @@ def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: boo
     instruction = string(row, ("instruction",))
     context = string(instance, INPUTS, field, default="")
     output = string(instance, OUTPUTS, field)
+    # Some tasks are all input; the instruction alone may be empty.
     if not (instruction.strip() or context.strip()):
         got = "an empty instruction and no input"
         raise RowError("empty prompt", field="instruction", got=got, expected="an instruction")

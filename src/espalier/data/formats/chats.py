@@ -8,6 +8,7 @@ from espalier.data.formats.format import Format
 from espalier.errors import RowError
 from espalier.types import Chat, Origin
 
+# Text comes last: many conversations have a column of that name beside them.
 CHATS: tuple[Format, ...] = (messages.FORMAT, sharegpt.FORMAT, alpaca.FORMAT, prompt.FORMAT, text.FORMAT)
 """The formats of one conversation or text, in the order in which a row is compared with them."""
 EXPECTED = (

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.data.files.json_rows import clipped, decode_string, readable
-from espalier.errors import RowError
-from espalier.types import Message
+from espalier.errors import RowError, nearest
+from espalier.types import Message, Role
 
 Fields = Mapping[str, Any]
 WEIGHTS = ("weight", "loss_weight")
@@ -41,10 +41,22 @@ def missing(field: str, row: Fields, expected: str, fix: str = "") -> RowError:
     return RowError("missing key", field=field, got=got, expected=expected, fix=fix)
 
 
-def empty_answer(field: str, value: str) -> RowError:
+def blank(reason: str, field: str, text: str, expected: str) -> RowError:
+    """The error for a text that is empty or white space."""
+    return RowError(reason, field=field, got=f"content {text[:20]!r}", expected=expected)
+
+
+def empty_answer(field: str, text: str) -> RowError:
     """The error for an assistant turn without text."""
-    got = f"content {value[:20]!r}"
-    return RowError("empty assistant turn", field=field, got=got, expected="a text to learn")
+    return blank("empty assistant turn", field, text, "a text to learn")
+
+
+def role_of(name: str, roles: Mapping[str, Role], field: str) -> Role:
+    """The role that a format calls `name`. Raises RowError if it is not one of `roles`."""
+    if name not in roles:
+        fix = nearest(name, roles)
+        raise RowError("unknown role", field=field, got=shown(name), expected=", ".join(roles), fix=fix)
+    return roles[name]
 
 
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:
@@ -111,6 +123,7 @@ def _weight_number(value: Any, field: str) -> float:
 
 def _json(value: Any, field: str, expected: str) -> Any:
     """`value`; if it is a string, what that decodes to as JSON."""
+    # Tables without nested columns hold it as text, and models answer in text.
     if isinstance(value, str):
         return decode_string(value, field, expected)
     return value
@@ -175,7 +188,7 @@ def _call(entry: Any, field: str, expected: str) -> dict[str, Any]:
         raise RowError("empty tool name", field=f"{field}.name", got="an empty string", expected="a name")
     result = {"type": "function", "function": {"name": name, "arguments": _arguments(function, field)}}
     if isinstance(call.get("id"), str):
-        # Templates print a call's keys in this order.
+        # First, as templates that print a whole call show its keys in their order.
         return {"id": call["id"], **result}
     return result
 

@@ -15,6 +15,7 @@ from espalier.data.formats.prompt import PROMPTS
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Ranking, Response, Role
 
+# Only after a blank line: a text may hold "Human:" inside a turn.
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 

@@ -10,6 +10,7 @@ from typing import Any
 from espalier.data.formats.alpaca import INPUTS, history, plain_prompt
 from espalier.data.formats.common import (
     Fields,
+    blank,
     check_turns,
     empty_answer,
     first_key,
@@ -240,11 +241,11 @@ def check_prompt(prompt: Sequence[Message]) -> None:
         raise RowError("empty prompt", field="prompt", got="no turns", expected="a text to answer")
     last = prompt[-1]
     if last.role in ("user", "system") and not last.content.strip():
-        got = f"content {last.content[:20]!r}"
-        raise RowError("empty prompt", field="prompt", got=got, expected="a text to answer")
+        raise blank("empty prompt", "prompt", last.content, "a text to answer")
     if last.role not in ("user", "tool"):
         got = f"the role {last.role} at the end"
         raise RowError("prompt without a question", field="prompt", got=got, expected="a user turn at the end")
+    # A prompt is sound if the conversation that an answer makes of it is.
     check_turns((*prompt, Message("assistant", "answer")), "prompt")
 
 

@@ -11,6 +11,7 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
+    role_of,
     shown,
     string,
     tools,
@@ -87,10 +88,7 @@ def message_list(value: Any, field: str) -> list[Message]:
 
 def _message(row: Fields, field: str) -> Message:
     name = string(row, ("role",), f"{field}.")
-    role = ROLES.get(name)
-    if role is None:
-        fix = nearest(name, ROLES)
-        raise RowError("unknown role", field=f"{field}.role", got=shown(name), expected=", ".join(ROLES), fix=fix)
+    role = role_of(name, ROLES, f"{field}.role")
     call_keys = [key for key in _CALL_KEYS if row.get(key)]
     if "content" not in row and not call_keys:
         raise missing(f"{field}.content", row, "content")
@@ -114,7 +112,7 @@ def _content(value: Any, role: Role, field: str, has_calls: bool) -> Content:
         return "", "", ()
     is_blocks = isinstance(value, list) and all(isinstance(block, dict) and "type" in block for block in value)
     if role == "tool" and isinstance(value, dict | list) and not (is_blocks and value):
-        # The result of a tool, given as data instead of a text.
+        # The result of a tool, given as data instead of a text. `default`: Parquet holds dates, too.
         return json.dumps(value, ensure_ascii=False, default=str), "", ()
     if not is_blocks:
         raise wrong_type(field, value, "a string or a list of typed blocks")

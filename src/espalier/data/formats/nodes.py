@@ -66,6 +66,7 @@ def read_nodes(rows: Iterable[Row | RowError], path: str, source: str) -> Iterat
         else:
             places[name] = len(nodes)
             nodes.append(node)
+    # After all rows: an answer may stand before the message that it answers.
     for place, node in enumerate(nodes):
         if node.parent in places:
             nodes[places[node.parent]].replies.append(place)

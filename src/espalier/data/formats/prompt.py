@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.data.formats.common import Fields, check_turns, empty_answer, first_key, missing, string, tools
+from espalier.data.formats.common import Fields, blank, check_turns, empty_answer, first_key, missing, string, tools
 from espalier.data.formats.format import Format
 from espalier.data.formats.messages import message_list
-from espalier.errors import RowError
 from espalier.types import Chat, Consumes, Message, Origin
 
 PROMPTS = ("prompt", "question", "query")
@@ -29,8 +28,7 @@ def read_prompt(row: Fields, origin: Origin) -> Chat:
     else:
         prompt = string(row, (prompt_key,))
         if not prompt.strip():
-            got = f"content {prompt[:20]!r}"
-            raise RowError("empty prompt", field=prompt_key, got=got, expected="a text to answer")
+            raise blank("empty prompt", prompt_key, prompt, "a text to answer")
         messages.append(Message("user", prompt))
     if isinstance(row[answer_key], list):
         messages += message_list(row[answer_key], answer_key)

@@ -13,6 +13,7 @@ from espalier.types import Consumes, Origin, Ranking, Response
 
 KEYS = ("responses", "answers", "completions", "candidates", "response", "answer", "completion")
 RANKS = ("ranks", "rank")
+# `score` is in both: its numbers are scores, its true and false are labels.
 SCORES = ("scores", "rewards", "pred_score", "score")
 GOOD = ("good", "correct", "labels", "score")
 AUTHORS = ("model", "author", "source")

@@ -53,6 +53,7 @@ def _files(path: str) -> list[Path]:
     for file in Path(path).rglob("*"):
         if file.is_file() and file.name.lower().removesuffix(".gz").endswith(JSON_NAMES):
             files.append(file)
+    # Sorted, so that examples come in the same order on every file system.
     return sorted(files)
 
 

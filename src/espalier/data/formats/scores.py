@@ -22,6 +22,7 @@ def looks(row: Fields, consumes: Consumes) -> bool:
         return False
     if isinstance(row.get("scores"), dict):
         return True
+    # True and false are numbers in Python, but labels in data.
     values = [row.get(key) for key in (*SCORES, *DIMENSIONS)]
     return any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 

@@ -11,7 +11,7 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
-    shown,
+    role_of,
     string,
     tools,
     weight,
@@ -20,7 +20,7 @@ from espalier.data.formats.common import (
 from espalier.data.formats.format import Format
 from espalier.data.formats.messages import KEYS
 from espalier.data.formats.messages import looks as looks_like_messages
-from espalier.errors import RowError, nearest
+from espalier.errors import RowError
 from espalier.types import Chat, Consumes, Message, Origin, Role
 
 CALLS = ("function_call", "tool_call")
@@ -30,6 +30,7 @@ ROLES: dict[str, Role] = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    # Assistants whose conversations people shared.
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
@@ -80,10 +81,7 @@ def _turn(row: Any, field: str) -> Message:
     if not isinstance(row, dict):
         raise wrong_type(field, row, "an object with from and value")
     name = string(row, ("from",), f"{field}.")
-    role = ROLES.get(name)
-    if role is None:
-        fix = nearest(name, ROLES)
-        raise RowError("unknown role", field=f"{field}.from", got=shown(name), expected=", ".join(ROLES), fix=fix)
+    role = role_of(name, ROLES, f"{field}.from")
     own_weight = weight(row, field)
     value = row.get("value")
     if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.data.formats.common import Fields, first_key, first_list, missing, shown, string, wrong_type
+from espalier.data.formats.common import Fields, blank, first_key, first_list, missing, shown, string, wrong_type
 from espalier.data.formats.format import Format
 from espalier.data.formats.messages import KEYS as TURNS
 from espalier.data.formats.messages import message_list
@@ -21,6 +21,7 @@ TEXTS = ("text", "content", "step", "value")
 LABELS = ("labels", "ratings")
 SOLVED = ("solved", "correct", "is_correct", "final_answer_correct")
 WORDS: dict[str, float] = {"good": 1.0, "bad": 0.0, "neutral": 0.5, "+": 1.0, "-": 0.0}
+# As PRM800K rates steps. Elsewhere 0 is bad, so that numbers are read only if the column says which scale it is.
 _RATINGS: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
 _LABEL = "true, false, good, bad, neutral or null"
 
@@ -100,7 +101,7 @@ def _prompt(row: Fields) -> tuple[Message, ...]:
         return tuple(messages)
     text = string(row, (key,))
     if not text.strip():
-        raise RowError("empty prompt", field=key, got=f"content {text[:20]!r}", expected="a text to answer")
+        raise blank("empty prompt", key, text, "a text to answer")
     return (*lead, Message("user", text))
 
 
@@ -160,12 +161,13 @@ def _text(step: Any, field: str) -> str:
     if not isinstance(text, str):
         raise wrong_type(field, step, "a text, or an object with text and label")
     if not text.strip():
-        raise RowError("empty step", field=field, got=f"content {text[:20]!r}", expected="a text to judge")
+        raise blank("empty step", field, text, "a text to judge")
     return text
 
 
 def _labels(row: Fields, count: int, field: str) -> list[float | None]:
     """The labels that stand beside `count` steps, None for each if there are none."""
+    # Null is an answer here: a solution without a mistake.
     if "mistake_index" in row:
         return _up_to(row["mistake_index"], None, count, f"{field}mistake_index")
     if row.get("label") is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from espalier.data.formats.common import Fields, first_key, string, wrong_type
+from espalier.data.formats.common import Fields, blank, first_key, string, wrong_type
 from espalier.data.formats.format import Format
-from espalier.errors import RowError
 from espalier.types import Consumes, Origin, Text
 
 KEYS = ("text", "content", "paragraphs")
@@ -25,7 +24,7 @@ def read_text(row: Fields, origin: Origin) -> Text:
     else:
         text = string(row, KEYS)
     if not text.strip():
-        raise RowError("empty text", field="text", got=f"content {text[:20]!r}", expected="a text to learn")
+        raise blank("empty text", "text", text, "a text to learn")
     return Text(text, origin)
 
 

@@ -6,9 +6,9 @@ Köpf et al., arXiv:2304.07327. A message has a `text`, a `role` (prompter or as
 
 from __future__ import annotations
 
-from espalier.data.formats.common import Fields, empty_answer, first_key, shown, string, wrong_type
+from espalier.data.formats.common import Fields, empty_answer, first_key, role_of, string, wrong_type
 from espalier.data.formats.format import Format
-from espalier.errors import RowError, nearest
+from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Role, Tree, TreeNode
 
 ROLES: dict[str, Role] = {
@@ -68,10 +68,7 @@ def message_of(row: Fields, field: str, *, root: bool) -> Message:
     """The message of a row or an object; `field` is its place in the row. Raises RowError."""
     prefix = f"{field}." if field else ""
     name = string(row, ("role",), prefix)
-    role = ROLES.get(name)
-    if role is None:
-        expected, fix = ", ".join(ROLES), nearest(name, ROLES)
-        raise RowError("unknown role", field=f"{prefix}role", got=shown(name), expected=expected, fix=fix)
+    role = role_of(name, ROLES, f"{prefix}role")
     if role == "system" and not root:
         expected = "a system message as root"
         raise RowError("system turn not first", field=f"{prefix}role", got="a reply", expected=expected)
@@ -88,6 +85,7 @@ def rank_of(row: Fields, field: str) -> int | None:
     rank = row.get("rank")
     if rank is None:
         return None
+    # A column of whole numbers with gaps is often stored as floating point: 1.0 is rank 1.
     if isinstance(rank, bool) or not isinstance(rank, int | float) or rank < 0 or rank != int(rank):
         raise wrong_type(f"{field}.rank".removeprefix("."), rank, "a whole number from 0 (the best) up, or null")
     return int(rank)
