@@ -1,10 +1,12 @@
 """Containers and sources: what is written is what is read, in bounded memory, under the name the user gave."""
 
+import doctest
 import gzip
 import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +18,9 @@ from hypothesis import strategies as st
 import espalier.data.files.json_rows as json_rows
 import espalier.data.files.plain as plain
 import espalier.data.files.rows as rows
+import espalier.data.read as data_read
+from espalier.data import interleave
+from espalier.data.files import content
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import open_file
 from espalier.data.read import Source, parse_source, parse_sources, read
@@ -262,6 +267,12 @@ def test_problems_of_the_whole_file_are_raised_before_the_first_row_is_asked_for
 
 
 # ------------------------------------------------------------------------------------------------------------ sources
+
+
+@pytest.mark.parametrize("module", [content, interleave, data_read], ids=lambda module: module.__name__)
+def test_worked_examples(module: ModuleType) -> None:
+    failed, tried = doctest.testmod(module)
+    assert failed == 0 and tried >= 1
 
 
 @pytest.mark.parametrize(
