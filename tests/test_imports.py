@@ -41,6 +41,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "__main__": ("commands",),
 }
 
+DATA_ARROWS: dict[str, tuple[str, ...]] = {
+    # A room inside data  <-  the rooms of data that it may import, itself aside. What stands in no room may import all.
+    "data.files": (),
+    "data.render": (),
+    "data.formats": ("data.files", "data.render"),
+    "data.store": ("data.render",),
+}
+
 HEAVY: dict[str, tuple[str, ...]] = {
     # A library that is slow to import or may be absent  <-  the modules that may import it, lazily or not.
     "peft": ("models.adapters",),
@@ -168,6 +176,18 @@ def parsed(path: Path) -> ast.Module:
 @pytest.mark.parametrize("name", MODULES)
 def test_no_forbidden_arrow(name: str) -> None:
     assert forbidden_arrows(name, parsed(MODULES[name])) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, tuple(DATA_ARROWS))])
+def test_rooms_of_data_import_one_way(name: str) -> None:
+    room = next(entry for entry in DATA_ARROWS if within(name, (entry,)))
+    names = [i.name.removeprefix("espalier.") for i in imports(parsed(MODULES[name]))]
+    targets = [target for target in names if within(target, ("data",))]
+    assert [target for target in targets if not within(target, (room, *DATA_ARROWS[room]))] == []
+
+
+def test_every_room_of_data_is_in_the_table() -> None:
+    assert {f"data.{path.parent.name}" for path in (PACKAGE / "data").glob("*/__init__.py")} == set(DATA_ARROWS)
 
 
 def test_the_table_has_no_circle() -> None:

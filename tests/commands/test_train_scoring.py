@@ -330,7 +330,7 @@ def test_grades_outside_the_scale_are_found_at_the_start(place: Place) -> None:
 
 
 def test_a_misspelt_score_weight_is_refused(place: Place) -> None:
-    with pytest.raises(RowError, match=r"got mny; expected one of many, few\. Did you mean 'many'"):
+    with pytest.raises(RowError, match=r"got mny; expected one of many, few\. Did you mean many\?"):
         refused(place, "--data", *files(place, "two"), "--score-weights", "mny=1")
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
-from espalier.data.plan import REPLAY
 from espalier.data.read import read
 from espalier.data.render.drafts import Judged, Rendered
 from espalier.data.render.renderer import Renderer
@@ -72,14 +71,7 @@ class Evidence:
         if not config.preference.flip:  # held-out files are rendered without flips, by another renderer
             sources += zip(opened.held_sources, opened.held_out, strict=False)
         for source, store in sources:
-            default = "text" if store.part == REPLAY else config.data.format
-            examples = read(
-                source,
-                default_format=default,
-                alpaca_prompt=config.data.alpaca_prompt,
-                form=self.session.traits.consumes,
-            )
-            yield store, (example for example in examples if not isinstance(example, RowError))
+            yield store, (example for example in read(source) if not isinstance(example, RowError))
 
     @cached_property
     def probe(self) -> Probe:

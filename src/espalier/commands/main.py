@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from espalier import __version__
 from espalier.assembly.runs import RUNS
 from espalier.checks.start import NAMES as CHECK_NAMES
-from espalier.config.fields import nearest
 from espalier.config.options import Parser
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
-from espalier.errors import ConfigError, EspalierError
+from espalier.errors import ConfigError, EspalierError, nearest
 
 Arguments = list[str]
 _FLAGS = "[--config F.yaml] [--field value ...]"

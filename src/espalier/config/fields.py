@@ -7,7 +7,6 @@ flag. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -161,12 +160,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """A sentence that suggests the known name closest to `name`; empty where none is close."""
-    close = difflib.get_close_matches(str(name).replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def show(value: Any) -> str:

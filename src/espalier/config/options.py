@@ -15,8 +15,8 @@ from typing import IO, Any, NoReturn, TypeVar, get_origin
 
 from pydantic.fields import FieldInfo
 
-from espalier.config.fields import Known, expected, infos, literals, nearest, show
-from espalier.errors import ConfigError
+from espalier.config.fields import Known, expected, infos, literals, show
+from espalier.errors import ConfigError, nearest
 
 T = TypeVar("T")
 

@@ -58,7 +58,7 @@ def test_one_kind_of_judgement_decides_where_it_is_named() -> None:
 
 def test_a_misspelt_weight_is_refused_with_the_nearest_name() -> None:
     two = made(said(scores=(4.0, 1.0)), said(scores=(2.0, 5.0)), dimensions=("helpful", "brief"))
-    with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean 'helpful'\?"):
+    with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean helpful\?"):
         levels(two, {"helpfull": 1.0, "brief": 1.0})
     with pytest.raises(RowError, match=r"got kind; .*Name the row's own dimensions"):
         levels(two, {"kind": 1.0})

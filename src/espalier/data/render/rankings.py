@@ -7,8 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from espalier.data.formats.common import nearest
-from espalier.errors import RowError
+from espalier.errors import RowError, nearest
 from espalier.types import Ranking, Response
 
 if TYPE_CHECKING:
