@@ -18,13 +18,14 @@ GROUND = ("errors", "files", "config")  # no nouns, no torch
 ARROWS: dict[str, tuple[str, ...]] = {
     # A room with all its modules  <-  what it may import, itself aside. The longest name counts.
     "types": (),
+    "ties": (),
     "errors": (),
     "files": ("errors",),
     "config": ("errors",),
     "forest": ("types",),
-    "losses": ("types",),
+    "losses": ("types", "ties"),
     "algorithms": ("types", "losses", *GROUND),
-    "data": ("types", *GROUND),
+    "data": ("types", "ties", *GROUND),
     "models": ("types", "losses", *GROUND),
     "toy": ("errors",),
     "embedded": ("toy", "errors", "files"),
@@ -33,7 +34,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # Protocols, never an engine.
     "loop": ("types", "algorithms", "engines.protocols", *GROUND),
     "watch": (),
-    "workbench": ("types", "data", "errors", "files"),
+    "workbench": ("types", "ties", "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
     "assembly": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", *GROUND),
     "checks": ("types", "forest", "losses", "algorithms", "data", "engines", "loop", "assembly", *GROUND),
@@ -56,7 +57,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
     # inside functions and for type checking.
-    *("errors", "files", "types", "config", "algorithms", "data", "toy", "workbench", "watch"),
+    *("errors", "files", "types", "ties", "config", "algorithms", "data", "toy", "workbench", "watch"),
     *("loop.metrics", "loop.schedule", "loop.signals", "loop.rundir", "loop.track", "loop.progress"),
     *("assembly.runs", "checks.firstloss", "commands.main", "commands.train", "commands.doctor"),
 )

@@ -20,10 +20,11 @@ from espalier.checks.firstloss import expected_first_loss
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
-from espalier.data.render.rankings import comparisons, levels, settled
+from espalier.data.render.rankings import comparisons, levels
 from espalier.errors import ConfigError
 from espalier.forest.microbatches import Layout, forward_size
 from espalier.losses.lists import plackett_luce
+from espalier.ties import settled
 from espalier.types import Message, Ranking, Response
 from espalier.workbench.from_groups import compared
 from espalier.workbench.records import Judged, JudgedResponse

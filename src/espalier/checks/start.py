@@ -20,7 +20,7 @@ from espalier.checks.model import layout, loss, update
 from espalier.checks.table import Check, run
 from espalier.data.plan import REPLAY
 from espalier.data.read import read
-from espalier.data.render.drafts import Judged, Rendered
+from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
 from espalier.engines.learner import TorchLearner
@@ -84,7 +84,7 @@ def matched(renderer: Renderer, store: Store, examples: Iterable[Example]) -> It
         stored = store.groups_of(line, at)
         at = stored.stop
         kept = store.stats.dimensions
-        odd = any(isinstance(group, Judged) and group.dimensions not in ((), kept) for _, group in rendered)
+        odd = any(isinstance(group, RenderedGroup) and group.dimensions not in ((), kept) for _, group in rendered)
         if len(stored) == len(rendered) and not odd and store.dimensions == kept:
             yield from ((example, store.group(i)) for (example, _), i in zip(rendered, stored, strict=True))
         if at == len(store):
