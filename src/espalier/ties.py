@@ -19,7 +19,8 @@ def settled(levels: Sequence[float | None]) -> list[float | None]:
     known = {level for level in levels if level is not None}
     least_of: dict[float, float] = {}
     least = -math.inf
-    # A tie is measured from its least level, not from neighbour to neighbour: a chain of small gaps is no single tie.
+    # A tie is measured from its least level, not from neighbour to neighbour: a chain of small gaps
+    # is no single tie.
     for level in sorted(known):
         if not least_of or level - least > ROUNDING * max(1.0, abs(least)):
             least = level

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from espalier.data.render import templates
-from espalier.data.render.control import Codec
+from espalier.data.render.control import Codec, opened
 from espalier.data.render.drafts import Draft, Mark
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.tokenizer_json import Follows
@@ -43,6 +43,7 @@ class Chats:
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-text token. Set eos_token in its tokenizer_config.json")
         self.train_on, self.max_length, self.form = train_on, max_length, form
+        self._base = 1.0 if train_on == "all" else 0.0  # the weight of tokens that no turn or region weighs
         self.eos = int(tokenizer.eos_token_id)
         self.bos = int(tokenizer.bos_token_id) if templates.adds_bos(tokenizer) else None
         self._bos_text = str(tokenizer.bos_token)
@@ -58,8 +59,9 @@ class Chats:
             self.codec = Codec(tokenizer, literals=literals)
             self._probe = Probe(self._templates, self.codec)
             turn_ends = self._probe.ends
-            # Which tokens end a turn shows only in rendered text. One that the tokenizer does not call special must
-            # never come from content either, so that the codec is built again with it.
+            # Which tokens end a turn shows only in rendered text. One that the tokenizer does not
+            # call special must never come from content either, so that the codec is built again
+            # with it.
             if any(not self.codec.added[i].special for i in turn_ends):
                 self.codec = Codec(tokenizer, turn_ends=turn_ends, literals=literals)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*turn_ends, self.eos)))
@@ -88,29 +90,31 @@ class Chats:
         """
         sealed, weights = self.sealed(chat), self.weights(chat.messages)
         all_tokens = self.train_on == "all"
-        base = 1.0 if all_tokens else 0.0
         trained = [i for i, weight in enumerate(weights) if weight]
         if not trained:
             raise RowError("nothing to train", got="no trained message", expected="one assistant turn at least")
         # What follows the last trained message decides nothing: the sample ends there.
         messages = chat.messages if all_tokens else chat.messages[: trained[-1] + 1]
         roles = [message.role for message in messages]
-        own = [i for i, message in enumerate(messages) if message.weight not in (None, base)]
+        own = [i for i, message in enumerate(messages) if message.weight not in (None, self._base)]
         others = [i for i in own if roles[i] != "assistant"]
-        turns = self._turns(sealed, roles, weights, every=all_tokens or apart, needed=not all_tokens or bool(own))
-        full = turns[-1].text if turns and turns[-1].message == len(roles) - 1 else sealed.write(len(roles))
+        every, needed = all_tokens or apart, not all_tokens or bool(own)
+        turns = self._turns(sealed, roles, weights, every=every, needed=needed)
+        last = len(roles) - 1
+        full = turns[-1].text if turns and turns[-1].message == last else sealed.write(last + 1)
 
-        # One sample holds the whole conversation if every turn stands in it as it was sampled: later messages leave
-        # the text before them as it is, and the tokens before the last turn are those of that text encoded at once.
+        # One sample holds the whole conversation if every turn stands in it as it was sampled:
+        # later messages leave the text before them as it is, and the tokens before the last turn
+        # are those of that text encoded at once.
         if all(full.startswith(turn.text[: turn.end]) for turn in turns):
             regions = [(i, *sealed.region(i, full)) for i in others]
             draft = self._draft(sealed, full, turns, weights, roles, regions)
             if len(turns) < 2 or self._sampled(sealed, full, turns[-1], draft):
                 return [draft]
 
-        # Else the template rewrites earlier turns (it drops old reasoning), or their ids join in another way: each
-        # trained turn gets a sample. Under `all` every token is trained alike, and one sample without turns does,
-        # unless a message has a weight of its own.
+        # Else the template rewrites earlier turns (it drops old reasoning), or their ids join in
+        # another way: each trained turn gets a sample. Under `all` every token is trained alike,
+        # and one sample without turns does, unless a message has a weight of its own.
         if all_tokens:
             if own:
                 raise rewritten(own[0])
@@ -120,23 +124,34 @@ class Chats:
         drafts = []
         for turn in turns:
             if weights[turn.message]:  # each sample trains its own turn only
-                drafts.append(self._draft(sealed, turn.text, [turn], weights, roles[: turn.message + 1]))
+                through = roles[: turn.message + 1]
+                drafts.append(self._draft(sealed, turn.text, [turn], weights, through))
         return drafts
 
     def _turns(
-        self, sealed: SealedChat, roles: Sequence[str], weights: Sequence[float], *, every: bool, needed: bool
+        self,
+        sealed: SealedChat,
+        roles: Sequence[str],
+        weights: Sequence[float],
+        *,
+        every: bool,
+        needed: bool,
     ) -> list[Turn]:
         """The assistant turns that are trained, or `every` one.
 
         needed: a turn that cannot be told from its prompt refuses the row. It need not if all tokens are trained alike:
         where a turn begins then does not matter, and there are none.
         """
+        turns = []
         try:
-            return [sealed.turn(i) for i, role in enumerate(roles) if role == "assistant" and (every or weights[i])]
+            for i, role in enumerate(roles):
+                if role == "assistant" and (every or weights[i]):
+                    turns.append(sealed.turn(i))
         except RowError:
             if needed:
                 raise
             return []
+        return turns
 
     def weights(self, messages: Sequence[Message]) -> list[float]:
         """The weight with which each message is trained, 0 if it is not. Raises RowError for a negative one."""
@@ -166,11 +181,14 @@ class Chats:
 
         regions: (message, start, end) of other messages with own weights.
         """
-        base = 1.0 if self.train_on == "all" else 0.0
-        # Marks of plain contents come from a search of the text and serve the counts by role alone; turns and regions
-        # know their places from rendering prefixes, and carry the weights.
-        weighted = {turn.message for turn in turns} | {i for i, _, _ in regions}
-        marks = [Mark(start, end, roles[i], weights[i]) for i, start, end in regions]
+        base = self._base
+        # Marks of plain contents come from a search of the text and serve the counts by role alone;
+        # turns and regions know their places from rendering prefixes, and carry the weights.
+        weighted = {turn.message for turn in turns}
+        marks: list[Mark] = []
+        for i, start, end in regions:
+            weighted.add(i)
+            marks.append(Mark(start, end, roles[i], weights[i]))
         for i, start, end in sealed.contents(full, len(roles)):
             if i not in weighted:
                 marks.append(Mark(start, end, roles[i], base))
@@ -179,16 +197,17 @@ class Chats:
         draft, at = Draft(), 0
         follows: Follows = "start"
         draft.add(self.head(full), base)
-        # Where text goes over into a turn, ids are joined, not text: a sampler is given the ids of the prompt, and
-        # merges across that border (of "\n" and "\n\n") are none it could produce.
+        # Where text goes over into a turn, ids are joined, not text: a sampler is given the ids of
+        # the prompt, and merges across that border (of "\n" and "\n\n") are none it could produce.
         for turn in turns:
             follows = self._gap(draft, sealed, full, at, turn.start, follows, marks, base)
             self._turn(draft, sealed, turn, follows, weights[turn.message])
             at, follows = turn.end, "token"
-        # What stands behind the last trained token (a line end after the stop token) belongs to the next prompt.
+        # What stands behind the last trained token (a line end after the stop token) belongs to the
+        # next prompt.
         end = len(full)
         if self.train_on != "all":
-            end = max([turn.end for turn in turns] + [end for _, _, end in regions])
+            end = max([at, *(end for _, _, end in regions)])
         self._gap(draft, sealed, full, at, end, follows, marks, base)
         return draft
 
@@ -196,7 +215,7 @@ class Chats:
         """Append what the model writes in `turn`. Raises RowError if its tokens decode to other text."""
         response = turn.text[turn.start : turn.end]
         piece = self.codec.encode(response, sealed.seal, follows)
-        text = sealed.seal.open(response) if sealed.seal else response
+        text = opened(response, sealed.seal)
         # The model would learn to write what the decoder shows, not what the row says.
         if not self.codec.reads(piece.ids, text):
             raise RowError(
@@ -220,13 +239,15 @@ class Chats:
         base: float,
     ) -> Follows:
         """Append the characters `start` to `end`, which stand between turns. Returns what the next piece follows."""
-        # Some added tokens take the spaces behind them (`rstrip`); encoded on their own, these would come twice.
+        # Some added tokens take the spaces behind them (`rstrip`); encoded on their own, these
+        # would come twice.
         if follows == "token" and self.codec.added[draft.sample.tokens[-1]].rstrip:
             start += len(full[start:end]) - len(full[start:end].lstrip())
         if start == end:
             return follows
         piece = self.codec.encode(full[start:end], sealed.seal, follows)
-        draft.add_piece(piece, start, [mark for mark in marks if mark.start < end and mark.end > start], base)
+        inside = [mark for mark in marks if mark.start < end and mark.end > start]
+        draft.add_piece(piece, start, inside, base)
         return self.codec.ending(full[start:end])
 
     def _sampled(self, sealed: SealedChat, full: str, last: Turn, draft: Draft) -> bool:

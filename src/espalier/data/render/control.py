@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from espalier.data.render import tokenizer_json
+from espalier.data.render import control_patterns, tokenizer_json
 from espalier.data.render.tokenizer_json import Follows
 from espalier.errors import ModelError, RowError
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_STEM = 3  # a sealed beginning of a control string is this long, or one character short of the whole
-_LITERAL = 40  # the end of a template's constant string that may begin a control string, in characters
 _PRIVATE = range(0xE000, 0xF900)
 _PROBES = ("Two  words, 12.5", " led by a space", "lines\n\n\ttabs ", "ÜBER naïve 漢字 🙂")
 
@@ -87,6 +85,16 @@ class Seal:
         return text.translate(self._back)
 
 
+def opened(sealed: str, seal: Seal | None) -> str:
+    """The text that was meant by sealed text; of a row that needs no seal, the text itself."""
+    return sealed if seal is None else seal.open(sealed)
+
+
+def closed(text: str, seal: Seal | None) -> str:
+    """Content that may hold no markup, sealed; of a row that needs no seal, the text itself."""
+    return text if seal is None else seal.close(text)
+
+
 @dataclass(slots=True)
 class Piece:
     """Tokens of a piece of text. `chunks` hold runs of ids, the character each token starts at, and their offset."""
@@ -113,7 +121,10 @@ class Codec:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, turn_ends: Collection[int] = (), literals: Iterable[str] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        turn_ends: Collection[int] = (),
+        literals: Iterable[str] = (),
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -122,17 +133,20 @@ class Codec:
                 "Save it once with a tokenizer.json (transformers' PreTrainedTokenizerFast does)"
             )
         spec = json.loads(backend.to_str())
-        # The post-processor adds begin- and end-of-text tokens around every text that is encoded; here the template and
-        # `Chats.head` write them. Sorted keys: this text is part of what tokens are cached under.
+        # The post-processor adds begin- and end-of-text tokens around every text that is encoded;
+        # here the template and `Chats.head` write them. Sorted keys: this text is part of what
+        # tokens are cached under.
         spec.update(truncation=None, padding=None, post_processor=None)
         self.backend_json: str = json.dumps(spec, ensure_ascii=False, sort_keys=True)
         never = {*tokenizer.all_special_ids, *turn_ends}
-        self.added = {i: _added(i, token, i in never) for i, token in sorted(tokenizer.added_tokens_decoder.items())}
+        self.added: dict[int, Added] = {}
+        for i, token in sorted(tokenizer.added_tokens_decoder.items()):
+            self.added[i] = _added(i, token, i in never)
         controls = [token for token in self.added.values() if not token.space]
         self.control_ids = frozenset(token.id for token in controls)
         self._by_text = {token.text: token for token in self.added.values()}
-        # An unknown token stands for characters that the vocabulary lacks, and content may hold those. One that is also
-        # the end- or begin-of-text token stays forbidden.
+        # An unknown token stands for characters that the vocabulary lacks, and content may hold
+        # those. One that is also the end- or begin-of-text token stays forbidden.
         unknown = tokenizer_json.unknown_id(spec["model"])
         ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, *turn_ends}
         self.unknown_id = unknown if unknown not in ends else None
@@ -140,11 +154,11 @@ class Codec:
         longest_first = sorted(self.added.values(), key=lambda token: -len(token.text))
         self._written = re.compile("|".join(token.pattern for token in longest_first) or r"(?!)")
         texts = [token.text for token in controls]
-        self._rests = {rest.casefold() for rest in _rests(texts, literals)}
-        self.initials = _initials([*texts, *self._rests])
+        self._rests = {rest.casefold() for rest in control_patterns.rests(texts, literals)}
+        self.initials = control_patterns.initials([*texts, *self._rests])
         markup = [token.text for token in controls if not token.special]
-        self.risky = _risky(texts, [])
-        self.risky_but_markup = _risky([token.text for token in controls if token.special], markup)
+        self.risky = control_patterns.risky(texts, [])
+        self.risky_but_markup = control_patterns.risky([token.text for token in controls if token.special], markup)
         self._private = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
 
     # ------------------------------------------------------------------------------------------------- sealing a row
@@ -159,7 +173,8 @@ class Codec:
         taken = set(self._private.findall(template))
         for text, _ in texts:
             taken.update(self._private.findall(text))
-            # Content may hold the escape of a private-use character, which `Seal.rendered` would take for its own.
+            # Content may hold the escape of a private-use character, which `Seal.rendered` would
+            # take for its own.
             taken.update(chr(int(code, 16)) for code in re.findall(r"\\u(e[0-9a-f]{3}|f[0-8]..)", text))
         width = len(self.initials)
         for base in range(_PRIVATE[0], _PRIVATE[-1] + 1 - width, width):
@@ -209,20 +224,23 @@ class Codec:
         way to write the content without a control token, or the text is not valid Unicode.
         """
         if follows != "start" and self._prefixes:
-            # Only the text up to the first added token stands behind something; what comes later follows that token.
+            # Only the text up to the first added token stands behind something; what comes later
+            # follows that token.
             cut = next((start for start, _, _ in self.written(sealed)), len(sealed))
             if cut:
-                head, tail = self._sections(sealed[:cut], seal, follows), self.encode(sealed[cut:], seal)
-                return Piece(head.ids + tail.ids, head.chunks + [(chunk, base + cut) for chunk, base in tail.chunks])
-        text = seal.open(sealed) if seal else sealed
-        # The whole text is encoded at once, as a sampler does, if the tokenizer sees added tokens exactly where they
-        # were written: by the pattern first, then by the ids that came out.
+                piece, tail = self._sections(sealed[:cut], seal, follows), self.encode(sealed[cut:], seal)
+                piece.ids.extend(tail.ids)
+                piece.chunks.extend((chunk, base + cut) for chunk, base in tail.chunks)
+                return piece
+        text = opened(sealed, seal)
+        # The whole text is encoded at once, as a sampler does, if the tokenizer sees added tokens
+        # exactly where they were written: by the pattern first, then by the ids that came out.
         tokens = list(self.written(sealed))
         if text is sealed or text == sealed or _places(tokens) == _places(self.written(text)):
             encoding = tokenizer_json.encode(self._full, text)
             ids: list[int] = encoding.ids
-            controls = self.control_ids
-            if [i for i in ids if i in controls] == [token.id for _, _, token in tokens if token.id in controls]:
+            controls = [token.id for _, _, token in tokens if token.id in self.control_ids]
+            if controls == [i for i in ids if i in self.control_ids]:
                 return Piece(ids, [(encoding, 0)])
         return self._sections(sealed, seal, follows)
 
@@ -231,7 +249,8 @@ class Codec:
         piece = Piece([], [])
         at, behind = 0, follows
         for start, end, token in self.written(sealed):
-            # `lstrip` and `rstrip` tokens take the spaces beside them, as in the tokenizer's own encoding.
+            # `lstrip` and `rstrip` tokens take the spaces beside them, as in the tokenizer's own
+            # encoding.
             stop = at + len(sealed[at:start].rstrip()) if token.lstrip else start
             self._add_plain(piece, sealed[at:stop], at, seal, behind)
             piece.ids.append(token.id)
@@ -244,7 +263,7 @@ class Codec:
 
     def _add_plain(self, piece: Piece, sealed: str, at: int, seal: Seal | None, behind: Follows) -> None:
         """Append `sealed`, which stands at character `at`, as plain characters."""
-        text = seal.open(sealed) if seal else sealed
+        text = opened(sealed, seal)
         if not text:
             return
         encoding = tokenizer_json.encode(self._bare[behind], text)
@@ -259,7 +278,8 @@ class Codec:
         piece.ids.extend(encoding.ids)
         piece.chunks.append((encoding, at))
 
-    # Tokenizers are built when they are first needed: a row without control strings takes `_full` alone.
+    # Tokenizers are built when they are first needed: a row without control strings takes `_full`
+    # alone.
 
     @cached_property
     def _full(self) -> Tokenizer:
@@ -295,7 +315,11 @@ class Codec:
     @cached_property
     def lossless(self) -> bool:
         """Whether decoding gives every text back: so for byte-level vocabularies, not if spaces or case get lost."""
-        token = next((a.text for a in self.added.values() if a.special and not (a.lstrip or a.rstrip)), "")
+        token = ""
+        for added in self.added.values():
+            if added.special and not (added.lstrip or added.rstrip):
+                token = added.text
+                break
         probes = (*_PROBES, f"a{token}b {token} c")
         return all(self._same(self.decode(tokenizer_json.encode(self._full, text).ids), text) for text in probes)
 
@@ -315,7 +339,9 @@ class Codec:
         if self.lossless:
             normalizer = self._full.normalizer
             return normalizer is not None and bool(decoded == normalizer.normalize_str(text))
-        return (self.unknown_id is not None and self.unknown_id in ids) or _squash(decoded) == _squash(text)
+        if self.unknown_id is not None and self.unknown_id in ids:
+            return True
+        return _squash(decoded) == _squash(text)
 
 
 def _added(id: int, token: Any, never: bool) -> Added:
@@ -338,51 +364,3 @@ def _places(tokens: Iterable[tuple[int, int, Added]]) -> list[tuple[int, int]]:
 def _squash(text: str) -> str:
     """A text without spaces, case and compatibility forms."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().replace("▁", "").split())
-
-
-# ------------------------------------------------------------------------------------------------- what must be sealed
-
-
-def _initials(texts: Iterable[str]) -> list[str]:
-    """First characters of `texts`, in both cases."""
-    initials: set[str] = set()
-    for text in texts:
-        if text:
-            initials.update((text[0], text[0].lower(), text[0].upper()))
-    # The upper case of a few characters is two ("ß"): such a text never begins with it.
-    return sorted(initial for initial in initials if len(initial) == 1)
-
-
-def _risky(texts: Sequence[str], allowed: Sequence[str]) -> re.Pattern[str]:
-    """Matches the first character of each of `texts`, of its stem anywhere and of any beginning of it at the end.
-
-    The stem is sealed too because templates cut and join content: what one takes out of the middle must leave no whole
-    control string. Those that begin like a word have no stem, or every such word would be sealed. Case does not
-    matter, templates may change it. Strings in `allowed` are left alone, unless one of `texts` stands there.
-    """
-    if not texts:
-        return re.compile(r"(?!)")
-    stems: set[str] = set()
-    tails: set[str] = set()
-    for text in texts:
-        size = len(text) if text[0].isalnum() else max(1, min(_STEM, len(text) - 1))
-        stems.add(text[:size])
-        if size < len(text):
-            tails.update(text[:k] for k in range(1, size))
-    stem = "|".join(filter(None, (_ahead(stems), _ahead(tails, r"\s*\Z"))))
-    if allowed:
-        longest = "|".join(map(re.escape, sorted(allowed, key=len, reverse=True)))
-        stem = f"{_ahead(texts)}|(?!{longest})(?:{stem})"
-    return re.compile(stem, re.IGNORECASE)
-
-
-def _ahead(words: Iterable[str], end: str = "") -> str:
-    """A pattern of the first character of each word, if the rest of it and `end` follow."""
-    split = sorted({(word[0].lower(), word[1:].lower()) for word in words})
-    return "|".join(f"{re.escape(initial)}(?={re.escape(rest)}{end})" for initial, rest in split)
-
-
-def _rests(texts: Sequence[str], literals: Iterable[str]) -> set[str]:
-    """What completes a control string after a literal that ends in the beginning of one: `'<|' + role + '|>'`."""
-    ends = {literal[-k:] for literal in literals for k in range(1, min(_LITERAL, len(literal)) + 1)}
-    return {text[k:] for text in texts for k in range(1, len(text)) if text[:k] in ends}

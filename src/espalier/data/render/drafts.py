@@ -98,8 +98,8 @@ class Draft:
     def add_piece(self, piece: Piece, offset: int, marks: Sequence[Mark], base: float) -> None:
         """Append a piece from character `offset` on; tokens outside every mark have the weight `base`."""
         starts, at = piece.starts(), 0
-        # A token belongs to the mark that its first character is in: one that straddles the end of a message counts as
-        # that message's, one that begins in front of it does not.
+        # A token belongs to the mark that its first character is in: one that straddles the end of
+        # a message counts as that message's, one that begins in front of it does not.
         for mark in marks:
             first = max(at, bisect_left(starts, mark.start - offset))
             behind = max(first, bisect_left(starts, mark.end - offset))
@@ -118,7 +118,8 @@ class Draft:
                 del column[limit:]
             sample.stop = "length"
             self.spans = _cut(self.spans, limit)
-            # The first token of a sample has nothing before it and is never scored, whatever its mask says.
+            # The first token of a sample has nothing before it and is never scored, whatever its
+            # mask says.
             if not any(sample.mask[1:]):
                 raise RowError(
                     EMPTIED,

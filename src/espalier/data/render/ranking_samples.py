@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from espalier.data.render.drafts import EMPTIED, Rendered, RenderedGroup
+from espalier.data.render.answers import Answer, answers_of, draw_key
+from espalier.data.render.drafts import RenderedGroup
 from espalier.data.render.rankings import (
     TOO_CLOSE,
     UNJUDGED,
@@ -18,13 +15,12 @@ from espalier.data.render.rankings import (
     decides,
     flipped_labels,
     has_scores,
-    levels,
-    score_weights,
+    level_of,
 )
-from espalier.data.render.refusals import CUT, EMPTY, IDENTICAL, refusal
+from espalier.data.render.refusals import CUT, IDENTICAL, refusal
 from espalier.errors import RowError
 from espalier.ties import closer
-from espalier.types import Chat, Message, Ranking, Response
+from espalier.types import Ranking
 
 if TYPE_CHECKING:
     from espalier.data.render.chats import Chats
@@ -32,16 +28,6 @@ if TYPE_CHECKING:
 
 UNCOMPARED = "in no comparison"
 NAMELESS = "score"  # the name of a ranking's only dimension, if it has none
-
-
-@dataclass(slots=True)
-class _Answer:
-    """A response as tokens. whole: its tokens before the cut to max_length. level: how good it is, or None."""
-
-    rendered: Rendered
-    response: Response
-    whole: tuple[int, ...]
-    level: float | None
 
 
 def ranking_samples(chats: Chats, example: Ranking, key: int) -> RenderedGroup:
@@ -54,11 +40,12 @@ def ranking_samples(chats: Chats, example: Ranking, key: int) -> RenderedGroup:
     form = chats.form
     group = RenderedGroup("ranking")
     group.judged_by = _deciding(example, form)
-    answers = _answers(chats, example, key, group)
+    answers = answers_of(chats, example, key, group)
     if form.reads or form.wants == "grades":
         _grade(example, answers, group)
     if form.wants == "grades":
-        # Equal answers stay: two opinions on one answer are two grades to learn from, and contradict nothing.
+        # Equal answers stay: two opinions on one answer are two grades to learn from, and
+        # contradict nothing.
         answers = _graded(answers, group)
     elif form.wants == "labels":
         answers = _distinct(_labelled(answers, group, form), group)
@@ -89,53 +76,10 @@ def _deciding(example: Ranking, form: Form) -> str:
     return "dimensions" if deciding == "scores" and example.dimensions else deciding
 
 
-def _answers(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -> list[_Answer]:
-    """The responses as tokens; those without text, or without a token in front of the cut, are dropped."""
-    prompt = tuple(replace(message, weight=0.0) for message in example.prompt)
-    preference = chats.form.preference
-    answers: list[_Answer] = []
-    prompt_ids: list[int] | None = None
-    emptied: RowError | None = None
-    values = levels(example, score_weights(preference), preference.judged_by)
-    for place, (response, level) in enumerate(zip(example.responses, values, strict=True)):
-        message = response.message
-        if not _has_text(message):
-            group.drop(EMPTY)
-            continue
-        (draft,) = chats.drafts(Chat((*prompt, replace(message, weight=1.0)), example.tools))
-        before = draft.sample.tokens[: draft.turn_at]
-        # Siblings share their prompt's computation, and a likelihood is compared given the same text: a template that
-        # writes the prompt by the response (reasoning switched on or off) makes responses that cannot be compared.
-        if prompt_ids is not None and before != prompt_ids:
-            raise RowError(
-                "responses have different prompts",
-                field=f"responses[{place}]",
-                got="a prompt that the chat template writes in another way than that of the responses before it",
-                expected="one prompt for all responses",
-                fix="Give all responses of a row reasoning, or none, or choose another --template",
-            )
-        prompt_ids = before
-        whole = tuple(draft.sample.tokens)
-        try:
-            answers.append(_Answer(draft.finish(chats.max_length, key, response), response, whole, level))
-        except RowError as error:
-            if error.reason != EMPTIED:
-                raise
-            emptied = error
-            group.drop(EMPTIED)
-    if emptied and not answers:
-        raise emptied
-    return answers
-
-
-def _has_text(message: Message) -> bool:
-    return bool(message.content.strip() or message.reasoning or message.tool_calls)
-
-
 # --------------------------------------------------------------------------------------------------------- judgements
 
 
-def _grade(example: Ranking, answers: Sequence[_Answer], group: RenderedGroup) -> None:
+def _grade(example: Ranking, answers: Sequence[Answer], group: RenderedGroup) -> None:
     """Fill `grades` if the row has scores, nan for a score that a response lacks; else leave them empty."""
     if not has_scores(example):
         return
@@ -149,10 +93,11 @@ def _grade(example: Ranking, answers: Sequence[_Answer], group: RenderedGroup) -
                 got=f"{len(scores)} scores",
                 expected=f"{len(group.dimensions)}, for {', '.join(group.dimensions)}",
             )
-        answer.rendered.sample.grades = [tuple(math.nan if score is None else float(score) for score in scores)]
+        grade = tuple(math.nan if score is None else float(score) for score in scores)
+        answer.rendered.sample.grades = [grade]
 
 
-def _graded(answers: Sequence[_Answer], group: RenderedGroup) -> list[_Answer]:
+def _graded(answers: Sequence[Answer], group: RenderedGroup) -> list[Answer]:
     """The answers with a grade in at least one dimension."""
     group.learned = True
     graded = []
@@ -164,14 +109,13 @@ def _graded(answers: Sequence[_Answer], group: RenderedGroup) -> list[_Answer]:
     return graded
 
 
-def _labelled(answers: list[_Answer], group: RenderedGroup, form: Form) -> list[_Answer]:
+def _labelled(answers: list[Answer], group: RenderedGroup, form: Form) -> list[Answer]:
     """The answers with labels as levels, 1 good and 0 bad: the responses' own if these decide, else whether they are on
     the better of exactly two levels. If such two are less than `min_gap` apart, no answer with a level is left."""
     group.labelled = True
     if group.judged_by == "labels":
         for answer in answers:
-            good = answer.response.good
-            answer.level = None if good is None else float(good)
+            answer.level = level_of(answer.response, "labels")
         return answers
     two = sorted({answer.level for answer in answers if answer.level is not None})
     if len(two) == 2 and closer(two[0], two[1], form.preference.min_gap):
@@ -186,18 +130,18 @@ def _labelled(answers: list[_Answer], group: RenderedGroup, form: Form) -> list[
     return answers
 
 
-def _flip(answers: Sequence[_Answer], form: Form) -> None:
+def _flip(answers: Sequence[Answer], form: Form) -> None:
     """Flip the share `flip` of the answers' labels."""
     labels: list[bool | None] = [answer.level == 1.0 for answer in answers]
-    flipped = flipped_labels(labels, form.preference, _draw_key(answers), form.seed)
+    flipped = flipped_labels(labels, form.preference, draw_key(answers), form.seed)
     for answer, good in zip(answers, flipped, strict=True):
         answer.level = float(bool(good))
 
 
-def _distinct(answers: Sequence[_Answer], group: RenderedGroup) -> list[_Answer]:
+def _distinct(answers: Sequence[Answer], group: RenderedGroup) -> list[Answer]:
     """The answers that are judged. Those of equal tokens are one answer, or none if they are judged differently: no
     model can tell them apart."""
-    same: dict[tuple[int, ...], list[_Answer]] = {}
+    same: dict[tuple[int, ...], list[Answer]] = {}
     unjudged = 0
     for answer in answers:
         if answer.level is None:
@@ -218,10 +162,11 @@ def _distinct(answers: Sequence[_Answer], group: RenderedGroup) -> list[_Answer]
     return kept
 
 
-def _compared(chats: Chats, answers: Sequence[_Answer], group: RenderedGroup) -> list[_Answer]:
+def _compared(chats: Chats, answers: Sequence[Answer], group: RenderedGroup) -> list[Answer]:
     """The answers that are compared with another, `beats` and `ties` filled. Raises RowError if none is."""
     form = chats.form
-    compared = comparisons([answer.level for answer in answers], form.preference, _draw_key(answers), form.seed)
+    values = [answer.level for answer in answers]
+    compared = comparisons(values, form.preference, draw_key(answers), form.seed)
     for reason, count in compared.dropped.items():
         group.drop(reason, count)
     used: set[int] = set()
@@ -240,12 +185,3 @@ def _compared(chats: Chats, answers: Sequence[_Answer], group: RenderedGroup) ->
         sample.ties = [place_of[other] for other in compared.ties[place]]
     group.drop(UNCOMPARED, len(answers) - len(kept))
     return [answers[place] for place in kept]
-
-
-def _draw_key(answers: Sequence[_Answer]) -> int:
-    """The key of a row's draws. It follows from the row's tokens, so that a draw is the same in every command and stays
-    when rows are added in front."""
-    state = hashlib.blake2b(digest_size=7)
-    for answer in answers:
-        state.update(np.array([len(answer.whole), *answer.whole], "<i8").tobytes())
-    return int.from_bytes(state.digest(), "little")

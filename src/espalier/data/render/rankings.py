@@ -59,7 +59,7 @@ def levels(ranking: Ranking, weights: Mapping[str, float], by: JudgedBy = "auto"
         if ranking.dimensions:
             _check_names(ranking.dimensions, weights)
         return settled([_total(response, ranking.dimensions, weights) for response in ranking.responses])
-    return [_level(response, deciding) for response in ranking.responses]
+    return [level_of(response, deciding) for response in ranking.responses]
 
 
 def decides(ranking: Ranking, by: JudgedBy = "auto") -> Literal["ranks", "scores", "labels"]:
@@ -78,7 +78,7 @@ def has_scores(ranking: Ranking) -> bool:
     return any(score is not None for response in ranking.responses for score in response.scores)
 
 
-def _level(response: Response, deciding: Literal["ranks", "labels"]) -> float | None:
+def level_of(response: Response, deciding: Literal["ranks", "labels"]) -> float | None:
     """The level of a response by its own rank or label."""
     if deciding == "ranks":
         return None if response.rank is None else float(-response.rank)
@@ -174,7 +174,8 @@ def comparisons(levels: Sequence[float | None], preference: PreferenceConfig, ke
     limit = preference.max_pairs or len(pairs)
     if limit < len(pairs):
         result.dropped["over max_pairs"] = len(pairs) - limit
-        # A number for each pair, the smallest kept: whether a pair is kept does not hang on how many are drawn before.
+        # A number for each pair, the smallest kept: whether a pair is kept does not hang on how
+        # many are drawn before.
         pairs.sort(key=lambda pair: _uniform(seed, key, _KEEP, pair[0], pair[1]))
         pairs = sorted(pairs[:limit])
     for i, j, gap in pairs:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from espalier.data.render.chats import Chats
+from espalier.data.render.control import closed
 from espalier.data.render.drafts import Draft, Rendered
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.ranking_samples import ranking_samples
@@ -61,11 +62,13 @@ class Renderer:
         chats = Chats(tokenizer, train_on=train_on, max_length=max_length, form=form)
         self.chats, self.train_on, self.max_length, self.form = chats, train_on, max_length, form
         self.stop_ids, self.bos_id = chats.stop_ids, chats.bos_id
-        # All that decides the tokens and judgements of an example, in this order: what a token store is cached under.
+        # All that decides the tokens and judgements of an example, in this order: what a token
+        # store is cached under.
         parts = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
         parts += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
         parts += [asdict(form)]
-        self.fingerprint: str = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        text = json.dumps(parts, sort_keys=True, default=str)
+        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------ the verbs
 
@@ -81,7 +84,8 @@ class Renderer:
             case "chat", Text():
                 drafts = self._windows(self._plain(("text", example.text, 1.0)))
             case "chat", Completion():
-                drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
+                parts = (("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))
+                drafts = [self._plain(*parts)]
             case "chat", Tree():
                 return tree_samples(self.chats, example, key)
             case "ranking", Ranking():
@@ -107,8 +111,7 @@ class Renderer:
         """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""
         codec = self.chats.codec
         seal = codec.seal([(prompt, False)])
-        sealed = seal.close(prompt) if seal else prompt
-        return self.chats.head("") + codec.encode(sealed, seal).ids
+        return self.chats.head("") + codec.encode(closed(prompt, seal), seal).ids
 
     # -------------------------------------------------------------------------------------------------- text, no chat
 
@@ -122,10 +125,11 @@ class Renderer:
         follows: Follows = "start"
         seal = codec.seal([(text, False) for _, text, _ in parts])
         draft.add(self.chats.head(""), parts[0][2])
-        # Each part is encoded on its own, as a sampler is given the ids of the prompt and goes on from there.
+        # Each part is encoded on its own, as a sampler is given the ids of the prompt and goes on
+        # from there.
         for role, text, weight in parts:
             if text:
-                ids = codec.encode(seal.close(text) if seal else text, seal, follows).ids
+                ids = codec.encode(closed(text, seal), seal, follows).ids
                 if role == last:
                     ids = [*ids, self.chats.eos]
                 draft.add(ids, weight, role)
@@ -146,7 +150,8 @@ class Renderer:
             if head:
                 window.add(head, 1.0)
             else:
-                # The token is there to predict from, and counts in the window before; the text's first one has none.
+                # The token is there to predict from, and counts in the window before; the text's
+                # first one has none.
                 window.add(ids[low - 1 : low], 1.0 if low == 1 else 0.0, "text")
             window.add(ids[low : low + step], 1.0, "text")
             window.sample.stop = "stop" if low + step >= len(ids) else "length"

@@ -58,7 +58,8 @@ def _step_ends(draft: Draft, example: Steps, text: str) -> list[int]:
         if not step.strip():
             raise RowError("empty step", field=field, got=repr(step), expected="some text")
         last = at + len(step.rstrip()) - 1
-        # The token that starts last at or before this character: a separator that was merged into it is read with it.
+        # The token that starts last at or before this character: a separator that was merged into
+        # it is read with it.
         end = draft.turn_at + bisect_right(starts, last) - 1
         if ends and end == ends[-1]:
             raise RowError(

@@ -55,10 +55,11 @@ def _from_steps(labels: Sequence[float | None], config: StepLabelsConfig) -> lis
 def _from_outcome(example: Steps, config: StepLabelsConfig) -> list[float | None]:
     """Labels made of whether the solution is right. Raises RowError if that is not known, or not to be used."""
     if example.solved is None or config.outcome == "ignore":
-        got = "no outcome" if example.solved is None else "an outcome alone, with outcome ignore"
+        got, fix = "no outcome", ""
+        if example.solved is not None:
+            got, fix = "an outcome alone, with outcome ignore", "Set outcome to spread or last"
         if config.supervision == "outcome":
             raise RowError("no outcome", field="solved", got=got, expected="whether the solution is right")
-        fix = "Set outcome to spread or last" if example.solved is not None else ""
         raise RowError("no label", field="labels", got=got, expected="labels of steps", fix=fix)
     outcome = float(example.solved)
     if config.outcome == "last":

@@ -22,8 +22,9 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
 }
 """The control tokens each template writes; those that write none end a turn in the end-of-text token."""
 
-# `<|im_end|>` and its like. U+FF5C is the fullwidth bar of some vocabularies. Control tokens of other shapes (`[INST]`,
-# `</s>`) are not recognised: they look like text that a template may well write.
+# `<|im_end|>` and its like. U+FF5C is the fullwidth bar of some vocabularies. Control tokens of
+# other shapes (`[INST]`, `</s>`) are not recognised: they look like text that a template may well
+# write.
 _MARKUP = re.compile("<[|\uff5c][^<>\\s|\uff5c]{1,60}[|\uff5c]>")
 _OTHER = "Choose a template that names its own (chatml, llama3)"
 
@@ -102,14 +103,15 @@ def write(source: str, values: Mapping[str, Any]) -> str:
 
     try:
         return str(_compiled(source).render(**values))
-    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or by a type mismatch.
+    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or
+    # by a type mismatch.
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
         raise RowError("chat template refuses the conversation", got=f"{e}"[:200]) from e
 
 
 def _compiled(source: str) -> Any:
-    # transformers' own environment, private as it is: its sandbox, its `tojson`, its `{% generation %}`, so that a
-    # template writes here what it writes everywhere else. It keeps what it compiled.
+    # transformers' own environment, private as it is: its sandbox, its `tojson`, its `{% generation
+    # %}`, so that a template writes here what it writes everywhere else. It keeps what it compiled.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(source)

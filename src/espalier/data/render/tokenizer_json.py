@@ -43,8 +43,9 @@ def without_added(spec: dict[str, Any], controls: dict[int, str]) -> dict[str, A
 
     controls: control strings by id.
     """
-    # The library matches added tokens before anything else. Without them a control string is ordinary text, but a
-    # vocabulary may hold it as an entry of its own, which keeps its id and loses its name, and may build it by merges.
+    # The library matches added tokens before anything else. Without them a control string is
+    # ordinary text, but a vocabulary may hold it as an entry of its own, which keeps its id and
+    # loses its name, and may build it by merges.
     names = set(controls.values())
     model = dict(spec["model"])
     if model["type"] == "Unigram":
@@ -79,7 +80,8 @@ def _without_prefix(node: Any, follows: Follows) -> Any:
         if listed in node:
             children = [_without_prefix(child, follows) for child in node[listed]]
             return {**node, listed: [child for child in children if child is not None]}
-    # Of the library's schemes, "first" adds a space at the start of a text only, "always" behind an added token too.
+    # Of the library's schemes, "first" adds a space at the start of a text only, "always" behind an
+    # added token too.
     scheme = node.get("prepend_scheme")
     if node["type"] == "Metaspace" and (scheme == "first" or (scheme == "always" and follows == "text")):
         return {**node, "prepend_scheme": "never"}

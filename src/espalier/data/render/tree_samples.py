@@ -32,8 +32,8 @@ def tree_samples(chats: Chats, example: Tree, key: int) -> RenderedGroup:
             continue
         for draft in chats.drafts(Chat(messages), apart=True):
             if all_tokens:
-                # Markup around messages is trained too, and no message's weight speaks of it: what earlier threads
-                # train is masked token by token.
+                # Markup around messages is trained too, and no message's weight speaks of it: what
+                # earlier threads train is masked token by token.
                 shared = sum(node in done for node in thread)
                 _mask(draft, chats, messages[:shared])
             try:
@@ -43,8 +43,11 @@ def tree_samples(chats: Chats, example: Tree, key: int) -> RenderedGroup:
                     raise
                 emptied = error
                 group.drop(EMPTIED)
-        # What max_length cuts off counts as trained: it is as far from the root in every other thread.
-        done.update(node for node, weight in zip(thread, weights, strict=True) if weight or all_tokens)
+        # What max_length cuts off counts as trained: it is as far from the root in every other
+        # thread.
+        for node, weight in zip(thread, weights, strict=True):
+            if weight or all_tokens:
+                done.add(node)
     if not group:
         raise emptied or RowError("nothing to train", got="no trained message")
     return group
@@ -64,7 +67,8 @@ def _mask(draft: Draft, chats: Chats, shared: tuple[Message, ...]) -> None:
     if not shared:
         return
     sample = draft.sample
-    (before,) = chats.drafts(Chat(tuple(replace(message, weight=1.0) for message in shared)), apart=True)
+    alone = Chat(tuple(replace(message, weight=1.0) for message in shared))
+    (before,) = chats.drafts(alone, apart=True)
     size = len(before.sample)
     if sample.tokens[:size] != before.sample.tokens:
         raise RowError(

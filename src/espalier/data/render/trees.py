@@ -34,7 +34,8 @@ def threads(tree: Tree) -> list[list[int]]:
     passed: set[int] = set()
     for thread in paths:
         passed.update(thread[:-1])
-    # Several leaves below one answer end in the same thread, which counts once, in the place of the first.
+    # Several leaves below one answer end in the same thread, which counts once, in the place of the
+    # first.
     kept: dict[int, list[int]] = {}
     for thread in paths:
         if thread[-1] not in passed:
@@ -81,10 +82,13 @@ def _ranking(tree: Tree, parent: int, group: Sequence[int]) -> Ranking | RowErro
     prompt = tuple(tree.nodes[i].message for i in path(tree, parent))
     answers = [tree.nodes[i] for i in group]
     ranked = sum(node.rank is not None for node in answers)
-    field = f"the answers to {prompt[-1].content[:40]!r}" if prompt else "the first messages"
+    field = "the first messages"
+    if prompt:
+        field = f"the answers to {prompt[-1].content[:40]!r}"
     if ranked < 2:
         got = f"{ranked} ranked of {len(answers)}"
-        return RowError("siblings without ranks", field=field, got=got, expected="at least 2 that are ranked")
+        expected = "at least 2 that are ranked"
+        return RowError("siblings without ranks", field=field, got=got, expected=expected)
     if not prompt or prompt[-1].role == "assistant":
         got = "an assistant message above them" if prompt else "no message above them"
         return RowError("nothing to answer", field=field, got=got, expected="a user message")
@@ -96,8 +100,10 @@ def _ranking(tree: Tree, parent: int, group: Sequence[int]) -> Ranking | RowErro
     if len(texts) == 1:
         got = f"{len(answers)} answers of the same text"
         return RowError("identical responses", field=field, got=got, expected="two that differ")
-    responses = tuple(Response(node.message, rank=node.rank, author=node.message.name or "") for node in answers)
-    return Ranking(prompt, responses, origin=tree.origin)
+    responses = []
+    for node in answers:
+        responses.append(Response(node.message, rank=node.rank, author=node.message.name or ""))
+    return Ranking(prompt, tuple(responses), origin=tree.origin)
 
 
 def rank_error(ranks: Sequence[int | None], field: str) -> RowError | None:

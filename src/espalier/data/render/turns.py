@@ -13,7 +13,8 @@ from espalier.data.render.control import Codec
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 
-_SWITCHES = ("enable_thinking", "open_thinking", "thinking")  # names under which templates take "answer with reasoning"
+# Names under which templates take "answer with reasoning".
+_SWITCHES = ("enable_thinking", "open_thinking", "thinking")
 _DATE = date(2024, 7, 26)
 
 
@@ -50,11 +51,15 @@ class Templates:
         """The text of `messages`; `generate` adds the generation prompt. Raises RowError."""
         names = {**self.names, "strftime_now": _fixed_date, **(values or {})}
         names |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
-        return templates.write(self.tools if tools else self.plain, names)
+        return templates.write(self.source(tools), names)
+
+    def source(self, tools: Any) -> str:
+        """The template for a conversation with `tools`."""
+        return self.tools if tools else self.plain
 
     def variants(self, tools: bool) -> list[dict[str, bool]]:
         """The template's own defaults, then reasoning switched on, then off, if it has a switch."""
-        known = templates.variables(self.tools if tools else self.plain)
+        known = templates.variables(self.source(tools))
         switches = [name for name in _SWITCHES if name in known]
         if not switches:
             return [{}]
@@ -69,9 +74,9 @@ class SealedChat:
 
     def __init__(self, chat: Chat, form: Templates, codec: Codec, stops: Sequence[int]) -> None:
         self._form, self._codec, self._stops = form, codec, frozenset(stops)
-        # One seal for the whole row: a template may copy content from anywhere to anywhere, so that the characters of
-        # the seal must occur nowhere in it, the template's own text included.
-        self.seal = codec.seal(list(_strings(chat)), form.tools if chat.tools else form.plain)
+        # One seal for the whole row: a template may copy content from anywhere to anywhere, so that
+        # the characters of the seal must occur nowhere in it, the template's own text included.
+        self.seal = codec.seal(list(_strings(chat)), form.source(chat.tools))
         self.messages = [self._message(message) for message in chat.messages]
         self.tools = [self._close(tool) for tool in chat.tools] or None
 
@@ -152,8 +157,9 @@ class SealedChat:
 
         They are searched for, as whole words; those that the template changed are left out.
         """
-        # Each search starts behind the content before it. A content that a template repeats in front of its own place
-        # (a system prompt inside the first user turn) is found there; only counts by role depend on it.
+        # Each search starts behind the content before it. A content that a template repeats in
+        # front of its own place (a system prompt inside the first user turn) is found there; only
+        # counts by role depend on it.
         at = 0
         for index, message in enumerate(self.messages[:size]):
             content = message["content"].strip()
@@ -219,11 +225,10 @@ def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
     """A tool call whose arguments are an object, if their text is that of one: templates write both forms, and some
     take objects only."""
     function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(arguments, str):
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return dict(call)
     try:
-        decoded = json.loads(arguments)
+        decoded = json.loads(function["arguments"])
     except ValueError:  # not JSON: the template gets the text
         return dict(call)
     if not isinstance(decoded, dict):
@@ -242,8 +247,9 @@ class Probe:
     """
 
     def __init__(self, form: Templates, codec: Codec) -> None:
-        # A template is a program: what it does shows only when it runs. The words begin with "Zq", which no template
-        # writes by itself, so that a word in the text is the content, and one that is missing was left out.
+        # A template is a program: what it does shows only when it runs. The words begin with "Zq",
+        # which no template writes by itself, so that a word in the text is the content, and one
+        # that is missing was left out.
         system, user, answer = _turn("system", "Zqs"), _turn("user", "Zqu"), _turn("assistant", "Zqa")
         thought = {**answer, "reasoning_content": "Zqr", "thinking": "Zqr"}
         call = {"type": "function", "id": "zqcall000", "function": {"name": "zqf", "arguments": {"zqk": 1}}}
@@ -285,9 +291,8 @@ class Probe:
         }
         for name in sorted(self.drops):
             if parts[name]:
-                raise RowError(
-                    f"chat template drops {name}", fix="Choose another template, or remove them from the row"
-                )
+                fix = "Choose another template, or remove them from the row"
+                raise RowError(f"chat template drops {name}", fix=fix)
 
 
 def _turn(role: str, content: str) -> dict[str, Any]:

@@ -37,21 +37,36 @@ from espalier.types import Sample, StopReason
 
 VERSION = 3
 """Raised whenever the layout changes: entries of another version are not read, but built anew under another name."""
-# All numbers are little-endian and of fixed width, so that machines that share a cache read the same entry. Records are
-# packed: a SAMPLE is 26 bytes, no padding.
+# All numbers are little-endian and of fixed width, so that machines that share a cache read the
+# same entry. Records are packed: a SAMPLE is 26 bytes, no padding.
 TOKEN = np.dtype("<i4")
 # A mask and a weight per token would be 9 bytes; they change a few times in a sample.
 RUN = np.dtype([("length", "<i4"), ("trained", "?"), ("weight", "<f8")])
-# token, run: the number of the sample's first token and first run in their files; tokens, runs: how many it has. part
-# is a place in the list of meta.json, stop one in STOPS.
+# token, run: the number of the sample's first token and first run in their files; tokens, runs: how
+# many it has. part is a place in the list of meta.json, stop one in STOPS.
 SAMPLE = np.dtype(
-    [("token", "<i8"), ("tokens", "<i4"), ("run", "<i8"), ("runs", "<i4"), ("part", "u1"), ("stop", "u1")]
+    [
+        ("token", "<i8"),
+        ("tokens", "<i4"),
+        ("run", "<i8"),
+        ("runs", "<i4"),
+        ("part", "u1"),
+        ("stop", "u1"),
+    ]
 )
 # Counts of what follows the records; width: dimensions of a grade.
 JUDGED = np.dtype(
-    [("label", "<f8"), ("beats", "<i4"), ("ties", "<i4"), ("reads", "<i4"), ("grades", "<i4"), ("width", "<i4")]
+    [
+        ("label", "<f8"),
+        ("beats", "<i4"),
+        ("ties", "<i4"),
+        ("reads", "<i4"),
+        ("grades", "<i4"),
+        ("width", "<i4"),
+    ]
 )
-# first: the number of the group's first sample; judged: the byte in judged.bin at which its judgements start.
+# first: the number of the group's first sample; judged: the byte in judged.bin at which its
+# judgements start.
 COLUMNS = {
     "first": "<i8",
     "samples": "<i4",
@@ -112,15 +127,18 @@ class Writer:
             if getattr(s, name) != getattr(_FRESH, name):
                 raise ValueError(f"the token cache does not hold a sample's {name}, got {getattr(s, name)!r}")
         mask, weights = np.array(s.mask, bool), np.array(s.weights, np.float64)
-        # A run starts at the first token, and wherever mask or weight differ from those of the token before.
+        # A run starts at the first token, and wherever mask or weight differ from those of the
+        # token before.
         change = np.ones(size, bool)
         change[1:] = (mask[1:] != mask[:-1]) | (weights[1:] != weights[:-1])
         starts = np.flatnonzero(change)
         runs = np.empty(len(starts), RUN)
-        runs["length"], runs["trained"], runs["weight"] = np.diff(starts, append=size), mask[starts], weights[starts]
+        runs["length"] = np.diff(starts, append=size)
+        runs["trained"], runs["weight"] = mask[starts], weights[starts]
         if s.part not in self.parts:
             self.parts.append(s.part)
-        place = (self._tokens, size, self._runs, len(runs), self.parts.index(s.part), STOPS.index(s.stop))
+        part, stop = self.parts.index(s.part), STOPS.index(s.stop)
+        place = (self._tokens, size, self._runs, len(runs), part, stop)
         self._files["tokens"].write(np.array(s.tokens, TOKEN).tobytes())
         self._files["runs"].write(runs.tobytes())
         self._files["samples"].write(np.array(place, SAMPLE).tobytes())
@@ -131,7 +149,8 @@ class Writer:
     def reject(self, item: dict[str, Any]) -> None:
         """Append one row that could not be used."""
         # A row may hold lone surrogates, which UTF-8 cannot write; the report shows them escaped.
-        self._files["rejected"].write(json.dumps(item, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        text = json.dumps(item, ensure_ascii=False)
+        self._files["rejected"].write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     def flush(self) -> None:
         """Make what was appended readable through the files' names."""
@@ -140,7 +159,8 @@ class Writer:
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Write meta.json and sync everything to the disk."""
-        # The files before meta.json, which holds their sizes: an entry with a meta.json that matches them is whole.
+        # The files before meta.json, which holds their sizes: an entry with a meta.json that
+        # matches them is whole.
         for stream in self._files.values():
             stream.flush()
             os.fsync(stream.fileno())
@@ -245,14 +265,16 @@ def building(home: Path, key: str) -> Iterator[Path]:
     Folders that killed builds of the same entry left behind on this machine are removed by `locked`, which proves that
     nobody writes to them.
     """
-    # The host's name tells `locked` which drafts its lock speaks for: another machine may be writing the others.
+    # The host's name tells `locked` which drafts its lock speaks for: another machine may be
+    # writing the others.
     draft = home / f".{key}.{socket.gethostname()}.{uuid.uuid4().hex}"
     with writing(home):
         draft.mkdir()
     try:
         yield draft
-        # The draft's files and its own list of names are on the disk by now (`Writer.finish`); the rename is one step,
-        # and durable once the folder above is synced. A crash at any point leaves no entry, or a whole one.
+        # The draft's files and its own list of names are on the disk by now (`Writer.finish`); the
+        # rename is one step, and durable once the folder above is synced. A crash at any point
+        # leaves no entry, or a whole one.
         with writing(home):
             _place(draft, home / key)
             fsync_dir(home)
@@ -265,8 +287,8 @@ def _place(draft: Path, final: Path) -> None:
     try:
         os.rename(draft, final)
     except OSError:
-        # A folder cannot be renamed onto one that holds files. What is there is another machine's entry, used if it is
-        # whole, or a damaged one, replaced.
+        # A folder cannot be renamed onto one that holds files. What is there is another machine's
+        # entry, used if it is whole, or a damaged one, replaced.
         if not final.exists():
             raise
         if read_meta(final) is None:
@@ -289,7 +311,8 @@ def locked(home: Path, key: str) -> Iterator[None]:
         except OSError:
             yield
             return
-        # Under the lock no process of this machine builds the entry: these drafts are of processes that were killed.
+        # Under the lock no process of this machine builds the entry: these drafts are of processes
+        # that were killed.
         for left in home.glob(f".{key}.{socket.gethostname()}.*"):
             shutil.rmtree(left, ignore_errors=True)
         yield

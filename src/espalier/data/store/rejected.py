@@ -25,7 +25,8 @@ def record(error: RowError, row: int, source: str, path: str) -> dict[str, Any]:
 
 def restore(item: dict[str, Any], path: str) -> RowError:
     """The RowError that `record` wrote, its place in terms of `path`, from which the same bytes are read now."""
-    # An entry is found by what a file contains: the file may have another path than when the entry was written.
+    # An entry is found by what a file contains: the file may have another path than when the entry
+    # was written.
     where = item["where"]
     if where.startswith(f"{item['path']}:"):
         where = path + where[len(item["path"]) :]
@@ -46,7 +47,8 @@ def write_rejected(stores: Iterable[Store], path: Path) -> int:
     file is replaced as a whole; without rejected rows it is empty.
     """
     count = 0
-    # Processes of one run may write the same report; each has its own draft, and the last whole one stays.
+    # Processes of one run may write the same report; each has its own draft, and the last whole one
+    # stays.
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with open(draft, "w", encoding="utf-8", errors="backslashreplace") as out:
         for store in stores:

@@ -100,10 +100,12 @@ class StoreStats:
             _add(self.judged_by, row.judged_by, 1)
         if row.kind == "ranking":
             self.responses[len(row)] = self.responses.get(len(row), 0) + 1
-            self._range([x for s in samples for grade in s.grades for x in grade if not math.isnan(x)])
-        labels: list[float | None] = []
+        grades = [x for s in samples for grade in s.grades for x in grade]
+        if row.kind == "ranking":
+            self._range([x for x in grades if not math.isnan(x)])
+        labels: Sequence[float | None] = []
         if row.kind == "steps":
-            labels = [grade for s in samples for (grade,) in s.grades]
+            labels = grades  # of one dimension: the label of the step
         elif row.labelled:
             labels = [s.label for s in samples]
         self.good += labels.count(1.0)
@@ -132,13 +134,16 @@ class StoreStats:
         sample = rendered.sample
         if sample.stop == "length" or True not in sample.mask:
             return
-        # Without spans (a renderer that gives none) the last trained token stands for the end of the answer.
+        # Without spans (a renderer that gives none) the last trained token stands for the end of
+        # the answer.
         last = len(sample.tokens) - 1 - sample.mask[::-1].index(True)
         if rendered.spans:
-            ends = [s.end for s in rendered.spans if s.role in ANSWERS and any(sample.mask[s.start : s.end])]
-            if not ends:
+            last = -1
+            for span in rendered.spans:
+                if span.role in ANSWERS and any(sample.mask[span.start : span.end]):
+                    last = span.end - 1
+            if last < 0:
                 return
-            last = ends[-1] - 1
         self.whole += 1
         if sample.mask[last] and sample.tokens[last] in stop_ids:
             self.stopped += 1

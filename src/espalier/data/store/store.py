@@ -58,11 +58,13 @@ class Store:
         self._judged = disk.column(folder, "judged")
         self._judged_end = int(meta["files"]["judged.bin"])
         self._parts = [part if name == "main" else name for name in meta["parts"]]
-        # Keys of samples differ between stores in 22 bits that follow from the contents, and inside a store by number:
-        # 40 bits. Two stores share their 22 bits by chance once in 4 million.
+        # Keys of samples differ between stores in 22 bits that follow from the contents, and inside
+        # a store by number: 40 bits. Two stores share their 22 bits by chance once in 4 million.
         digest = hashlib.sha256(f"{key}\n{part}".encode()).digest()
         self._base = (int.from_bytes(digest[:8], "little") & 0x3FFFFF) << 40
-        self._fds = [os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("samples", "tokens", "runs", "judged")]
+        self._fds: list[int] = []
+        for name in ("samples", "tokens", "runs", "judged"):
+            self._fds.append(os.open(folder / f"{name}.bin", os.O_RDONLY))
         weakref.finalize(self, _close, self._fds)
 
     def __len__(self) -> int:
@@ -89,15 +91,17 @@ class Store:
         for j, row in enumerate(table.tolist()):
             _, length, _, _, part, stop = row
             end = start + length
-            sample = Sample(ids[start:end], mask[start:end], weights[start:end], group=i, part=self._parts[part])
-            sample.key, sample.stop = self._base + first + j, disk.STOPS[stop]
+            sample = Sample(ids[start:end], mask[start:end], weights[start:end], group=i)
+            sample.part, sample.stop = self._parts[part], disk.STOPS[stop]
+            sample.key = self._base + first + j
             group.append(sample)
             start = end
         if self._judged_end:
             at = int(self._judged[i])
             behind = int(self._judged[i + 1]) if i + 1 < len(self) else self._judged_end
             if behind > at:
-                disk.unpack_judgements(group, disk.read_at(judged, _BYTE, at, behind - at, self.folder).tobytes())
+                data = disk.read_at(judged, _BYTE, at, behind - at, self.folder)
+                disk.unpack_judgements(group, data.tobytes())
         if self.dimensions:
             for s in group:
                 if not s.grades or self.dimensions != self.stats.dimensions:
@@ -161,8 +165,10 @@ def open_store(
     if on_bad_row == "stop" and store.stats.rejected:
         raise restore(next(rejections(store.folder)), source.path)
     if not len(store):
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in store.stats.reasons.items()) or "it has no rows"
-        raise DataError(f"{source.path}: no row can be used: {reasons}. See {store.folder / 'rejected.jsonl'}")
+        counts = [f"{reason} ({count})" for reason, count in store.stats.reasons.items()]
+        reasons = ", ".join(counts) or "it has no rows"
+        rejected = store.folder / "rejected.jsonl"
+        raise DataError(f"{source.path}: no row can be used: {reasons}. See {rejected}")
     return store
 
 
@@ -183,7 +189,8 @@ def _build(
 ) -> None:
     """Write the entry: rows one by one, in the order of the source."""
     stats, stop_ids, bos_id = StoreStats(), frozenset(renderer.stop_ids), renderer.bos_id
-    # Only what writes stands inside `writing`: an OSError of reading or rendering is not about the cache.
+    # Only what writes stands inside `writing`: an OSError of reading or rendering is not about the
+    # cache.
     with disk.writing(folder.parent):
         writer = disk.Writer(folder)
     try:
