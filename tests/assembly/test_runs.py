@@ -19,11 +19,11 @@ from espalier.checks.firstloss import expected_first_loss
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
-from espalier.data.render.rankings import comparisons, levels, settled
+from espalier.data.render.rankings import comparisons, levels
 from espalier.errors import ConfigError
 from espalier.forest.microbatches import Packing, forward_size
 from espalier.losses.lists import plackett_luce
-from espalier.types import Message, Ranking, Response
+from espalier.types import Message, Ranking, Response, settled
 from espalier.workbench.from_groups import compared
 from espalier.workbench.records import Judged, JudgedResponse
 from preferences import pair_groups

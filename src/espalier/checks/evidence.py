@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from espalier.data.read import read
-from espalier.data.render.drafts import Judged, Rendered
+from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
 from espalier.errors import RowError
@@ -108,7 +108,7 @@ def matched(renderer: Renderer, store: Store, examples: Iterable[Example]) -> It
                 rendered.append((example, group))
         stored = store.groups_of(line, at)
         at = stored.stop
-        odd = any(isinstance(group, Judged) and group.dimensions not in ((), kept) for _, group in rendered)
+        odd = any(isinstance(group, RenderedGroup) and group.dimensions not in ((), kept) for _, group in rendered)
         if len(stored) == len(rendered) and not odd and store.dimensions == kept:
             for (example, group), i in zip(rendered, stored, strict=True):
                 yield Row(example, group, store.group(i))
