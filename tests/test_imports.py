@@ -36,7 +36,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "workbench": ("types", "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
     "assembly": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", *GROUND),
-    "checks": ("types", "forest", "losses", "algorithms", "data", "engines", "loop", "assembly", *GROUND),
+    "checks": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", "assembly", *GROUND),
     "commands": ("*",),
     "__main__": ("commands",),
 }

@@ -14,8 +14,8 @@ import torch
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models.adapters import add_adapter, has_adapter, merged_state, quantization
+from espalier.models.dropouts import zero_dropouts
 from espalier.models.export import export
-from espalier.models.load import zero_dropouts
 from espalier.models.tokens import add_control_tokens
 from tiny import tiny_model, tiny_tokenizer
 

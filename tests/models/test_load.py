@@ -20,8 +20,9 @@ from transformers import (
 
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
+from espalier.models.dropouts import zero_dropouts
 from espalier.models.freeze import freeze
-from espalier.models.load import load_model, load_tokenizer, prepare, zero_dropouts
+from espalier.models.load import load_model, load_tokenizer, prepare
 from espalier.models.tokens import add_control_tokens
 from tiny import tiny_model, tiny_tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from espalier.checks.table import Check
 from espalier.forest.pack import pack, totals
+from espalier.models.attention.interface import own_attention
 from espalier.types import Sample
 
 LAYOUT_LIMIT = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25}
@@ -52,17 +54,11 @@ def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
     """Log-probabilities of every trained token, or scores at every read, from the model's own attention and its own
     logits, a sample at a time."""
     model = policy.model
-    config = model.config
-    before, training = config._attn_implementation, model.training
     out: list[Tensor] = []
-    try:
+    with ExitStack() as restored:
+        restored.callback(model.train, model.training)
+        restored.enter_context(own_attention(model))
         model.eval()  # without the dropout that the layout under test keys by sample and leaves out here
-        for own in ("sdpa", "eager"):
-            try:
-                model.set_attn_implementation(own)
-                break
-            except ValueError:  # the architecture has no such implementation
-                continue
         for s in samples:
             ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
             if policy.reads:
@@ -73,9 +69,6 @@ def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / s.temperature
             said = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
             out.append(said[torch.tensor(s.mask[1:], device=said.device)])
-    finally:
-        model.train(training)
-        model.set_attn_implementation(before)
     return torch.cat(out) if out else torch.zeros(0)
 
 
