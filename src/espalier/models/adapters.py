@@ -23,7 +23,8 @@ from espalier.errors import ConfigError, ModelError
 ADAPTER = "default"
 # The scalar head's name in the model, see `models.heads`.
 SCORE = "score"
-# Mixers of these model types read the weights of some layers past their forward, where LoRA on them would do nothing.
+# Mixers of these model types read the weights of some layers past their forward: LoRA on these
+# layers would do nothing.
 _READ_PAST_FORWARD = {
     "mamba": ("x_proj", "dt_proj", "out_proj"),
     "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
@@ -34,7 +35,8 @@ _READ_PAST_FORWARD = {
     "nemotron_h": ("out_proj",),
     "jamba": ("dt_proj",),
 }
-# peft takes these names for the experts' in mixture-of-experts models, whose stacked weights it adapts another way.
+# peft takes these names for those of experts in mixture-of-experts models, whose stacked weights it
+# adapts in another way.
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 # What is in the names of an adapter's own tensors.
 _PARTS = ("lora_A.", "lora_B.", "lora_embedding_A.", "lora_embedding_B.", "trainable_tokens_", "lora_magnitude_")
@@ -156,7 +158,7 @@ def plain_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and the buffers that are saved, without those of adapters."""
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    # Buffers that are recomputed when a model is built, such as RoPE frequencies, are in no state dict.
+    # Buffers that are computed when a model is built, such as RoPE frequencies, are not in it.
     saved = model.state_dict(keep_vars=True)
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     tensors.update({name: tensor for name, tensor in saved.items() if name in buffers})
@@ -209,7 +211,8 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
     if stacked:
         notes.append(f"LoRA leaves {len(stacked)} stacked expert weights out (such as {stacked[0]}); they stay frozen")
     leaves -= set(unfit)
-    # A short name that a head shares with other layers would take the head along: then peft gets names in full.
+    # A short name that a head shares with other layers would adapt the head too: then peft gets
+    # names in full.
     if any(_leaf(name) in leaves for name in heads):
         return sorted(name for name in linear if name not in heads and _leaf(name) in leaves), notes
     return sorted(leaves), notes
@@ -250,8 +253,8 @@ def _token_indices(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]
     if head is not None and getattr(head, "bias", None) is not None:
         # peft computes such a head without its bias.
         raise ConfigError(
-            f"add_tokens under LoRA cannot train the head of {type(model).__name__}, which has a bias. "
-            "Train the full weights (lora_rank 0), or do without add_tokens"
+            f"add_tokens under LoRA cannot train the head of {type(model).__name__}, which has a "
+            "bias. Train the full weights (lora_rank 0), or do without add_tokens"
         )
     return indices
 
@@ -292,8 +295,8 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
     if set(stored) != set(live):
         odd = sorted(set(stored) ^ set(live))
         raise ModelError(
-            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one only, "
-            f"such as {odd[0]}. Pass the model it was trained on"
+            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one "
+            f"only, such as {odd[0]}. Pass the model it was trained on"
         )
     for name, tensor in stored.items():
         if tensor.shape != live[name].shape:
@@ -324,8 +327,8 @@ def _continued_settings(folder: Path, config: ModelConfig, new_tokens: Sequence[
     missing = set(new_tokens) - _trained_rows(settings)
     if missing:
         raise ConfigError(
-            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not train. "
-            "Merge it into its base, then start a new adapter"
+            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not "
+            "train. Merge it into its base, then start a new adapter"
         )
     # Exports are written for inference, without gradients.
     settings.inference_mode = False

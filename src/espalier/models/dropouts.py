@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-# Dropouts under their usual names, skipped layers, and the jitter of some routers: of attributes and config fields.
+# Dropouts under their usual names, skipped layers, and the jitter of some routers: of attributes
+# and config fields.
 NOISE_NAMES = re.compile(r"dropout|pdrop|layerdrop|jitter")
 # Config fields of heads that a causal LM does not have.
 _OTHER_TASKS = ("classifier_", "summary_")

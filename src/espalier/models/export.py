@@ -92,7 +92,7 @@ def _cast(model: Any, state: Iterable[tuple[str, Tensor]], source_dtype: torch.d
     A rank that does not write iterates to the end all the same, since it takes part in gathering shards.
     """
     reward = heads.scalar_head(model) is not None
-    # Modules that transformers loads in float32 whatever the dtype of the model, by parts of their names.
+    # transformers loads these modules in float32 whatever the dtype of the model.
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     exact = [re.compile(rf"(^|\.){module}(\.|$)") for module in strict]
     weights: dict[str, Tensor] = {}
@@ -149,8 +149,9 @@ def _write_reward(
     odd = sorted(name for name, tensor in weights.items() if expected.get(name) != tensor.shape)
     if odd:
         raise ModelError(
-            f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its pad token "
-            f"{padding.token} = {padding.id} may need a row that it has not. Give the tokenizer a pad token of its own"
+            f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its "
+            f"pad token {padding.token} = {padding.id} may need a row that it has not. Give the "
+            "tokenizer a pad token of its own"
         )
     _write(model, twin, weights, folder, dtype, shard_size)
 
@@ -191,7 +192,7 @@ def _write(
 ) -> None:
     """Config and weights of an empty model, by the names and the dtype of the source's files."""
     twin = twin.to(dtype)
-    # How the source's files name the weights: experts are stored one by one and stacked in memory, for example.
+    # How the source's files name the weights: experts, for example, are stored one by one there.
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
         twin._weight_conversions = conversions

@@ -97,8 +97,9 @@ def calibrate(scores_SK: Tensor, scale: bool) -> Calibration:
     mean, spread = wide.mean(0), wide.std(0, correction=0)
     if scale and not (spread > 1e-12 * (1 + mean.abs())).all():
         raise ValueError(
-            f"calibrate: {len(wide)} reference scores do not differ in some dimension (deviations {spread.tolist()}), "
-            "so no scale makes their deviation 1; give other references, or leave the scale out"
+            f"calibrate: {len(wide)} reference scores do not differ in some dimension (deviations "
+            f"{spread.tolist()}), so no scale makes their deviation 1; give other references, or "
+            "leave the scale out"
         )
     factor = torch.ones_like(mean)
     if scale:
@@ -158,9 +159,10 @@ def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
     fits = weight_KD.shape == (config.num_labels, width) and len(bias) == count
     if not fits or kind not in get_args(Kind):
         raise ModelError(
-            f"{WEIGHT} is {tuple(weight_KD.shape)}, but config.json has num_labels {config.num_labels}, hidden size "
-            f"{width}, espalier_reward_bias {bias}, espalier_head {kind!r}; expected [num_labels, hidden size], a bias "
-            "for each label, and response or steps"
+            f"{WEIGHT} is {tuple(weight_KD.shape)}, but config.json has num_labels "
+            f"{config.num_labels}, hidden size {width}, espalier_reward_bias {bias}, espalier_head "
+            f"{kind!r}; expected [num_labels, hidden size], a bias for each label, and response or "
+            "steps"
         )
     # The scale was folded into the weight when the model was exported.
     calibration = Calibration(tuple(float(number) for number in bias), (1.0,) * count)
@@ -276,8 +278,8 @@ def check(model: Any) -> None:
     way_out = "Train another family, such as llama, qwen2, qwen3, mistral, gemma2 or gpt2"
     if _class_of(model.config) is None:
         raise ModelError(
-            f"{name} (model_type {kind}) cannot be a reward model: transformers has no sequence-classification class "
-            f"for it to be exported as. {way_out}"
+            f"{name} (model_type {kind}) cannot be a reward model: transformers has no "
+            f"sequence-classification class for it to be exported as. {way_out}"
         )
     # Names and shapes of the weights tell: a class that computes more has weights for it.
     twin = _twin(model.config, 1)
@@ -291,8 +293,9 @@ def check(model: Any) -> None:
     odd = sorted(weight for weight in {*ours, *theirs} if ours.get(weight) != theirs.get(weight))
     if odd:
         raise ModelError(
-            f"{name} cannot be a reward model: {type(twin).__name__}, as which it would be exported, is not its "
-            f"backbone and one matrix {SCORE} ({len(odd)} weights differ, such as {odd[0]}). {way_out}"
+            f"{name} cannot be a reward model: {type(twin).__name__}, as which it would be "
+            f"exported, is not its backbone and one matrix {SCORE} ({len(odd)} weights differ, "
+            f"such as {odd[0]}). {way_out}"
         )
 
 

@@ -104,7 +104,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
     model, info = _read_weights(config, folder, hf_config, quantized, device)
     if head:
         heads.check(model)
-    # A classifier's file has no token head, and has a scalar head that the causal class does not know.
+    # A classifier has no token head, and a scalar head that the causal class does not know.
     if classifier:
         info["missing_keys"] = set(info["missing_keys"]) - heads.token_head_names(model)
         info["unexpected_keys"] = set(info["unexpected_keys"]) - {heads.WEIGHT}
@@ -151,7 +151,7 @@ def _read_weights(
                 use_safetensors=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
-                # Named with all others by `_refuse_incomplete`, where transformers stops at the first.
+                # transformers would stop at the first; `_refuse_incomplete` names them all.
                 ignore_mismatched_sizes=True,
                 **extra,
             )
@@ -172,7 +172,7 @@ def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSumm
         raise ConfigError(
             "export adapter leaves out the scalar head and its calibration; use export merged", key="export"
         )
-    # Before the adapter, which trains the rows of new tokens beside it; frozen last, so that all names exist.
+    # Tokens before the adapter, which trains their rows; frozen last, when all names exist.
     ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens)
     if ids:
         tokens = [f"{name} = {i}" for name, i in zip(config.add_tokens, ids, strict=True)]
@@ -245,8 +245,9 @@ def _read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[
     if type(other) is type(tokenizer) or other.encode(_PROBE) == tokenizer.encode(_PROBE):
         return []
     return [
-        f"AutoTokenizer reads this tokenizer as {type(other).__name__}, which splits text in another way than its "
-        "tokenizer.json; here tokenizer.json is used. Elsewhere load it with PreTrainedTokenizerFast"
+        f"AutoTokenizer reads this tokenizer as {type(other).__name__}, which splits text in "
+        "another way than its tokenizer.json; here tokenizer.json is used. Elsewhere load it with "
+        "PreTrainedTokenizerFast"
     ]
 
 
@@ -271,7 +272,8 @@ def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool
         )
     declared = raw.get("architectures") or []
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or raw.get("auto_map", {}).get("AutoModelForCausalLM")
-    # BERT and its kin have a causal class too, which is right only if the config says that the model is a decoder.
+    # BERT and its kin have a causal class too, which is right only if the config says that the
+    # model is a decoder.
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     other = [name for name in declared if name.endswith(_OTHER_HEADS) and not (head and name.endswith(_CLASSIFIER))]
     if causal is None or config.is_encoder_decoder or encoder or other:
@@ -307,8 +309,9 @@ def _refuse_incomplete(path: str, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{path} lacks {len(missing)} weights, which would start as random numbers: {_some(missing)}. "
-            "Download the model again, or give a directory whose architecture matches its weights"
+            f"{path} lacks {len(missing)} weights, which would start as random numbers: "
+            f"{_some(missing)}. Download the model again, or give a directory whose architecture "
+            "matches its weights"
         )
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
@@ -328,8 +331,9 @@ def _refuse_large_vocabulary(path: str, model: Any, tokenizer: PreTrainedTokeniz
     if beyond:
         names = _some([f"{token} = {i}" for i, token in beyond])
         raise ModelError(
-            f"{path}: the tokenizer has {len(beyond)} tokens beyond the embedding's {rows} rows: {names}. "
-            "Give the tokenizer the model was trained with, or leave them out of it and pass them as add_tokens"
+            f"{path}: the tokenizer has {len(beyond)} tokens beyond the embedding's {rows} rows: "
+            f"{names}. Give the tokenizer the model was trained with, or leave them out of it and "
+            "pass them as add_tokens"
         )
 
 

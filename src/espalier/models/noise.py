@@ -29,8 +29,8 @@ class Noise:
 
     def uniform(self, place: str, segment: int, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1) for one place in the model and one sample, on CPU; row r is position r's."""
-        # Rows are drawn in order of position, so that a sample's first rows do not depend on its length. Always on
-        # the CPU: generators of other devices give other numbers.
+        # Rows are drawn in order of position, so that a sample's first rows do not depend on its
+        # length. Always on the CPU: generators of other devices give other numbers.
         packed = struct.pack("<qqq", self.seed, self.step, self.keys[segment]) + place.encode()
         digest = hashlib.blake2b(packed, digest_size=8).digest()
         generator = torch.Generator()
@@ -48,7 +48,7 @@ def neftune(embeddings_ND: Tensor, noise: Noise, alpha: float) -> Tensor:
     """Add uniform noise in [-1, 1] x alpha / sqrt(L D), L the sample's own length (Jain et al., arXiv:2310.05914)."""
     width = embeddings_ND.shape[-1]
     draws = noise.rows("neftune", width).to(embeddings_ND) * 2 - 1
-    # All tokens of the sample count, also the last, which is not laid down: packing must not change the scale.
+    # All tokens of a sample count, laid down or not: the scale must not depend on packing.
     scales = [alpha / (length * width) ** 0.5 for length in noise.lengths]
     scale = torch.tensor(scales).repeat_interleave(torch.tensor(noise.segments))
     return embeddings_ND + draws * scale.to(embeddings_ND)[:, None]
@@ -76,8 +76,9 @@ class KeyedDropout(nn.Module):
             keep = pad_sequence(list(torch.split(keep, list(noise.segments))), batch_first=True)
         if keep.numel() != x.numel():
             raise ModelError(
-                f"dropout {self.place} got {tuple(x.shape)}, whose rows are not the batch's {sum(noise.segments)} "
-                "tokens, so its mask cannot belong to samples; set dropout: false"
+                f"dropout {self.place} got {tuple(x.shape)}, whose rows are not the batch's "
+                f"{sum(noise.segments)} tokens, so its mask cannot belong to samples; set dropout: "
+                "false"
             )
         return x * keep.to(x.device).view(x.shape) / (1 - self.p)
 

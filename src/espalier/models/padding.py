@@ -62,7 +62,8 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase, rows: int, stop_ids: Coll
     for token in (before, tokenizer.unk_token, *named):
         if fits(token):
             return _with(own, str(token), before)
-    # On a second copy: if the new token needs a new row, the begin-of-text token in the first one is the better choice.
+    # On a second copy: if the new token needs a new row, the begin-of-text token in the first one
+    # is the better choice.
     grown = copy.deepcopy(own)
     grown.add_special_tokens({"pad_token": next(name for name in _NEW if name not in vocabulary)})
     if grown.get_vocab()[str(grown.pad_token)] >= rows and fits(tokenizer.bos_token):
@@ -80,7 +81,7 @@ def _with(tokenizer: PreTrainedTokenizerBase, token: str, before: str | None) ->
     if before is not None:
         reason = f"{before}, its pad token, can end a response"
     note = (
-        f"the exported reward model pads with {token} = {number}: transformers reads it at the rightmost other token, "
-        f"and {reason}"
+        f"the exported reward model pads with {token} = {number}: transformers reads it at the "
+        f"rightmost other token, and {reason}"
     )
     return Padding(tokenizer, number, token, note)

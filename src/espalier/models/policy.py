@@ -100,7 +100,7 @@ class Policy(nn.Module):
                 outputs["router"] = router
             return outputs
         weight, bias = head_weights(self.model.get_output_embeddings())
-        # Temperatures cost a pass over every chunk's logits: a batch in which all are 1 hands none on.
+        # Temperatures cost a pass over every chunk's logits, so none are passed if all are 1.
         tempered = any(s.temperature != 1 for s in batch.samples)
         outputs = score_tokens(
             hidden_ND[batch.sources_U],
@@ -131,7 +131,7 @@ class Policy(nn.Module):
             rows = {}
             for name, tokens in flat.items():
                 rows[name] = pad_sequence(list(torch.split(tokens, lengths)), batch_first=True)
-            # No mask: padding stands on the right, and a causal mixer brings nothing from the right to the left.
+            # No mask: padding stands on the right, and causal mixers bring nothing to the left.
             out = backbone(**rows, **options)
             hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
         else:
@@ -165,20 +165,21 @@ def _refuse_unkeyed(model: Any, layout: Layout) -> None:
             keyed = name == "attention_dropout" and layout != "padded"
             if isinstance(value, float) and value > 0 and NOISE_NAMES.search(name) and not keyed:
                 strengths.add(f"{name} {value:g}")
-    # GPT-2 hands its attention the strength of a module, `attn_dropout.p`, which no attribute's name gives away.
+    # GPT-2 passes a module's `attn_dropout.p` to its attention, and no attribute's name tells.
     inside = getattr(model.config.get_text_config(), "attn_pdrop", 0)
     if inside and layout == "padded":
         strengths.add(f"attn_pdrop {inside:g}")
     if strengths:
         raise ModelError(
-            f"{type(model).__name__} draws {', '.join(sorted(strengths))} by itself in the layout {layout}, so that "
-            "noise cannot belong to samples; set it to 0 in the model's config.json, or dropout: false"
+            f"{type(model).__name__} draws {', '.join(sorted(strengths))} by itself in the layout "
+            f"{layout}, so that noise cannot belong to samples; set it to 0 in the model's "
+            "config.json, or dropout: false"
         )
 
 
 def backbone_of(model: Any) -> Any:
     """The model without its head. Raises ModelError if the model names no such module."""
-    # Some causal LMs carry the prefix of a larger, multimodal model; their backbone is `model` all the same.
+    # Some causal LMs have the prefix of a larger, multimodal model; their backbone is `model`.
     for name in (model.base_model_prefix, "model"):
         backbone = getattr(model, name, None)
         if backbone is not None:

@@ -24,10 +24,10 @@ CPU_CHUNK_LEAST = 256
 # Bytes and positions: large enough that the time to launch kernels does not count.
 CUDA_CHUNK_BYTES = 256 << 20
 CUDA_CHUNK_LEAST = 64
-# Bytes of log-probabilities that are kept for the backward pass: a micro-batch of a small vocabulary.
+# Bytes of log-probabilities kept for the backward pass: a micro-batch of a small vocabulary.
 CPU_KEPT_BYTES = 64 << 20
 
-# Config fields that multiply the logits, and those that cap them, by the names that architectures give them.
+# Config fields that multiply the logits, and config fields that cap them.
 _SCALES = ("logit_scale", "lm_head_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
@@ -69,8 +69,8 @@ def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
         return adapter.get_merged_weights(adapter.active_adapters), None
     if hasattr(module, "base_layer"):
         raise TypeError(
-            f"the output embedding is wrapped by {type(module).__name__}, which this head does not read; "
-            "leave lm_head out of lora_targets"
+            f"the output embedding is wrapped by {type(module).__name__}, which this head does not "
+            "read; leave lm_head out of lora_targets"
         )
     return module.weight, module.bias
 
@@ -107,7 +107,8 @@ def score_tokens(
     if temperatures_U is not None and hidden_UD.dtype == torch.float64:
         temperatures_U = temperatures_U.double()
     kept = 0
-    # Nothing is kept under a cap, whose derivative needs a second tensor, nor on CUDA, where memory is what is scarce.
+    # Nothing is kept under a cap, whose derivative needs a second tensor, nor on CUDA, where memory
+    # is what is scarce.
     if torch.is_grad_enabled() and cotangent_U is None and head.softcap is None and not hidden_UD.is_cuda:
         kept = CPU_KEPT_BYTES // (4 * vocabulary)
     plan = _Plan(head, entropy, correct, chunk, kept)
@@ -198,7 +199,7 @@ class _Score(torch.autograd.Function):
             grads = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         # Log-probabilities of whole chunks, by their first position.
         ctx.kept = {}
-        # Every step works in place on the one [chunk, V] tensor, so the order of the branches below matters.
+        # Each step changes the one [chunk, V] tensor in place: z, then log p, then p.
         for low in range(0, len(targets), plan.chunk):
             part = slice(low, low + plan.chunk)
             factor = _factor(temperatures, part, plan.head)
@@ -237,11 +238,12 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.saved_grads is not None:
             (cotangent,) = ctx.saved_tensors
-            # On CUDA the comparison would wait for the device at every micro-batch: there the loss is trusted.
+            # Not on CUDA: the comparison would wait for the device at every micro-batch.
             if not grad_logprobs.is_cuda and not torch.equal(cotangent.to(grad_logprobs.dtype), grad_logprobs):
                 raise RuntimeError(
-                    "the gradient of the log-probabilities is not the one announced before the forward pass; a loss "
-                    "that declares `linear` must be linear in them, with coefficients that do not depend on the outputs"
+                    "the gradient of the log-probabilities is not the one announced before the "
+                    "forward pass; a loss that declares `linear` must be linear in them, with "
+                    "coefficients that do not depend on the outputs"
                 )
             return (*ctx.saved_grads.results(), None, None, None, None)
         hidden, weight, bias, targets, temperatures, norms, entropies = ctx.saved_tensors
@@ -250,7 +252,7 @@ class _Score(torch.autograd.Function):
         for low in range(0, len(targets), plan.chunk):
             part = slice(low, low + plan.chunk)
             factor = _factor(temperatures, part, plan.head)
-            # A kept chunk is overwritten below, so it serves once; a second backward pass computes it again.
+            # A kept chunk is overwritten below: a second backward pass computes it again.
             log_p, bent = ctx.kept.pop(low, None), None
             if log_p is None:
                 z, bent = _logits(hidden[part], weight, bias, factor, plan.head)
@@ -309,7 +311,7 @@ class _Gradients:
         if not isinstance(factor, float) or factor != 1:
             grad = grad.mul_(factor)
         if self.hidden is not None or self.weight is not None:
-            # The products run in the compute dtype; only the sum over chunks, which would lose bits in it, is wide.
+            # Products take the compute dtype; the sum over chunks is wide, or it would lose bits.
             low = grad.to(hidden.dtype)
             if self.hidden is not None:
                 self.hidden[part] = low @ weight

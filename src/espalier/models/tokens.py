@@ -30,8 +30,8 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             raise ConfigError(f"add_tokens got {name!r}; expected the text of a control token, such as <|im_end|>")
         if name in vocabulary and name not in special:
             raise ConfigError(
-                f"add_tokens got {name!r}, which is ordinary text (token {vocabulary[name]}) in this tokenizer. "
-                "Choose a name that no text contains, such as <|name|>"
+                f"add_tokens got {name!r}, which is ordinary text (token {vocabulary[name]}) in "
+                "this tokenizer. Choose a name that no text contains, such as <|name|>"
             )
     known = torch.tensor(sorted(set(vocabulary.values())))
     new = [name for name in dict.fromkeys(names) if name not in vocabulary]
@@ -58,7 +58,7 @@ def _tables(model: Any) -> list[torch.Tensor]:
     head = model.get_output_embeddings()
     if head is None:
         return tables
-    # A tied head's weight is the embedding itself: its new rows are the mean of what was there before, set once.
+    # A tied head's weight is the embedding itself, and its new rows are set once.
     if head.weight is not tables[0]:
         tables.append(head.weight)
     if getattr(head, "bias", None) is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Tokens: the kernel computes the half of a piece's square that nobody sees (docs/log.md).
 PIECE = 256
 
-# F.scaled_dot_product_attention calls these on CPU, and drops the log-sum-exp, which the merge needs.
+# F.scaled_dot_product_attention calls these on CPU and drops the log-sum-exp that merging needs.
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -116,8 +116,9 @@ class _ByKeys(torch.autograd.Function):
                     continue
                 rows = slice(start * group, stop * group)
                 mask = seen[: (high - low) * group, : high - low] if start == low else None
-                # With the whole output and the whole log-sum-exp of a query, the kernel's formula gives the share of
-                # these keys in its gradient: its probabilities are exp(score - norm) of the merged softmax.
+                # Given a query's whole output and whole log-sum-exp, the kernel's formula gives
+                # the share of these keys in the gradient of the merged softmax: the probability of
+                # a key is exp(score - log-sum-exp) in any part of the path.
                 grads = _flash_backward(
                     grad_out[:, :, rows],
                     q[:, :, rows],

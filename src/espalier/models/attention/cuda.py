@@ -44,12 +44,12 @@ class CudaForest:
         self.gather: Tensor | None = None
         if forest.branching:
             self.gather = _path_keys(forest)
-        # Only numbers of segments are copied to the device, a few a batch; those of tokens are spread out there.
+        # Only lists of segments, which are short, are copied to the device; tokens are counted there.
         lengths = torch.tensor(forest.lengths, device=device)
         numbers = torch.arange(len(forest.lengths), device=device)
         self.enter = numbers.repeat_interleave(lengths)
         self.leave = torch.tensor([s.leave for s in forest.segments], device=device).repeat_interleave(lengths)
-        # A token's depth is its packed position, moved by what separates its segment's depth from its start.
+        # A token's depth is its packed position, shifted as its segment's depth is from its start.
         shifts = torch.tensor([s.depth - s.start for s in forest.segments], device=device)
         self.positions = shifts.repeat_interleave(lengths) + torch.arange(self.size, device=device)
         self._blocks: dict[int, BlockMask] = {}
@@ -121,9 +121,10 @@ def by_varlen(
     """Flash attention, every segment a sequence whose keys are those of its path."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, heads, d]
     if indices.gather is not None:
-        # A prefix collects the gradients of all its children: through this cast they are added up in float32.
+        # A prefix collects the gradients of all its children: this cast adds them up in float32.
         k, v = (x.float().index_select(0, indices.gather).to(x.dtype) for x in (k, v))
-    # The kernel counts the keys before a query's own; -1 is no bound, and 0 lets no query see what comes after it.
+    # The kernel counts the keys before a query's own; -1 is no bound, and 0 lets no query see what
+    # comes after it.
     back = window - 1 if window else -1
     out: Any = varlen_attn(
         q.contiguous(),

@@ -28,7 +28,8 @@ class Forest:
         self.noise = noise
         self.lengths = [segment.length for segment in segments]
         self.above: list[Tensor | None] = []
-        # Packed positions of the keys of a segment's path, itself included; made only for those that others continue.
+        # Packed positions of the keys of a segment's path, itself included; made only for those
+        # that others continue.
         paths: list[Tensor | None] = []
         self.parents = {segment.parent for segment in segments}
         for i, segment in enumerate(segments):

@@ -22,7 +22,7 @@ from espalier.models.noise import Noise, drop_attention
 
 NAME = "espalier"
 
-# Arguments of architectures that change nothing here: masks and caches are off, the forest says what is seen.
+# Arguments that change nothing here: there is no cache, and the forest says what is seen.
 _INERT = {
     "attention_mask",
     "cache_position",
@@ -68,15 +68,16 @@ def use_forest(model: Any) -> None:
 
 @contextmanager
 def own_attention(model: Any) -> Iterator[None]:
-    """The architecture's own attention function, for plain forwards and for generation, which needs a cache: SDPA if
-    the architecture has it, else eager. The function before comes back at the end, after an error too; a model that has
-    one of the two keeps it.
+    """Inside, the architecture's own attention function, for plain forwards and for generation, which needs a cache.
+
+    That is SDPA if the architecture supports it, else eager; a model that uses one of the two keeps it. The function
+    before comes back at the end, after an error too.
     """
     before = model.config._attn_implementation
     if before in ("sdpa", "eager", None):
         yield
         return
-    # Eager serves the architectures whose scores SDPA does not compute, such as those with attention sinks.
+    # Some architectures, such as those with attention sinks, have scores that SDPA cannot compute.
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         yield
@@ -110,8 +111,8 @@ def forest_attention(
         raise TypeError(problem)
     if forest is None:
         raise TypeError(
-            f"{type(module).__name__} got no forest: its model does not hand keyword arguments down to attention; "
-            "set layout: padded"
+            f"{type(module).__name__} got no forest: its model does not hand keyword arguments "
+            "down to attention; set layout: padded"
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -122,8 +123,9 @@ def forest_attention(
         from espalier.models.attention.cuda import attend
 
         return attend(query, key, value, forest, scaling, sliding_window, softcap), None
-    # By keys only if segments continue others: short, separate samples are a little faster one by one (docs/log.md).
-    # The kernel knows no soft cap, no window and no masks of the caller's, and one width for keys and values.
+    # By keys only if segments continue others: short, separate samples are a little faster one by
+    # one (docs/log.md). The kernel knows no soft cap, no window and no masks of the caller's, and
+    # one width for keys and values.
     plain = drop is None and softcap is None and (not sliding_window or forest.longest <= sliding_window)
     if plain and forest.branching and query.shape[-1] == value.shape[-1]:
         from espalier.models.attention.cpu import attend as attend_cpu
@@ -137,8 +139,9 @@ def _unfit(module: torch.nn.Module, others: dict[str, Any]) -> str:
     unknown = sorted(name for name, value in others.items() if name not in _INERT and value is not None)
     if unknown:
         return (
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the forest does not "
-            "implement; set layout: padded, which uses the architecture's own attention"
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the "
+            "forest does not implement; set layout: padded, which uses the architecture's own "
+            "attention"
         )
     causal = others.get("is_causal")
     if causal is None:
@@ -171,7 +174,7 @@ def _by_segments(
     queries = torch.split(query, forest.lengths, dim=2)
     keys = torch.split(key, forest.lengths, dim=2)
     values = torch.split(value, forest.lengths, dim=2)
-    # A prefix collects the gradients of all its children: through the cast to `wide` they are added up in float32.
+    # A prefix collects the gradients of all its children: this cast adds them up in float32.
     wide = torch.promote_types(key.dtype, torch.float32)
     # Keys and values of the paths that segments continue.
     paths: dict[int, tuple[Tensor, Tensor]] = {}
@@ -200,7 +203,7 @@ def _segment(
     """One segment's queries over its path's keys, causal at the bottom right."""
     n, m = q.shape[2], k.shape[2]
     if softcap is None and drop is None:
-        # SDPA's own causal mask is aligned at the top left, which is right for a root and for nothing below one.
+        # SDPA's own causal mask is aligned at the top left, which is right for roots only.
         if n == m and (not window or m <= window):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         mask = forest.mask(n, m, window, q.dtype)
