@@ -134,7 +134,9 @@ def test_a_hub_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("offline\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    refused("organisation/model", "organisation/model is no local directory, and the hub does not give it: offline")
+    refused(
+        "organisation/model", "organisation/model is not a local directory, and the hub does not provide it: offline"
+    )
 
 
 def test_missing_parts(copy: Path) -> None:
@@ -194,7 +196,7 @@ def test_other_kinds_of_model(copy: Path, tmp_path: Path) -> None:
     LlamaForSequenceClassification(tiny_model("llama").config).save_pretrained(tmp_path / "classifier")
     for name, kind in (("bert", "BertLMHeadModel"), ("t5", "T5For"), ("classifier", "LlamaForSequenceClassification")):
         tiny_tokenizer().save_pretrained(tmp_path / name)
-        refused(tmp_path / name, f"is no causal language model: got {kind}")
+        refused(tmp_path / name, f"is not a causal language model: got {kind}")
 
 
 def test_quantised_weights_are_refused(copy: Path) -> None:

@@ -23,9 +23,9 @@ from espalier.errors import ConfigError, ModelError
 ADAPTER = "default"
 # The scalar head's name in the model, see `models.heads`.
 SCORE = "score"
-# Mixers of these model types read the weights of some layers past their forward: LoRA on these
+# Mixers of these model types read the weights of some layers without calling them: LoRA on these
 # layers would do nothing.
-_READ_PAST_FORWARD = {
+_READ_WITHOUT_CALL = {
     "mamba": ("x_proj", "dt_proj", "out_proj"),
     "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
     "mamba2": ("out_proj",),
@@ -199,7 +199,9 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
     unfit = _unfit(model.config.model_type, stacked=bool(stacked))
     for target in config.lora_targets:
         if any(_names(target, name) for name in heads):
-            raise ConfigError(f"lora_targets got {target!r}, the head, which is scored outside its layer. Leave it out")
+            raise ConfigError(
+                f"lora_targets got {target!r}, the head, whose weight is read without calling it. Leave it out"
+            )
         if _leaf(target) in unfit:
             raise ConfigError(f"lora_targets got {target!r}, but {unfit[_leaf(target)]}. Leave it out")
         if not any(_names(target, name) for name in linear):
@@ -220,7 +222,8 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
 
 def _unfit(kind: str, *, stacked: bool) -> dict[str, str]:
     """Why LoRA does nothing on the layers of these names, in a model of type `kind`."""
-    reasons = dict.fromkeys(_READ_PAST_FORWARD.get(kind, ()), f"{kind} reads its weight past the layer")
+    unused = f"{kind} reads its weight without calling the layer"
+    reasons = dict.fromkeys(_READ_WITHOUT_CALL.get(kind, ()), unused)
     if stacked:
         reasons.update(dict.fromkeys(_EXPERT_NAMES, f"the experts of {kind} are stacked weights"))
     return reasons
@@ -296,7 +299,7 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
         odd = sorted(set(stored) ^ set(live))
         raise ModelError(
             f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one "
-            f"only, such as {odd[0]}. Pass the model it was trained on"
+            f"of the two only, such as {odd[0]}. Pass the model it was trained on"
         )
     for name, tensor in stored.items():
         if tensor.shape != live[name].shape:

@@ -150,8 +150,8 @@ def _write_reward(
     if odd:
         raise ModelError(
             f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its "
-            f"pad token {padding.token} = {padding.id} may need a row that it has not. Give the "
-            "tokenizer a pad token of its own"
+            f"pad token {padding.token} = {padding.id} may need a row that the class does not "
+            "have. Give the tokenizer a pad token of its own"
         )
     _write(model, twin, weights, folder, dtype, shard_size)
 

@@ -53,4 +53,4 @@ def choose(model: Any, requested: str) -> tuple[Layout, str]:
         raise ModelError(f"layout: got {requested}, but {reason}; expected padded. Leave layout at auto")
     if requested not in ("forest", "chain", "padded"):
         raise ModelError(f"layout: got {requested}, expected auto, forest, chain or padded")
-    return requested, "as asked"  # type: ignore[return-value]
+    return requested, "as configured"  # type: ignore[return-value]

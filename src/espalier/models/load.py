@@ -217,7 +217,9 @@ def locate(path: str, *, weights: bool = True) -> Path:
         return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=["*/*"]))
     # The client raises its own errors, the HTTP library's and OSError.
     except Exception as error:
-        raise ModelError(f"{path} is no local directory, and the hub does not give it: {_line(error)[:160]}") from error
+        raise ModelError(
+            f"{path} is not a local directory, and the hub does not provide it: {_line(error)[:160]}"
+        ) from error
 
 
 def check_causal(path: str, *, trust_remote_code: bool = False) -> None:
@@ -282,7 +284,7 @@ def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool
         if any(name.endswith(_CLASSIFIER) for name in other):
             way_out = ". A reward model is scored with, and measured by, `espalier reward --eval-only`"
         raise ModelError(
-            f"{path} is no causal language model: got {architecture}; expected a decoder such as "
+            f"{path} is not a causal language model: got {architecture}; expected a decoder such as "
             f"LlamaForCausalLM{way_out}"
         )
     return config
