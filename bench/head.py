@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espalier.models.score import score
+from espalier.models.token_head import score_tokens
 
 
 class Largest(TorchDispatchMode):
@@ -59,7 +59,7 @@ def main() -> None:
 
     def ours(cotangent: torch.Tensor | None = None, entropy: bool = False, chunk: int = 0) -> Callable[[], None]:
         def call() -> None:
-            said = score(hidden, weight, None, targets, cotangent_U=cotangent, entropy=entropy, chunk=chunk)
+            said = score_tokens(hidden, weight, None, targets, cotangent_U=cotangent, entropy=entropy, chunk=chunk)
             loss = (said["logprobs"] * slope).sum()
             (loss + said["entropy"].sum() * 1e-4 if entropy else loss).backward()
 

@@ -36,7 +36,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "workbench": ("types", "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
     "assembly": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", *GROUND),
-    "checks": ("types", "forest", "losses", "algorithms", "data", "engines", "loop", "assembly", *GROUND),
+    "checks": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", "assembly", *GROUND),
     "commands": ("*",),
     "__main__": ("commands",),
 }
@@ -46,7 +46,7 @@ DATA_ARROWS: dict[str, tuple[str, ...]] = {
     "data.files": (),
     "data.render": (),
     "data.formats": ("data.files", "data.render"),
-    "data.store": ("data.render",),
+    "data.store": ("data.render", "data.read"),
 }
 
 HEAVY: dict[str, tuple[str, ...]] = {

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import ModelError
 from espalier.forest.pack import pack, totals
+from espalier.models.dropouts import zero_dropouts
 from espalier.models.layout import choose
-from espalier.models.load import zero_dropouts
 from espalier.models.policy import Policy
 from espalier.types import Batch, Sample
 from samples import Groups, sample, tree_groups

@@ -21,7 +21,7 @@ from transformers import (
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models.freeze import freeze
-from espalier.models.load import load_model, load_tokenizer, prepare, zero_dropouts
+from espalier.models.load import load_model, load_tokenizer, prepare
 from espalier.models.tokens import add_control_tokens
 from tiny import tiny_model, tiny_tokenizer
 
@@ -101,18 +101,6 @@ def test_dropouts_are_zeroed_everywhere_and_reported(tmp_path: Path) -> None:
     assert not torch.equal(kept.model(x).logits, kept.model(x).logits)
 
 
-def test_dropouts_held_as_numbers_are_zeroed() -> None:
-    model = tiny_model("llama", attention_dropout=0.25)
-    model.config.router_jitter_noise = 0.01
-    assert model.model.layers[0].self_attn.attention_dropout == 0.25
-    assert zero_dropouts(model) == [
-        "attention_dropout 0.25 (config)",
-        "router_jitter_noise 0.01 (config)",
-        "attention_dropout 0.25 (2 modules)",
-    ]
-    assert model.model.layers[1].self_attn.attention_dropout == 0.0 and zero_dropouts(model) == []
-
-
 # ------------------------------------------------------------------------------------------------------- refused
 
 
@@ -146,7 +134,9 @@ def test_a_hub_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("offline\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    refused("organisation/model", "organisation/model is no local directory, and the hub does not give it: offline")
+    refused(
+        "organisation/model", "organisation/model is not a local directory, and the hub does not provide it: offline"
+    )
 
 
 def test_missing_parts(copy: Path) -> None:
@@ -206,7 +196,7 @@ def test_other_kinds_of_model(copy: Path, tmp_path: Path) -> None:
     LlamaForSequenceClassification(tiny_model("llama").config).save_pretrained(tmp_path / "classifier")
     for name, kind in (("bert", "BertLMHeadModel"), ("t5", "T5For"), ("classifier", "LlamaForSequenceClassification")):
         tiny_tokenizer().save_pretrained(tmp_path / name)
-        refused(tmp_path / name, f"is no causal language model: got {kind}")
+        refused(tmp_path / name, f"is not a causal language model: got {kind}")
 
 
 def test_quantised_weights_are_refused(copy: Path) -> None:

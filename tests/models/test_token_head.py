@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espalier.models.score import Head, score
+from espalier.models.token_head import TokenHead, score_tokens
 
 U, V, D = 37, 50, 8
 
@@ -27,7 +27,7 @@ def inputs(dtype: torch.dtype = torch.float64, *, scale: float = 1.0) -> dict[st
     }
 
 
-def full(x: dict[str, Any], head: Head, bias: bool, tempered: bool) -> dict[str, Tensor]:
+def full(x: dict[str, Any], head: TokenHead, bias: bool, tempered: bool) -> dict[str, Tensor]:
     z = x["hidden"] @ x["weight"].T
     if bias:
         z = z + x["bias"]
@@ -44,8 +44,8 @@ def full(x: dict[str, Any], head: Head, bias: bool, tempered: bool) -> dict[str,
     }
 
 
-def ours(x: dict[str, Any], head: Head, bias: bool, tempered: bool, **options: Any) -> dict[str, Tensor]:
-    return score(
+def ours(x: dict[str, Any], head: TokenHead, bias: bool, tempered: bool, **options: Any) -> dict[str, Tensor]:
+    return score_tokens(
         x["hidden"],
         x["weight"],
         x["bias"] if bias else None,
@@ -62,13 +62,15 @@ def leaves(x: dict[str, Any], bias: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("chunk", [1, 5, U, 64, 0])
 @pytest.mark.parametrize("tempered", [False, True])
-@pytest.mark.parametrize("head", [Head(), Head(softcap=1.5), Head(scale=0.4), Head(softcap=2.0, scale=3.0)])
+@pytest.mark.parametrize(
+    "head", [TokenHead(), TokenHead(softcap=1.5), TokenHead(scale=0.4), TokenHead(softcap=2.0, scale=3.0)]
+)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kept", [0, 12, 1000], ids="kept {}".format)
 def test_equals_full_logits(
-    monkeypatch: pytest.MonkeyPatch, kept: int, bias: bool, head: Head, tempered: bool, chunk: int
+    monkeypatch: pytest.MonkeyPatch, kept: int, bias: bool, head: TokenHead, tempered: bool, chunk: int
 ) -> None:
-    monkeypatch.setattr("espalier.models.score.CPU_KEPT_BYTES", kept * 4 * V)
+    monkeypatch.setattr("espalier.models.token_head.CPU_KEPT_BYTES", kept * 4 * V)
     x = inputs()
     expected = full(x, head, bias, tempered)
     g = torch.Generator().manual_seed(1)
@@ -98,10 +100,10 @@ def test_equals_full_logits(
 
 def test_gradcheck() -> None:
     x = inputs()
-    head, targets, temperatures = Head(softcap=1.5, scale=0.7), x["targets"][:5], x["temperatures"][:5]
+    head, targets, temperatures = TokenHead(softcap=1.5, scale=0.7), x["targets"][:5], x["temperatures"][:5]
 
     def f(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        got = score(hidden, weight, bias, targets, temperatures, head=head, entropy=True, chunk=2)
+        got = score_tokens(hidden, weight, bias, targets, temperatures, head=head, entropy=True, chunk=2)
         return got["logprobs"], got["entropy"]
 
     at = [t.detach()[:n].clone().requires_grad_() for t, n in ((x["hidden"], 5), (x["weight"], V), (x["bias"], V))]
@@ -112,28 +114,28 @@ def test_frozen_inputs_get_no_gradient() -> None:
     for frozen in ("hidden", "weight", "bias"):
         x = inputs()
         x[frozen].requires_grad_(False)
-        expected = full(x, Head(), True, False)["logprobs"].sum()
+        expected = full(x, TokenHead(), True, False)["logprobs"].sum()
         rest = [t for t in leaves(x, True) if t.requires_grad]
         want = torch.autograd.grad(expected, rest)
         for cotangent in (None, torch.ones(U, dtype=torch.float64)):
-            got = ours(x, Head(), True, False, cotangent_U=cotangent)["logprobs"].sum()
+            got = ours(x, TokenHead(), True, False, cotangent_U=cotangent)["logprobs"].sum()
             torch.testing.assert_close(torch.autograd.grad(got, rest), want, rtol=1e-10, atol=1e-12)
 
 
 def test_a_loss_that_is_not_as_announced_raises() -> None:
     x = inputs()
     announced = torch.ones(U, dtype=torch.float64)
-    got = ours(x, Head(), False, False, cotangent_U=announced)["logprobs"]
+    got = ours(x, TokenHead(), False, False, cotangent_U=announced)["logprobs"]
     with pytest.raises(RuntimeError, match="not the one announced"):
         (got**2).sum().backward()
     with pytest.raises(ValueError, match="entropy=True"):
-        ours(x, Head(), False, False, cotangent_U=announced, entropy=True)
+        ours(x, TokenHead(), False, False, cotangent_U=announced, entropy=True)
 
 
 def test_nothing_scored_gives_zero_gradients() -> None:
     x = inputs()
     for cotangent in (None, torch.zeros(0, dtype=torch.float64)):
-        got = score(x["hidden"][:0], x["weight"], x["bias"], x["targets"][:0], cotangent_U=cotangent)["logprobs"]
+        got = score_tokens(x["hidden"][:0], x["weight"], x["bias"], x["targets"][:0], cotangent_U=cotangent)["logprobs"]
         assert got.shape == (0,)
         grads = torch.autograd.grad(got.sum(), [x["weight"], x["bias"]])
         assert all(not grad.any() for grad in grads)
@@ -159,7 +161,7 @@ def test_logits_never_exist_beyond_a_chunk(mode: str) -> None:
     targets = torch.randint(0, vocabulary, (rows,))
     ones = torch.ones(rows)
     with Largest() as largest:
-        got = score(
+        got = score_tokens(
             hidden, weight, None, targets, entropy=mode == "entropy", correct=True, chunk=chunk,
             cotangent_U=ones if mode == "linear" else None,
         )  # fmt: skip
@@ -171,22 +173,22 @@ def test_logits_never_exist_beyond_a_chunk(mode: str) -> None:
 
 
 def test_what_is_kept_for_the_backward_pass_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("espalier.models.score.CPU_KEPT_BYTES", 12 * 4 * V)
+    monkeypatch.setattr("espalier.models.token_head.CPU_KEPT_BYTES", 12 * 4 * V)
     x = inputs(torch.float32)
 
     def kept(**options: Any) -> list[tuple[int, ...]]:
-        node: Any = ours(x, options.pop("head", Head()), False, False, chunk=5, **options)["logprobs"].grad_fn
+        node: Any = ours(x, options.pop("head", TokenHead()), False, False, chunk=5, **options)["logprobs"].grad_fn
         return [tuple(t.shape) for t in node.kept.values()]
 
     assert kept() == kept(entropy=True) == [(5, V), (5, V)]
-    assert kept(head=Head(softcap=1.5)) == kept(cotangent_U=torch.ones(U)) == []
+    assert kept(head=TokenHead(softcap=1.5)) == kept(cotangent_U=torch.ones(U)) == []
 
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_bf16_logprobs_are_computed_in_float32(linear: bool) -> None:
     low = inputs(torch.bfloat16, scale=2.0)
     exact = {k: v.detach().double().requires_grad_() if v.is_floating_point() else v for k, v in low.items()}
-    head = Head(softcap=30.0)
+    head = TokenHead(softcap=30.0)
     expected = full(exact, head, True, True)
     ones = torch.ones(U)
     got = ours(low, head, True, True, cotangent_U=ones) if linear else ours(low, head, True, True, entropy=True)

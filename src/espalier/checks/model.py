@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -80,23 +81,17 @@ def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
     logits, a sample at a time."""
     import torch
 
+    from espalier.models.attention.interface import own_attention
+
     model = policy.model
-    before, training = model.config._attn_implementation, model.training
     out: list[Tensor] = []
-    try:
+    with ExitStack() as restored:
+        restored.callback(model.train, model.training)
+        restored.enter_context(own_attention(model))
         model.eval()  # without the dropout that the layout under test keys by sample and leaves out here
-        for own in ("sdpa", "eager"):
-            try:
-                model.set_attn_implementation(own)
-                break
-            except ValueError:  # the architecture has no such implementation
-                continue
         for s in samples:
             ids = torch.tensor([s.tokens], device=next(model.parameters()).device)
             out.append(_scores(policy, s, ids) if policy.says == "reads" else _logprobs(policy, s, ids))
-    finally:
-        model.train(training)
-        model.set_attn_implementation(before)
     return torch.cat(out) if out else torch.zeros(0)
 
 

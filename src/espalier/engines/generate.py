@@ -19,6 +19,7 @@ from transformers import (
 
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, ModelError
+from espalier.models.attention.interface import own_attention
 from espalier.models.layout import obstacle
 from espalier.types import Sample
 
@@ -171,18 +172,13 @@ class GenerateSampler:
         model = self.model
         # Module by module: the caller may have some of them in another mode than the whole.
         modes = [(module, module.training) for module in model.modules()]
-        attention, defaults = model.config._attn_implementation, model.generation_config
-        # The attention of packed batches reads no cache, without which every token would cost the whole prefix.
-        switch = attention not in ("sdpa", "eager", None)
+        defaults = model.generation_config
         model.eval()
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        if switch:
-            model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         try:
-            yield
+            with own_attention(model):
+                yield
         finally:
-            if switch:
-                model.set_attn_implementation(attention)
             model.generation_config = defaults
             for module, mode in modes:
                 module.training = mode

@@ -1,4 +1,4 @@
-"""LoRA through peft: put on, continued, read back as merged weights. The model stays the transformers model it was.
+"""LoRA through peft: added, continued, read back as merged weights. The model stays the transformers model it was.
 
 `add_adapter` injects the LoRA layers in place, so `model.get_decoder()`, the head, attention functions and sharding
 plans work as before. Add it before FSDP shards anything.
@@ -21,9 +21,11 @@ from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 
 ADAPTER = "default"
-SCORE = "score"  # the scalar head's name, see `models.heads`
-# Mixers of these model types read the weights of some layers past their forward, where LoRA on them would do nothing.
-_READ_PAST_FORWARD = {
+# The scalar head's name in the model, see `models.heads`.
+SCORE = "score"
+# Mixers of these model types read the weights of some layers without calling them: LoRA on these
+# layers would do nothing.
+_READ_WITHOUT_CALL = {
     "mamba": ("x_proj", "dt_proj", "out_proj"),
     "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
     "mamba2": ("out_proj",),
@@ -33,9 +35,21 @@ _READ_PAST_FORWARD = {
     "nemotron_h": ("out_proj",),
     "jamba": ("dt_proj",),
 }
-# peft takes these names for the experts' in mixture-of-experts models, whose stacked weights it adapts another way.
+# peft takes these names for those of experts in mixture-of-experts models, whose stacked weights it
+# adapts in another way.
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+# What is in the names of an adapter's own tensors.
 _PARTS = ("lora_A.", "lora_B.", "lora_embedding_A.", "lora_embedding_B.", "trainable_tokens_", "lora_magnitude_")
+# Settings of adapters that others trained, by the values with which a run can continue them.
+_CONTINUED: dict[str, Any] = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "target_parameters": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -46,7 +60,7 @@ def has_adapter(model: nn.Module) -> bool:
 def quantization(config: ModelConfig, device: torch.device) -> Any:
     """The transformers quantization config of QLoRA (4-bit NF4, doubly quantised, bfloat16 arithmetic), None without.
 
-    Raises ConfigError where QLoRA is asked for without CUDA or the extra.
+    Raises ConfigError if QLoRA is asked for without CUDA or the extra.
     """
     if not config.qlora:
         return None
@@ -73,9 +87,9 @@ def add_adapter(
 
     A linear layer computes x W' + s x A' B' with A [rank, in], B [out, rank] and s = alpha / rank, or
     alpha / sqrt(rank) with rslora; B starts at 0, so the model is unchanged at first; A is a function of
-    `seed`, the same on every rank. Adapter weights are float32. The
-    rows `new_tokens` of the input embedding and the head (one shared set where they are tied) are trained beside it.
-    Returns lines for the user; does nothing where no LoRA is asked for.
+    `seed`, the same on every rank. Adapter weights are float32. The rows `new_tokens` of the input embedding and the
+    head (one shared set if they are tied) are trained beside it. Returns lines for the user; does nothing if no LoRA is
+    asked for.
 
     Raises ConfigError for a second adapter and for targets that cannot be adapted; ModelError for an adapter that
     does not fit the model.
@@ -96,7 +110,8 @@ def add_adapter(
         lora_dropout=config.lora_dropout,
         use_rslora=config.rslora,
         bias="none",
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        # GPT-2 stores its weights [in, out].
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
         base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
         trainable_token_indices=_token_indices(model, new_tokens),
@@ -113,7 +128,10 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """
     from peft.tuners.lora import LoraLayer
 
-    tied = model.all_tied_weights_keys if model.config.get_text_config().tie_word_embeddings else {}
+    # By transformers' own names, whatever wraps the tensors by now.
+    tied: dict[str, str] = {}
+    if model.config.get_text_config().tie_word_embeddings:
+        tied = model.all_tied_weights_keys
     modules = dict(model.named_modules())
     for name, tensor in _stored(model):
         clean = _clean(name)
@@ -124,51 +142,69 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         if isinstance(owner, LoraLayer) and name.endswith(".base_layer.weight"):
             whole = whole + _delta(owner).to(whole.device)
         elif name.endswith(".token_adapter.base_layer.weight") and owner is not None:
+            # What peft calls a delta holds the rows themselves: they replace those of the base.
             rows = torch.tensor(owner.token_indices[ADAPTER], device=whole.device)
-            whole = whole.index_copy(0, rows, _full(owner.trainable_tokens_delta[ADAPTER].detach()).to(whole.dtype))
+            trained = _full(owner.trainable_tokens_delta[ADAPTER].detach())
+            whole = whole.index_copy(0, rows, trained.to(whole.dtype))
         yield clean, whole
 
 
 def plain_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shape of every weight by its name without adapters, a tied one under each of its names."""
-    return {_clean(name): tuple(getattr(x, "quant_state", x).shape) for name, x in _stored(model)}
+    # A quantised weight is packed into bytes; its state knows the shape of the numbers.
+    return {_clean(name): tuple(getattr(tensor, "quant_state", tensor).shape) for name, tensor in _stored(model)}
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and the buffers that are saved, without those of adapters."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    held = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in held}
-    for name, tensor in {**parameters, **buffers}.items():
-        if not any(part in name for part in _PARTS) and ".original_module." not in name:
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    # Buffers that are computed when a model is built, such as RoPE frequencies, are not in it.
+    saved = model.state_dict(keep_vars=True)
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    tensors.update({name: tensor for name, tensor in saved.items() if name in buffers})
+    for name, tensor in tensors.items():
+        if not _is_adapters(name) and ".original_module." not in name:
             yield name, tensor
+
+
+def _is_adapters(name: str) -> bool:
+    """Whether a tensor of this name belongs to an adapter."""
+    return any(part in name for part in _PARTS)
 
 
 def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The adapter's tensors by the names of peft's own files, sharded ones gathered."""
     from peft import get_peft_model_state_dict
 
-    live = {name: _full(tensor) for name, tensor in model.state_dict().items() if any(part in name for part in _PARTS)}
+    live = {name: _full(tensor) for name, tensor in model.state_dict().items() if _is_adapters(name)}
     state = get_peft_model_state_dict(model, state_dict=live, adapter_name=ADAPTER, save_embedding_layers=False)
     return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
 
 
 def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
-    """Module names for peft, and lines on what is left out."""
+    """Module names for peft, and lines on what is left out.
+
+    Raises ConfigError for a target that is the head, that LoRA cannot adapt, or that does not exist.
+    """
     head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    heads = [name for name, m in linear.items() if m is head or _is_score(model, name)]
+    linear: list[str] = []
+    heads: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            linear.append(name)
+            if module is head or _is_score(model, name):
+                heads.append(name)
     leaves = {_leaf(name) for name in linear if name not in heads}
-    kind = model.config.model_type
-    stacked = [n for n, p in model.named_parameters() if p.dim() == 3 and "expert" in n]
-    unfit = dict.fromkeys(_READ_PAST_FORWARD.get(kind, ()), f"{kind} reads its weight past the layer")
-    unfit |= {leaf: f"the experts of {kind} are stacked weights" for leaf in _EXPERT_NAMES if stacked}
+    stacked = [name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
+    unfit = _unfit(model.config.model_type, stacked=bool(stacked))
     for target in config.lora_targets:
-        if any(name == target or name.endswith("." + target) for name in heads):
-            raise ConfigError(f"lora_targets got {target!r}, the head, which is scored outside its layer. Leave it out")
+        if any(_names(target, name) for name in heads):
+            raise ConfigError(
+                f"lora_targets got {target!r}, the head, whose weight is read without calling it. Leave it out"
+            )
         if _leaf(target) in unfit:
             raise ConfigError(f"lora_targets got {target!r}, but {unfit[_leaf(target)]}. Leave it out")
-        if not any(name == target or name.endswith("." + target) for name in linear):
+        if not any(_names(target, name) for name in linear):
             near = get_close_matches(target, sorted(leaves), n=3, cutoff=0.3) or sorted(leaves)
             raise ConfigError(f"lora_targets got {target!r}, which names no linear layer; there are {', '.join(near)}")
     if config.lora_targets:
@@ -177,56 +213,76 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
     if stacked:
         notes.append(f"LoRA leaves {len(stacked)} stacked expert weights out (such as {stacked[0]}); they stay frozen")
     leaves -= set(unfit)
-    if any(_leaf(name) in leaves for name in heads):  # a short name would take the head along
+    # A short name that a head shares with other layers would adapt the head too: then peft gets
+    # names in full.
+    if any(_leaf(name) in leaves for name in heads):
         return sorted(name for name in linear if name not in heads and _leaf(name) in leaves), notes
     return sorted(leaves), notes
 
 
+def _unfit(kind: str, *, stacked: bool) -> dict[str, str]:
+    """Why LoRA does nothing on the layers of these names, in a model of type `kind`."""
+    unused = f"{kind} reads its weight without calling the layer"
+    reasons = dict.fromkeys(_READ_WITHOUT_CALL.get(kind, ()), unused)
+    if stacked:
+        reasons.update(dict.fromkeys(_EXPERT_NAMES, f"the experts of {kind} are stacked weights"))
+    return reasons
+
+
 def _is_score(model: nn.Module, name: str) -> bool:
-    """Whether a module or parameter is the scalar head, which is trained whole beside an adapter."""
+    """Whether a module or parameter is the scalar head, which is not adapted: it is trained whole beside an adapter."""
     return name.partition(".")[0] == SCORE and hasattr(model, "espalier_head")
 
 
 def _leaf(name: str) -> str:
+    """The last part of a dotted name."""
     return name.rpartition(".")[2]
 
 
+def _names(target: str, module: str) -> bool:
+    """Whether a LoRA target names a module: in full, or by the last parts of its name."""
+    return module == target or module.endswith("." + target)
+
+
 def _token_indices(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The rows to train, by the module that holds them; a head that is tied to the embedding shares its rows."""
     if not new_tokens:
         return None
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    paths = {id(m): name for name, m in model.named_modules()}
+    paths = {id(module): name for name, module in model.named_modules()}
     indices = {paths[id(table)]: sorted(set(new_tokens))}
     if head is not None and head.weight is not table.weight:
         indices[paths[id(head)]] = sorted(set(new_tokens))
     if head is not None and getattr(head, "bias", None) is not None:
         # peft computes such a head without its bias.
         raise ConfigError(
-            f"add_tokens under LoRA cannot train the head of {type(model).__name__}, which has a bias. "
-            "Train the full weights (lora_rank 0), or do without add_tokens"
+            f"add_tokens under LoRA cannot train the head of {type(model).__name__}, which has a "
+            "bias. Train the full weights (lora_rank 0), or do without add_tokens"
         )
     return indices
 
 
 def _inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
+    """Put an adapter on the model. Only its weights and the scalar head are trained from then on."""
     from peft import inject_adapter_in_model
 
     model.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, then moves
+        # peft draws on the CPU, then moves: the same A on every device and rank.
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
-        mine = any(part in name for part in _PARTS)
-        parameter.requires_grad_(mine or _is_score(model, name))
-        if mine:
+        adapters = _is_adapters(name)
+        parameter.requires_grad_(adapters or _is_score(model, name))
+        if adapters:
             parameter.data = parameter.data.float()
 
 
 def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int]) -> list[str]:
-    from peft import LoraConfig, PeftConfig
+    """Put the adapter of `config.adapter` on the model, its weights included. Returns lines for the user."""
     from safetensors.torch import load_file
 
     folder = Path(config.adapter).expanduser()
@@ -235,38 +291,15 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
             raise ModelError(
                 f"adapter {config.adapter} has no {file}; expected a LoRA directory written by peft as safetensors"
             )
-    settings = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(settings, LoraConfig):
-        raise ModelError(f"adapter {config.adapter} is of type {settings.peft_type}; expected LORA")
-    for option, usual in (
-        ("use_dora", False),
-        ("bias", "none"),
-        ("lora_bias", False),
-        ("modules_to_save", None),
-        ("target_parameters", None),
-        ("rank_pattern", {}),
-        ("alpha_pattern", {}),
-    ):
-        if getattr(settings, option, usual) not in (usual, None, [], {}):
-            raise ModelError(
-                f"adapter {config.adapter} uses {option}, which cannot be continued. "
-                "Merge it into its base with peft first"
-            )
-    if missing := set(new_tokens) - _trained_rows(settings):
-        raise ConfigError(
-            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not train. "
-            "Merge it into its base, then start a new adapter"
-        )
-    settings.inference_mode = False
-    settings.lora_dropout = settings.lora_dropout if config.dropout else 0.0
+    settings = _continued_settings(folder, config, new_tokens)
     _inject(model, settings, seed=0)
     stored = load_file(str(folder / "adapter_model.safetensors"))
     live = adapter_state(model)
     if set(stored) != set(live):
         odd = sorted(set(stored) ^ set(live))
         raise ModelError(
-            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one only, "
-            f"such as {odd[0]}. Pass the model it was trained on"
+            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one "
+            f"of the two only, such as {odd[0]}. Pass the model it was trained on"
         )
     for name, tensor in stored.items():
         if tensor.shape != live[name].shape:
@@ -275,36 +308,71 @@ def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: S
                 f"the model takes {tuple(live[name].shape)}. "
                 "Pass the model it was trained on"
             )
-        live[name].copy_(tensor)  # state_dict() hands out the parameters' own storage
+        # Into the model itself: a state dict hands out the parameters' own storage.
+        live[name].copy_(tensor)
     return [f"continues adapter {config.adapter}", _summary(model, settings)]
 
 
+def _continued_settings(folder: Path, config: ModelConfig, new_tokens: Sequence[int]) -> Any:
+    """peft's settings of an adapter, as training needs them. Raises ModelError for one that cannot be continued and
+    ConfigError for new tokens that it does not train."""
+    from peft import LoraConfig, PeftConfig
+
+    settings = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(settings, LoraConfig):
+        raise ModelError(f"adapter {config.adapter} is of type {settings.peft_type}; expected LORA")
+    for option, usual in _CONTINUED.items():
+        if getattr(settings, option, usual) not in (usual, None, [], {}):
+            raise ModelError(
+                f"adapter {config.adapter} uses {option}, which cannot be continued. "
+                "Merge it into its base with peft first"
+            )
+    missing = set(new_tokens) - _trained_rows(settings)
+    if missing:
+        raise ConfigError(
+            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not "
+            "train. Merge it into its base, then start a new adapter"
+        )
+    # Exports are written for inference, without gradients.
+    settings.inference_mode = False
+    if not config.dropout:
+        settings.lora_dropout = 0.0
+    return settings
+
+
 def _trained_rows(settings: Any) -> set[int]:
-    rows = settings.trainable_token_indices or []
-    lists = rows.values() if isinstance(rows, dict) else [rows]
-    return {i for one in lists for i in one}
+    """The token ids whose rows an adapter trains, of all modules."""
+    indices = settings.trainable_token_indices or []
+    if isinstance(indices, dict):
+        return set().union(*indices.values())
+    return set(indices)
 
 
 def _summary(model: nn.Module, settings: Any) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """A line for the user on what is trained."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    targets = ", ".join(sorted(settings.target_modules))
+    line = f"LoRA rank {settings.r}, scale {scale:g}, {trained:,} parameters on {targets}"
     rows = len(_trained_rows(settings))
-    return (
-        f"LoRA rank {settings.r}, scale {scale:g}, {trained:,} parameters on "
-        + ", ".join(sorted(settings.target_modules))
-        + (f"; {rows} token rows" if rows else "")
-    )
+    if rows:
+        line += f"; {rows} token rows"
+    return line
 
 
 def _delta(layer: Any) -> Tensor:
     """s B A of a LoRA layer in float32, in the orientation of its weight."""
-    a, b = (_full(part[ADAPTER].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
-    product: Tensor = (b @ a).T if layer.fan_in_fan_out else b @ a
+    down = _full(layer.lora_A[ADAPTER].weight.detach()).float()
+    up = _full(layer.lora_B[ADAPTER].weight.detach()).float()
+    product: Tensor = up @ down
+    if layer.fan_in_fan_out:
+        product = product.T
     scale: float = layer.scaling[ADAPTER]
     return product * scale
 
 
 def _clean(name: str) -> str:
+    """A parameter's name without the wrappers of torch.compile and peft."""
     return name.replace("_orig_mod.", "").replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
 
 
@@ -315,6 +383,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _dequantized(tensor: Tensor, original: Tensor) -> Tensor:
+    """The numbers of a weight that bitsandbytes packed into 4 bits, in float32; other tensors as they are."""
     state = getattr(original, "quant_state", None)
     if state is None:
         return tensor

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from espalier.errors import ConfigError, ModelError
 from espalier.files import PARTIAL, beside, discard, fsync_tree, make_dir, replace_dir
 from espalier.models import heads
 from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged_state
+from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.load import quiet
 from espalier.models.padding import Padding, choose_padding
-
-_RESTORED = re.compile(r"dropout|pdrop|layerdrop|jitter|^use_cache$")
 
 
 def export(
@@ -51,46 +49,74 @@ def export(
     replaced. On an OSError what stood there is untouched. The model is not changed. Under FSDP every rank calls this,
     with `write` on one of them.
 
-    Raises ConfigError where `folder` holds something else, no adapter is there to be written alone, or a scalar head
+    Raises ConfigError if `folder` holds something else, if there is no adapter to write alone, or if a scalar head
     would be left out of it.
     """
-    reward = heads.scalar_head(model) is not None
-    if adapter_only and reward:
+    _refuse(model, folder, adapter_only)
+    if adapter_only:
+        weights = adapter_state(model)
+    else:
+        weights = _cast(model, merged_state(model) if state is None else state, source_dtype, write)
+    if not write:
+        return
+
+    def fill(partial: Path) -> None:
+        saved = tokenizer
+        if adapter_only:
+            _write_adapter(model, weights, partial)
+        elif heads.scalar_head(model) is not None:
+            padding = padding_of(model, tokenizer, stop_ids)
+            _write_reward(model, weights, partial, source_dtype, shard_size, padding)
+            saved = padding.tokenizer
+        else:
+            _write_model(model, weights, partial, source_dtype, shard_size)
+            _write_generation(model, partial, stop_ids)
+        saved.save_pretrained(str(partial))
+
+    _replace(folder, fill)
+
+
+def _refuse(model: PreTrainedModel, folder: Path, adapter_only: bool) -> None:
+    """Raise ConfigError for an export that would lack something, or replace what is not an export."""
+    if adapter_only and heads.scalar_head(model) is not None:
         raise ConfigError("export adapter leaves out the scalar head and its calibration; use export merged")
     if adapter_only and not has_adapter(model):
         raise ConfigError("export adapter needs LoRA training (lora_rank above 0); use export merged")
     if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
         raise ConfigError(f"{folder} exists and holds no model; expected an empty or new directory. Move it away first")
-    if adapter_only:
-        weights = adapter_state(model)
-    else:
-        keep = [re.compile(rf"(^|\.){p}(\.|$)") for p in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
-        weights = {}
-        for name, tensor in state if state is not None else merged_state(model):
-            if write:  # the other ranks only take part in gathering
-                if reward and name == heads.WEIGHT:
-                    weights[name] = heads.folded(model, tensor.detach()).cpu().contiguous()
-                    continue
-                dtype = torch.float32 if any(p.search(name) for p in keep) else source_dtype
-                tensor = tensor.detach().to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-                weights[name] = tensor.contiguous()
-    if not write:
-        return
+
+
+def _cast(model: Any, state: Iterable[tuple[str, Tensor]], source_dtype: torch.dtype, write: bool) -> dict[str, Tensor]:
+    """The weights on the CPU, each in the dtype it is stored in; without `write`, none.
+
+    A rank that does not write iterates to the end all the same, since it takes part in gathering shards.
+    """
+    reward = heads.scalar_head(model) is not None
+    # transformers loads these modules in float32 whatever the dtype of the model.
+    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    exact = [re.compile(rf"(^|\.){module}(\.|$)") for module in strict]
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state:
+        if not write:
+            continue
+        if reward and name == heads.WEIGHT:
+            weights[name] = heads.folded(model, tensor.detach()).cpu().contiguous()
+            continue
+        dtype = tensor.dtype
+        if tensor.is_floating_point():
+            dtype = torch.float32 if any(pattern.search(name) for pattern in exact) else source_dtype
+        weights[name] = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+    return weights
+
+
+def _replace(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Put a directory that `fill` wrote in the place of `folder`: all of it, or none if it fails on the way."""
     make_dir(folder.parent)
     partial = beside(folder, PARTIAL)
     discard(partial)
     partial.mkdir()
     try:
-        if adapter_only:
-            _write_adapter(model, weights, partial)
-        elif reward:
-            padding = padding_of(model, tokenizer, stop_ids)
-            _write_reward(model, weights, partial, source_dtype, shard_size, padding)
-            tokenizer = padding.tokenizer
-        else:
-            _write_model(model, weights, partial, source_dtype, shard_size)
-            _write_generation(model, partial, stop_ids)
-        tokenizer.save_pretrained(str(partial))
+        fill(partial)
         fsync_tree(partial)
         replace_dir(partial, folder)
     finally:
@@ -107,43 +133,56 @@ def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, dtype: to
 def _write_reward(
     model: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str, padding: Padding
 ) -> None:
-    """The same of the sequence-classification model, with one row of zeros more where the pad token has none."""
+    """The same for the sequence-classification model, whose embedding has one more row of zeros if the pad token needs
+    it."""
     config = _plain_config(model)
     for inner in (config, config.get_text_config()):
         inner.pad_token_id = padding.id
-    if padding.id >= (rows := _rows(model)):
+    rows = _rows(model)
+    if padding.id >= rows:
         table = model.get_input_embeddings()
         name = next(path for path, module in model.named_modules() if module is table) + ".weight"
         weights[name] = torch.nn.functional.pad(weights[name], (0, 0, 0, padding.id + 1 - rows))
         config.get_text_config().vocab_size = padding.id + 1
     twin = heads.exported(model, config)
-    odd = sorted(n for n, w in weights.items() if n not in twin.state_dict() or twin.state_dict()[n].shape != w.shape)
+    expected = {name: tensor.shape for name, tensor in twin.state_dict().items()}
+    odd = sorted(name for name, tensor in weights.items() if expected.get(name) != tensor.shape)
     if odd:
         raise ModelError(
-            f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its pad token "
-            f"{padding.token} = {padding.id} may need a row that it has not. Give the tokenizer a pad token of its own"
+            f"{type(twin).__name__} does not take {len(odd)} of the weights, such as {odd[0]}; its "
+            f"pad token {padding.token} = {padding.id} may need a row that the class does not "
+            "have. Give the tokenizer a pad token of its own"
         )
     _write(model, twin, weights, folder, dtype, shard_size)
 
 
 def _rows(model: Any) -> int:
+    """Rows of the embedding, by the config."""
     rows: int = model.config.get_text_config().vocab_size
     return rows
 
 
 def padding_of(model: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> Padding:
-    """The pad token that an export of this reward model would have; its `note` says where that is another one. What
-    may end a response are the run's stop tokens and those of the source."""
-    said = [getattr(c, "eos_token_id", None) for c in (model.generation_config, model.config.get_text_config())]
-    ends = {i for ids in said if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
-    return choose_padding(tokenizer, _rows(model), {*stop_ids, *ends})
+    """The pad token that an export of this reward model would have; its `note` is a line for the user if that is not
+    the tokenizer's. A response may end in the run's stop tokens and in those of the source.
+    """
+    ends = set(stop_ids)
+    for config in (model.generation_config, model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        if isinstance(ids, list):
+            ends.update(ids)
+        elif ids is not None:
+            ends.add(ids)
+    return choose_padding(tokenizer, _rows(model), ends)
 
 
 def _plain_config(model: Any) -> Any:
+    """A copy of the model's config without what loading and training changed."""
     config = copy.deepcopy(model.config)
     _restore(config, getattr(model, "espalier_source", {}))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    # Not the forest's, which only training registers; config.json does not hold this choice.
     config._attn_implementation = "eager"
     return config
 
@@ -151,9 +190,12 @@ def _plain_config(model: Any) -> Any:
 def _write(
     model: Any, twin: Any, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, shard_size: str
 ) -> None:
+    """Config and weights of an empty model, by the names and the dtype of the source's files."""
     twin = twin.to(dtype)
-    if (conversions := getattr(model, "_weight_conversions", None)) is not None:
-        twin._weight_conversions = conversions  # how the source's files name the weights
+    # How the source's files name the weights: experts, for example, are stored one by one there.
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        twin._weight_conversions = conversions
     with quiet():
         twin.save_pretrained(str(folder), state_dict=weights, max_shard_size=shard_size)
 
@@ -162,7 +204,7 @@ def _write_generation(model: PreTrainedModel, folder: Path, stop_ids: Sequence[i
     source = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
     settings = copy.deepcopy(source)
     if stop_ids:
-        settings.eos_token_id = list(dict.fromkeys(int(i) for i in stop_ids))
+        settings.eos_token_id = list(dict.fromkeys(int(token) for token in stop_ids))
     # to_json_file, because save_pretrained refuses settings that published models do carry.
     settings.to_json_file(str(folder / "generation_config.json"), use_diff=True)
 
@@ -178,28 +220,19 @@ def _write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], folder: P
 
 
 def _restore(config: PreTrainedConfig, source: dict[str, Any]) -> None:
+    """Set dropouts and use_cache of a config, and of those nested in it, to the source's values."""
     for name, value in source.items():
         inner = getattr(config, name, None)
         if isinstance(value, dict) and isinstance(inner, PreTrainedConfig):
             _restore(inner, value)
-        elif _RESTORED.search(name):
+        elif name == "use_cache" or NOISE_NAMES.search(name):
             setattr(config, name, value)
 
 
 def _plain_class(model: Any) -> Any:
     """The model's class in transformers; fully_shard puts a subclass of its own in front."""
-    return next(c for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))
+    return next(base for base in type(model).__mro__ if not base.__name__.startswith("FSDP"))
 
 
 def _is_export(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-
-
-def read_stop_ids(folder: Path) -> list[int]:
-    """The ids that end a generation, from a directory's generation config, else its config; empty where none says."""
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        if found is not None:
-            return list(found) if isinstance(found, list) else [found]
-    return []

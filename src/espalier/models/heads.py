@@ -1,7 +1,7 @@
-"""Scalar heads: a linear map of hidden states to numbers, read where an algorithm says, in place of the token head.
+"""Scalar heads: a linear map of hidden states to numbers, at positions that an algorithm names, instead of token heads.
 
-    score_RK = hidden_RD W_KD'          what is trained
-    a score  = scale_K * score_RK + bias_K    what is said afterwards, see `Calibration`
+    score_RK = hidden_RD W_KD'                      what is trained
+    calibrated_RK = scale_K * score_RK + bias_K     what users are shown, see `Calibration`
 
 A model with such a head stays the causal LM it was, without its token head, and is exported as the
 sequence-classification class that transformers has for its architecture.
@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from espalier.errors import ConfigError, ModelError
 from espalier.models.adapters import SCORE, plain_names
 
 Kind = Literal["response", "steps"]
+"""Where a head is read: at the last token of a response, or at the end of each step of one."""
 WEIGHT = f"{SCORE}.weight"
+# The labels that transformers gives to dimensions without names.
 _NAMELESS = re.compile(r"LABEL_\d+")
 
 
@@ -32,16 +34,17 @@ _NAMELESS = re.compile(r"LABEL_\d+")
 class Calibration:
     """What makes scores comparable: y = scale * score + bias, a number of each for every dimension.
 
-    Raises ValueError where they differ in length, are not finite, or a scale is not above 0 (it would turn the order).
+    Raises ValueError if they differ in length, are not finite, or a scale is not above 0 (it would reverse the order).
     """
 
     bias: tuple[float, ...]
     scale: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.bias) != len(self.scale) or not all(math.isfinite(x) for x in (*self.bias, *self.scale)):
+        finite = all(math.isfinite(number) for number in (*self.bias, *self.scale))
+        if len(self.bias) != len(self.scale) or not finite:
             raise ValueError(f"calibration: got {self}; expected as many finite biases as scales")
-        if not all(x > 0 for x in self.scale):
+        if min(self.scale, default=1.0) <= 0:
             raise ValueError(f"calibration: got scales {self.scale}; expected numbers above 0")
 
     def apply(self, scores_RK: Tensor) -> Tensor:
@@ -56,14 +59,17 @@ class Calibration:
         >>> Calibration((1.0,), (2.0,)).then(Calibration((3.0,), (10.0,)))
         Calibration(bias=(13.0,), scale=(20.0,))
         """
-        both = list(zip(self.bias, self.scale, after.bias, after.scale, strict=True))
-        return Calibration(tuple(s2 * b1 + b2 for b1, _, b2, s2 in both), tuple(s2 * s1 for _, s1, _, s2 in both))
+        biases, scales = [], []
+        for b1, s1, b2, s2 in zip(self.bias, self.scale, after.bias, after.scale, strict=True):
+            biases.append(s2 * b1 + b2)
+            scales.append(s2 * s1)
+        return Calibration(tuple(biases), tuple(scales))
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarHead:
-    """What a model's head is: `names` of its dimensions (empty where they have none), `kind` says where it is read (at
-    the last token of a response, or at the end of each step of one), and its calibration."""
+    """A model's head: the number of its dimensions, their names (none if they are nameless), where it is read, and its
+    calibration."""
 
     dimensions: int
     names: tuple[str, ...]
@@ -84,16 +90,20 @@ def calibrate(scores_SK: Tensor, scale: bool) -> Calibration:
 
     Raises ValueError for no scores, scores that are not finite, and, with `scale`, scores that are all equal.
     """
+    # In float64: the mean of large scores would lose digits of their differences.
     wide = scores_SK.double()
     if wide.dim() != 2 or not len(wide) or not wide.isfinite().all():
         raise ValueError(f"calibrate: got scores of shape {tuple(wide.shape)}; expected [S, K], S > 0, all finite")
     mean, spread = wide.mean(0), wide.std(0, correction=0)
     if scale and not (spread > 1e-12 * (1 + mean.abs())).all():
         raise ValueError(
-            f"calibrate: {len(wide)} reference scores do not differ in some dimension (deviations {spread.tolist()}), "
-            "so no scale makes their deviation 1; give other references, or leave the scale out"
+            f"calibrate: {len(wide)} reference scores do not differ in some dimension (deviations "
+            f"{spread.tolist()}), so no scale makes their deviation 1; give other references, or "
+            "leave the scale out"
         )
-    factor = 1 / spread if scale else torch.ones_like(mean)
+    factor = torch.ones_like(mean)
+    if scale:
+        factor = 1 / spread
     return Calibration(tuple((-mean * factor).tolist()), tuple(factor.tolist()))
 
 
@@ -101,58 +111,66 @@ def calibrate(scores_SK: Tensor, scale: bool) -> Calibration:
 
 
 def scalar_head(model: Any) -> ScalarHead | None:
-    """What `attach` or a reward model's files put on the model; None for a causal LM."""
-    found: ScalarHead | None = getattr(model, "espalier_head", None)
-    return found
+    """The head that `attach` or a reward model's files put on the model; None for a causal LM."""
+    head: ScalarHead | None = getattr(model, "espalier_head", None)
+    return head
 
 
 def attach(model: Any, dimensions: int, *, seed: int, names: Sequence[str] = (), kind: Kind = "response") -> None:
     """Put a head of `dimensions` numbers on a causal LM in place of its token head, as `model.score`.
 
     W [K, D] is float32, drawn from N(0, 1 / (D + 1)) (standard deviation 1 / sqrt(D + 1); Stiennon et al. 2020,
-    arXiv:2009.01325, appendix B.1) as a function of `seed`, and trained; with a LoRA adapter, too, whichever comes
-    first. The token head leaves the model; an input embedding that it was tied to stays and is trained as before.
-    Call it before `prepare`, so that frozen and counted parameters are the right ones.
+    arXiv:2009.01325, appendix B.1) as a function of `seed`, and trained, also beside a LoRA adapter, whichever of the
+    two comes first. The token head leaves the model; an input embedding that it was tied to stays and is trained as
+    before. Call it before `prepare`, so that frozen and counted parameters are the right ones.
 
-    Raises ModelError where the model has a head already or could not be exported, see `check`; ConfigError for
-    dimensions and names that do not fit.
+    Raises ModelError if the model has a head already or could not be exported, see `check`; ConfigError for dimensions
+    and names that do not fit.
     """
-    if (had := scalar_head(model)) is not None:
-        raise ModelError(f"{type(model).__name__} has a scalar head of {had.dimensions} dimensions already")
+    existing = scalar_head(model)
+    if existing is not None:
+        raise ModelError(f"{type(model).__name__} has a scalar head of {existing.dimensions} dimensions already")
     if dimensions < 1 or (names and len(names) != dimensions) or len(set(names)) != len(names):
         raise ConfigError(
-            f"a scalar head of {dimensions} dimensions got the names {list(names)}; expected one for each"
+            f"a scalar head of {dimensions} dimensions got the names {list(names)}; expected a different one for each"
         )
     check(model)
     width = _score_of(_twin(model.config, 1)).in_features
-    weight_KD = torch.randn(dimensions, width, generator=torch.Generator().manual_seed(seed)) / math.sqrt(width + 1)
+    generator = torch.Generator().manual_seed(seed)
+    weight_KD = torch.randn(dimensions, width, generator=generator) / math.sqrt(width + 1)
     _put(model, weight_KD, ScalarHead(dimensions, tuple(names), kind, identity(dimensions)))
 
 
 def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
-    """Put back the head that a sequence-classification directory holds: its weight, and what its config says of it.
+    """Put back the head that a sequence-classification directory holds: its weight, and the rest from its config.
 
-    A directory of others has no calibration (the identity) and is read at the last token of a response.
-    Raises ModelError where they do not fit each other.
+    The head of a directory that Espalier did not write has no calibration (the identity) and is read at the last token
+    of a response. Raises ModelError if weight and config do not fit each other.
     """
     count = len(weight_KD)
     bias = getattr(config, "espalier_reward_bias", None) or [0.0] * count
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
-    names = () if any(_NAMELESS.fullmatch(label) for label in labels) else tuple(labels)
+    names = tuple(labels)
+    if any(_NAMELESS.fullmatch(label) for label in labels):
+        names = ()
     kind: Any = getattr(config, "espalier_head", "response")
     check(model)
     width = _score_of(_twin(config, count)).in_features
-    if weight_KD.shape != (config.num_labels, width) or len(bias) != count or kind not in ("response", "steps"):
+    fits = weight_KD.shape == (config.num_labels, width) and len(bias) == count
+    if not fits or kind not in get_args(Kind):
         raise ModelError(
-            f"{WEIGHT} is {tuple(weight_KD.shape)}, but config.json has num_labels {config.num_labels}, hidden size "
-            f"{width}, espalier_reward_bias {bias}, espalier_head {kind!r}; expected [num_labels, hidden size], a bias "
-            "for each label, and response or steps"
+            f"{WEIGHT} is {tuple(weight_KD.shape)}, but config.json has num_labels "
+            f"{config.num_labels}, hidden size {width}, espalier_reward_bias {bias}, espalier_head "
+            f"{kind!r}; expected [num_labels, hidden size], a bias for each label, and response or "
+            "steps"
         )
-    calibration = Calibration(tuple(float(x) for x in bias), (1.0,) * count)
+    # The scale was folded into the weight when the model was exported.
+    calibration = Calibration(tuple(float(number) for number in bias), (1.0,) * count)
     _put(model, weight_KD.float(), ScalarHead(count, names, kind, calibration))
 
 
 def _put(model: Any, weight_KD: Tensor, head: ScalarHead) -> None:
+    """Put a head of this weight on the model in place of its token head."""
     drop_token_head(model)
     score = ScoreLinear(weight_KD.shape[1], weight_KD.shape[0], bias=False, device="meta")
     device = model.get_input_embeddings().weight.device
@@ -162,7 +180,7 @@ def _put(model: Any, weight_KD: Tensor, head: ScalarHead) -> None:
 
 
 def calibration_of(model: Any) -> Calibration:
-    """How the model's raw scores become the ones it says. A scale that was exported is in the weight, and is 1 here.
+    """The calibration of the model's raw scores. A scale that was exported is in the weight, and is 1 here.
 
     Raises ModelError for a model without a head.
     """
@@ -170,21 +188,22 @@ def calibration_of(model: Any) -> Calibration:
 
 
 def set_calibration(model: Any, calibration: Calibration) -> None:
-    """Give the head of a model its calibration. Raises ModelError where their dimensions differ."""
+    """Give the head of a model its calibration. Raises ModelError if their dimensions differ."""
     head = _required(model)
     if len(calibration.bias) != head.dimensions:
         raise ModelError(f"the head has {head.dimensions} dimensions, the calibration {len(calibration.bias)}")
     model.espalier_head = replace(head, calibration=calibration)
 
 
-def recalibrate(model: Any, said_SK: Tensor, scale: bool) -> None:
-    """Calibrate the model from what it says of reference responses, as calibrated so far: `calibrate` on top of that.
+def recalibrate(model: Any, calibrated_SK: Tensor, scale: bool) -> None:
+    """Calibrate the model from its scores of reference responses, as calibrated so far: `calibrate` on top of that.
 
     Raises ModelError for a model without a head of K dimensions, ValueError as `calibrate`.
     """
-    after = calibrate(said_SK, scale)
-    if len(after.bias) != _required(model).dimensions:
-        raise ModelError(f"the head has {_required(model).dimensions} dimensions, the scores {len(after.bias)}")
+    after = calibrate(calibrated_SK, scale)
+    dimensions = _required(model).dimensions
+    if len(after.bias) != dimensions:
+        raise ModelError(f"the head has {dimensions} dimensions, the scores {len(after.bias)}")
     set_calibration(model, calibration_of(model).then(after))
 
 
@@ -195,15 +214,17 @@ def read(model: Any, hidden_RD: Tensor) -> Tensor:
 
 
 class ScoreLinear(nn.Linear):
-    """A linear map without bias in float32 or wider, whatever the dtype of what it reads; FSDP2 shards it by itself."""
+    """A linear map without bias in float32 or wider, whatever the dtype of its input; FSDP2 shards it by itself."""
 
     def forward(self, hidden_RD: Tensor) -> Tensor:
+        """[R, D] to [R, K]."""
         wide = torch.promote_types(hidden_RD.dtype, torch.float32)
         return nn.functional.linear(hidden_RD.to(wide), self.weight.to(wide))
 
 
 def _required(model: Any) -> ScalarHead:
-    if (head := scalar_head(model)) is None:
+    head = scalar_head(model)
+    if head is None:
         raise ModelError(
             f"{type(model).__name__} has no scalar head; expected a reward model, as `espalier reward` trains it"
         )
@@ -216,56 +237,73 @@ def _score_of(model: Any) -> Any:
 
 def token_head_names(model: Any) -> set[str]:
     """Names of the token head's parameters; empty once it has left the model."""
-    head = model.get_output_embeddings()
-    path = next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
-    return set() if path is None else {n for n in plain_names(model) if n.startswith(path + ".")}
+    path = _token_head_path(model)
+    if path is None:
+        return set()
+    return {name for name in plain_names(model) if name.startswith(path + ".")}
 
 
 def drop_token_head(model: Any) -> None:
     """Take the token head out of the model, and its tie with it; the table that it was tied to stays."""
-    head = model.get_output_embeddings()
-    if head is None:
+    path = _token_head_path(model)
+    if path is None:
         return
-    path = next(name for name, module in model.named_modules() if module is head)
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, None)
-    for ties in ("_tied_weights_keys", "all_tied_weights_keys"):  # else a resized embedding looks for the head
-        known = getattr(model, ties, None) or {}
-        setattr(model, ties, {name: source for name, source in known.items() if not name.startswith(path + ".")})
+    # Otherwise a resized embedding looks for the head that is tied to it.
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        ties = getattr(model, attribute, None) or {}
+        rest = {name: source for name, source in ties.items() if not name.startswith(path + ".")}
+        setattr(model, attribute, rest)
+
+
+def _token_head_path(model: Any) -> str | None:
+    """The token head's name in the model; None once it has left."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    for name, module in model.named_modules():
+        if module is head:
+            return str(name)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------- as transformers
 
 
 def check(model: Any) -> None:
-    """Raise ModelError, before anything is trained, where no sequence-classification class of transformers computes
-    what this model with a scalar head computes: the same backbone under the same names, and one matrix `score`."""
+    """Raise ModelError if no sequence-classification class of transformers computes what this model computes with a
+    scalar head: the same backbone under the same names, and one matrix `score`. Called before anything is trained."""
     name, kind = type(model).__name__, model.config.model_type
     way_out = "Train another family, such as llama, qwen2, qwen3, mistral, gemma2 or gpt2"
     if _class_of(model.config) is None:
         raise ModelError(
-            f"{name} (model_type {kind}) cannot be a reward model: transformers has no sequence-classification class "
-            f"for it to be exported as. {way_out}"
+            f"{name} (model_type {kind}) cannot be a reward model: transformers has no "
+            f"sequence-classification class for it to be exported as. {way_out}"
         )
+    # Names and shapes of the weights tell: a class that computes more has weights for it.
     twin = _twin(model.config, 1)
-    theirs = {name: tuple(x.shape) for name, x in twin.state_dict().items()}
+    theirs = {weight: tuple(tensor.shape) for weight, tensor in twin.state_dict().items()}
     score = getattr(twin, SCORE, None)
-    head = token_head_names(model)
-    ours = {n: shape for n, shape in plain_names(model).items() if n not in head and n != WEIGHT}
     if isinstance(score, nn.Linear) and len(list(score.parameters())) == 1:
         theirs.pop(WEIGHT)
-    if odd := sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n)):
+    ours = plain_names(model)
+    for weight in (*token_head_names(model), WEIGHT):
+        ours.pop(weight, None)
+    odd = sorted(weight for weight in {*ours, *theirs} if ours.get(weight) != theirs.get(weight))
+    if odd:
         raise ModelError(
-            f"{name} cannot be a reward model: {type(twin).__name__}, as which it would be exported, is not its "
-            f"backbone and one matrix {SCORE} ({len(odd)} weights differ, such as {odd[0]}). {way_out}"
+            f"{name} cannot be a reward model: {type(twin).__name__}, as which it would be "
+            f"exported, is not its backbone and one matrix {SCORE} ({len(odd)} weights differ, "
+            f"such as {odd[0]}). {way_out}"
         )
 
 
 def exported(model: Any, config: Any) -> Any:
-    """The empty sequence-classification model that an export writes, on `config`, to which is added what the head is.
+    """The empty sequence-classification model that an export writes. The head's properties are added to `config`:
 
-    num_labels, id2label (the dimensions' names), problem_type "regression", espalier_head and espalier_reward_bias:
-    what transformers' `logits` plus this bias are is the model's score, because the scale is in the weight.
+    num_labels, id2label (the dimensions' names), problem_type "regression", espalier_head and espalier_reward_bias.
+    transformers' `logits` plus this bias are the model's calibrated scores, because the scale is in the weight.
     """
     head = _required(model)
     config.num_labels = head.dimensions
@@ -290,9 +328,10 @@ def _class_of(config: Any) -> Any:
 
 
 def _twin(config: Any, dimensions: int) -> Any:
+    """The architecture's sequence-classification model without memory: names and shapes, no numbers."""
     own = copy.deepcopy(config)
+    # The one attention function that every class takes; config.json does not hold this choice.
     own._attn_implementation = "eager"
-    if own.num_labels != dimensions:
-        own.num_labels = dimensions
+    own.num_labels = dimensions
     with torch.device("meta"):
         return _class_of(config)(own)

@@ -18,11 +18,12 @@ _PACKABLE = {"full_attention", "sliding_attention", "attention"}
 
 
 def obstacle(model: Any) -> str | None:
-    """Why this architecture cannot be packed into one row, or None where it can."""
+    """Why this architecture cannot be packed into one row, or None if it can."""
     config = model.config.get_text_config()
     name = type(model).__name__
     kinds = set(getattr(config, "layer_types", None) or [])
-    if other := sorted(kinds - _PACKABLE):
+    other = sorted(kinds - _PACKABLE)
+    if other:
         return f"{name} has layers of type {', '.join(other)}, which carry state along a row"
     if getattr(model, "_is_stateful", False):
         return f"{name} carries state along a row"
@@ -37,16 +38,19 @@ def obstacle(model: Any) -> str | None:
 
 
 def _sinks(module: Any) -> bool:
-    return isinstance(getattr(module, "_parameters", None), dict) and "sinks" in module._parameters
+    """Whether a module has attention sinks: a parameter by which scores are normalised beside those of the keys."""
+    return "sinks" in (getattr(module, "_parameters", None) or {})
 
 
-def choose(model: Any, asked: str) -> tuple[Layout, str]:
-    """The layout and the reason to print. Raises ModelError when `asked` is wrong for the architecture."""
+def choose(model: Any, requested: str) -> tuple[Layout, str]:
+    """The layout and the reason to print. Raises ModelError if `requested` is unknown or wrong for the architecture."""
     reason = obstacle(model)
-    if asked == "auto":
-        return ("padded", reason) if reason else ("forest", "every layer calls the attention interface")
-    if asked in ("forest", "chain") and reason:
-        raise ModelError(f"layout: got {asked}, but {reason}; expected padded. Leave layout at auto")
-    if asked not in ("forest", "chain", "padded"):
-        raise ModelError(f"layout: got {asked}, expected auto, forest, chain or padded")
-    return asked, "as asked"  # type: ignore[return-value]
+    if requested == "auto":
+        if reason:
+            return "padded", reason
+        return "forest", "every layer calls the attention interface"
+    if requested in ("forest", "chain") and reason:
+        raise ModelError(f"layout: got {requested}, but {reason}; expected padded. Leave layout at auto")
+    if requested not in ("forest", "chain", "padded"):
+        raise ModelError(f"layout: got {requested}, expected auto, forest, chain or padded")
+    return requested, "as configured"  # type: ignore[return-value]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,6 +30,7 @@ from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads
 from espalier.models.adapters import add_adapter, quantization
+from espalier.models.dropouts import zero_dropouts
 from espalier.models.freeze import FreezeSummary, freeze
 from espalier.models.stored import stored_dtype, stored_tensor, weight_files
 from espalier.models.tokens import add_control_tokens
@@ -39,9 +38,7 @@ from espalier.models.tokens import add_control_tokens
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _CLASSIFIER = "ForSequenceClassification"
 _OTHER_HEADS = (_CLASSIFIER, "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-# What adds noise in train mode: dropouts under their usual names, skipped layers, and the jitter of some routers.
-_NOISE = re.compile(r"dropout|pdrop|layerdrop|jitter")
-_OTHER_TASKS = ("classifier_", "summary_")  # config fields of heads that a causal LM does not have
+# Text on which tokenizers that split differently give different tokens.
 _PROBE = "A b\n\n  c\td, 12+345=357! é中 <x>"
 
 
@@ -50,8 +47,8 @@ class Loaded:
     """A model with what belongs to it.
 
     `source_dtype` is the dtype that most of the source's weights are stored in and that exports return to. `limit` is
-    the longest sequence in tokens the model takes, None where nothing bounds it; `original_limit` is the length it was
-    trained at before its positions were stretched, where its config says so. `notes` are lines for the user.
+    the longest sequence in tokens the model takes, None if nothing bounds it; `original_limit` is the length it was
+    trained at before its positions were stretched, None if its config has none. `notes` are lines for the user.
     """
 
     model: PreTrainedModel
@@ -66,7 +63,7 @@ class Loaded:
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory or hub name, unmodified; one without a pad token keeps none.
 
-    Raises ModelError where it is missing or cannot be read.
+    Raises ModelError if it is missing or cannot be read.
     """
     folder = locate(path, weights=False)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not list(folder.glob("*.tiktoken")):
@@ -77,11 +74,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         with quiet():
             tokenizer: PreTrainedTokenizerBase
-            if _declares_own(folder):
+            if _stands_alone(folder):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
             else:
                 tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises anything from KeyError to a bare Exception of the Rust core
+    # transformers raises anything from KeyError to a bare Exception of the Rust core.
+    except Exception as error:
         raise ModelError(f"{path}: the tokenizer cannot be read: {_line(error)}") from error
     return tokenizer
 
@@ -91,9 +89,9 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
 
     Nothing else of `config` is applied; see `prepare`. Only safetensors are read, so that no code runs on loading.
     With `head`, a sequence-classification model is taken too, as the causal LM without a token head that has its
-    `score` and, where Espalier wrote it, its calibration; any other model is as it would be without, for
-    `heads.attach`, and refused already here where it could not become a reward model.
-    Raises ModelError where the directory, its weights or its tokenizer are missing, incomplete, of another kind than a
+    `score` and, if Espalier wrote it, its calibration; any other model is as it would be without, for `heads.attach`,
+    and refused already here if it could not become a reward model.
+    Raises ModelError if the directory, its weights or its tokenizer are missing, incomplete, of another kind than a
     causal language model or do not fit each other: a weight that transformers would replace by random numbers is named.
     """
     path = config.model
@@ -103,7 +101,45 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
     files = weight_files(path, folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
     quantized = quantization(config, torch.device(device))
-    extra = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
+    model, info = _read_weights(config, folder, hf_config, quantized, device)
+    if head:
+        heads.check(model)
+    # A classifier has no token head, and a scalar head that the causal class does not know.
+    if classifier:
+        info["missing_keys"] = set(info["missing_keys"]) - heads.token_head_names(model)
+        info["unexpected_keys"] = set(info["unexpected_keys"]) - {heads.WEIGHT}
+    _refuse_incomplete(path, info)
+    if classifier:
+        heads.restore(model, stored_tensor(path, files, heads.WEIGHT), hf_config)
+    _refuse_large_vocabulary(path, model, tokenizer)
+    # bitsandbytes puts its weights on the device while it reads them.
+    if quantized is None:
+        model = model.to(device)
+    # What an export puts back; kept on the model, so that no caller can forget to hand it on.
+    model.espalier_source = hf_config.to_dict()
+    limit, original = _limits(hf_config, tokenizer)
+    loaded = Loaded(model.train(), tokenizer, stored_dtype(files), limit, original, folder)
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        loaded.notes.append(
+            f"{len(unexpected)} stored weights are not part of {type(model).__name__} and are left out: "
+            + _some(unexpected)
+        )
+    if not config.dropout:
+        zeroed = zero_dropouts(model)
+        if zeroed:
+            loaded.notes.append("set to 0: " + ", ".join(zeroed) + " (dropout true keeps them)")
+    loaded.notes += _read_differently(folder, tokenizer)
+    return loaded
+
+
+def _read_weights(
+    config: ModelConfig, folder: Path, hf_config: Any, quantized: Any, device: str | torch.device
+) -> tuple[Any, dict[str, Any]]:
+    """The causal language model and transformers' account of the weights that are missing, left over or do not fit."""
+    extra: dict[str, Any] = {}
+    if quantized is not None:
+        extra = {"quantization_config": quantized, "device_map": {"": device}}
     model: Any
     info: dict[str, Any]
     try:
@@ -115,36 +151,13 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
                 use_safetensors=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below by name, with all others
+                # transformers would stop at the first; `_refuse_incomplete` names them all.
+                ignore_mismatched_sizes=True,
                 **extra,
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"{path}: the model cannot be read: {_line(error)}") from error
-    if head:
-        heads.check(model)
-    if classifier:
-        info["missing_keys"] = set(info["missing_keys"]) - heads.token_head_names(model)
-        info["unexpected_keys"] = set(info["unexpected_keys"]) - {heads.WEIGHT}
-    _refuse_incomplete(path, info)
-    if classifier:
-        heads.restore(model, stored_tensor(path, files, heads.WEIGHT), hf_config)
-    _refuse_large_vocabulary(path, model, tokenizer)
-    if quantized is None:
-        model = model.to(device)
-    notes = []
-    if unexpected := sorted(info["unexpected_keys"]):
-        notes.append(
-            f"{len(unexpected)} stored weights are not part of {type(model).__name__} and are left out: "
-            + _some(unexpected)
-        )
-    # What an export puts back; kept on the model, so that no caller can forget to hand it on.
-    model.espalier_source = hf_config.to_dict()
-    if not config.dropout and (zeroed := zero_dropouts(model)):
-        notes.append("set to 0: " + ", ".join(zeroed) + " (dropout true keeps them)")
-    if note := _read_differently(folder, tokenizer):
-        notes.append(note)
-    limit, original = _limits(hf_config, tokenizer)
-    return Loaded(model.train(), tokenizer, stored_dtype(files), limit, original, folder, notes)
+        raise ModelError(f"{config.model}: the model cannot be read: {_line(error)}") from error
+    return model, info
 
 
 def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSummary:
@@ -153,63 +166,31 @@ def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSumm
     Control tokens, the LoRA adapter (a function of `seed`), frozen parameters, dropouts. Lines for the user are added
     to `loaded.notes`.
 
-    Raises ConfigError where a combination cannot be trained.
+    Raises ConfigError for a combination that cannot be trained.
     """
     if heads.scalar_head(loaded.model) is not None and config.export == "adapter":
         raise ConfigError(
             "export adapter leaves out the scalar head and its calibration; use export merged", key="export"
         )
+    # Tokens before the adapter, which trains their rows; frozen last, when all names exist.
     ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens)
     if ids:
-        loaded.notes.append(
-            "control tokens: " + ", ".join(f"{n} = {i}" for n, i in zip(config.add_tokens, ids, strict=True))
-        )
+        tokens = [f"{name} = {i}" for name, i in zip(config.add_tokens, ids, strict=True)]
+        loaded.notes.append("control tokens: " + ", ".join(tokens))
     loaded.notes.extend(add_adapter(loaded.model, config, ids, seed=seed))
+    # Once more, because an adapter that is continued may bring its own.
     if not config.dropout:
-        zero_dropouts(loaded.model)  # an adapter that is continued may bring its own
+        zero_dropouts(loaded.model)
     summary = freeze(loaded.model, config)
     loaded.notes.extend(summary.notes)
     return summary
 
 
-def zero_dropouts(model: torch.nn.Module) -> list[str]:
-    """Set everything that adds noise in train mode to 0, on modules and on configs; returns what was above 0.
-
-    Covers nn.Dropout modules and float attributes or config fields named *dropout*, *pdrop*, *layerdrop* or *jitter*,
-    so that `train()` can stay on (gradient checkpointing needs it) and two forwards agree.
-
-    >>> zero_dropouts(gpt2)   # with attn_pdrop 0.1 in its config
-    ['attn_pdrop 0.1 (config)', 'attn_dropout 0.1 (2 modules)']
-    """
-    found: Counter[tuple[str, float, str]] = Counter()
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    for config in list(configs.values()):
-        nested = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
-        configs.update({id(c): c for c in nested if c is not None})
-    seen: set[tuple[str, float]] = set()
-    for config in configs.values():
-        for name, value in list(vars(config).items()):
-            if _NOISE.search(name) and _above_zero(value) and not name.startswith(_OTHER_TASKS):
-                setattr(config, name, 0.0)
-                seen.add((name, float(value)))
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
-            parts = [part for part in path.split(".") if _NOISE.search(part)]
-            found[(parts[0] if parts else path.rsplit(".", 1)[-1], module.p, "modules")] += 1
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if _NOISE.search(name) and _above_zero(value):
-                setattr(module, name, 0.0)
-                found[(name, float(value), "modules")] += 1
-    lines = [f"{name} {value:g} (config)" for name, value in sorted(seen)]
-    return lines + [f"{name} {value:g} ({count} {what})" for (name, value, what), count in sorted(found.items())]
-
-
 def locate(path: str, *, weights: bool = True) -> Path:
     """The local folder of a model: `path` itself, or the cached download of a hub name.
 
-    A path that looks local (absolute, with more than one slash, or below a folder that exists) is never asked from the
-    hub. Raises ModelError with the nearest sibling where it does not exist.
+    The hub is never asked for a path that looks local: absolute, with more than one slash, below a folder that exists,
+    or close to the name of a folder here. Raises ModelError with the nearest sibling if it does not exist.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -217,112 +198,150 @@ def locate(path: str, *, weights: bool = True) -> Path:
     if folder.is_file():
         raise ModelError(f"{path} is a file; expected the directory that holds config.json and the weights")
     parent = folder.parent
-    siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    siblings: list[str] = []
+    if parent.is_dir():
+        siblings = [sibling.name for sibling in parent.iterdir() if sibling.is_dir()]
     near = get_close_matches(folder.name, siblings, n=1)
-    if not path or path[0] in "./~\\" or path.count("/") > 1 or (parent != Path(".") and parent.is_dir()) or near:
-        hint = f". Did you mean {parent / near[0]}?" if near else ". Give a Hugging Face directory or a hub name"
-        raise ModelError(f"model directory {path or repr(path)} does not exist{hint}")
+    if near:
+        raise ModelError(f"model directory {path or repr(path)} does not exist. Did you mean {parent / near[0]}?")
+    if not path or path[0] in "./~\\" or path.count("/") > 1 or (parent != Path(".") and parent.is_dir()):
+        raise ModelError(
+            f"model directory {path or repr(path)} does not exist. Give a Hugging Face directory or a hub name"
+        )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken"] + ["*.safetensors"] * weights
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken"]
+    if weights:
+        patterns.append("*.safetensors")
     try:
         return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except Exception as error:  # the client raises its own, the HTTP library's and OSError
-        raise ModelError(f"{path} is no local directory, and the hub does not give it: {_line(error)[:160]}") from error
+    # The client raises its own errors, the HTTP library's and OSError.
+    except Exception as error:
+        raise ModelError(
+            f"{path} is not a local directory, and the hub does not provide it: {_line(error)[:160]}"
+        ) from error
 
 
 def check_causal(path: str, *, trust_remote_code: bool = False) -> None:
-    """Raise ModelError where a model is missing, or is by its config no causal language model; no weight is read."""
+    """Raise ModelError if a model is missing, or is not a causal language model by its config; no weight is read."""
     _read_config(path, locate(path), trust_remote_code)
 
 
-def _declares_own(folder: Path) -> bool:
+def _stands_alone(folder: Path) -> bool:
     """Whether tokenizer.json is to be read as it stands. AutoTokenizer prefers the class of some model types (Qwen2) to
     the declared one, and that class rebuilds the pre-tokenizer and adds a pad token."""
     file = folder / "tokenizer_config.json"
-    declared = json.loads(file.read_text()) if file.is_file() and (folder / "tokenizer.json").is_file() else {}
-    return "auto_map" not in declared and declared.get("tokenizer_class") in (
-        "TokenizersBackend",
-        "PreTrainedTokenizerFast",
-    )
+    if not file.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    declared = json.loads(file.read_text())
+    own_class = declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return own_class and "auto_map" not in declared
 
 
-def _read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A line where AutoTokenizer splits text in another way than tokenizer.json says."""
-    if not _declares_own(folder):
-        return ""
+def _read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A line if AutoTokenizer splits text in another way than tokenizer.json says."""
+    if not _stands_alone(folder):
+        return []
     with quiet():
         other = AutoTokenizer.from_pretrained(str(folder))
     if type(other) is type(tokenizer) or other.encode(_PROBE) == tokenizer.encode(_PROBE):
-        return ""
-    return (
-        f"AutoTokenizer reads this tokenizer as {type(other).__name__}, which splits text in another way than its "
-        "tokenizer.json; here tokenizer.json is used. Elsewhere load it with PreTrainedTokenizerFast"
-    )
+        return []
+    return [
+        f"AutoTokenizer reads this tokenizer as {type(other).__name__}, which splits text in "
+        "another way than its tokenizer.json; here tokenizer.json is used. Elsewhere load it with "
+        "PreTrainedTokenizerFast"
+    ]
 
 
 def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool = False) -> Any:
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "BASE"
-            raise ModelError(f"{path} is a LoRA adapter, not a model. Pass --model {base} --adapter {path}")
-        raise ModelError(f"{path} has no config.json; expected a directory written by save_pretrained")
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if raw.get("auto_map") and not trust_remote_code and raw.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    """The config of a causal language model, or with `head` of a sequence-classification model too.
+
+    Raises ModelError for anything else, and for a model that needs code which nobody allowed to run.
+    """
+    raw = _raw_config(path, folder)
+    kind: Any = raw.get("model_type")
+    if raw.get("auto_map") and not trust_remote_code and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(f"{path} runs code of its own ({raw['auto_map']}). Read it, then pass trust_remote_code true")
-    kind, declared = raw.get("model_type"), raw.get("architectures") or []
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config class may raise anything on fields it does not know
+    # A config class may raise anything on fields it does not know.
+    except Exception as error:
         raise ModelError(f"{path}: unknown architecture (model_type {kind!r}): {_line(error)}") from error
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "an unnamed method")
         raise ModelError(
             f"{path} holds weights quantised with {method}, which cannot be trained. Give the unquantised model"
         )
+    declared = raw.get("architectures") or []
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or raw.get("auto_map", {}).get("AutoModelForCausalLM")
+    # BERT and its kin have a causal class too, which is right only if the config says that the
+    # model is a decoder.
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     other = [name for name in declared if name.endswith(_OTHER_HEADS) and not (head and name.endswith(_CLASSIFIER))]
     if causal is None or config.is_encoder_decoder or encoder or other:
-        what = ", ".join(declared) or f"model_type {kind}"
+        architecture = ", ".join(declared) or f"model_type {kind}"
         way_out = ""
         if any(name.endswith(_CLASSIFIER) for name in other):
             way_out = ". A reward model is scored with, and measured by, `espalier reward --eval-only`"
         raise ModelError(
-            f"{path} is no causal language model: got {what}; expected a decoder such as LlamaForCausalLM{way_out}"
+            f"{path} is not a causal language model: got {architecture}; expected a decoder such as "
+            f"LlamaForCausalLM{way_out}"
         )
     return config
 
 
+def _raw_config(path: str, folder: Path) -> dict[str, Any]:
+    """config.json as it stands. Raises ModelError if it is missing or not JSON, and for the folder of an adapter."""
+    file = folder / "config.json"
+    if not file.is_file():
+        adapter = folder / "adapter_config.json"
+        if adapter.is_file():
+            base = json.loads(adapter.read_text()).get("base_model_name_or_path") or "BASE"
+            raise ModelError(f"{path} is a LoRA adapter, not a model. Pass --model {base} --adapter {path}")
+        raise ModelError(f"{path} has no config.json; expected a directory written by save_pretrained")
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    return raw
+
+
 def _refuse_incomplete(path: str, info: dict[str, Any]) -> None:
-    if missing := sorted(info["missing_keys"]):
+    """Raise ModelError for weights that are missing, of another shape, or unreadable."""
+    missing = sorted(info["missing_keys"])
+    if missing:
         raise ModelError(
-            f"{path} lacks {len(missing)} weights, which would start as random numbers: {_some(missing)}. "
-            "Download the model again, or give a directory whose architecture matches its weights"
+            f"{path} lacks {len(missing)} weights, which would start as random numbers: "
+            f"{_some(missing)}. Download the model again, or give a directory whose architecture "
+            "matches its weights"
         )
-    if wrong := sorted(info["mismatched_keys"]):
-        shapes = [f"{name} is stored as {tuple(got)}, the config expects {tuple(want)}" for name, got, want in wrong]
-        raise ModelError(f"{path}: {len(wrong)} weights do not fit config.json: {_some(shapes)}")
-    if errors := info.get("error_msgs"):
-        raise ModelError(f"{path}: the weights cannot be read: {_some([_line(e) for e in errors])}")
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        shapes = []
+        for name, stored, expected in mismatched:
+            shapes.append(f"{name} is stored as {tuple(stored)}, the config expects {tuple(expected)}")
+        raise ModelError(f"{path}: {len(mismatched)} weights do not fit config.json: {_some(shapes)}")
+    errors = info.get("error_msgs")
+    if errors:
+        raise ModelError(f"{path}: the weights cannot be read: {_some([_line(error) for error in errors])}")
 
 
 def _refuse_large_vocabulary(path: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError for tokens without a row in the embedding."""
     rows = model.get_input_embeddings().weight.shape[0]
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
     if beyond:
         names = _some([f"{token} = {i}" for i, token in beyond])
         raise ModelError(
-            f"{path}: the tokenizer has {len(beyond)} tokens beyond the embedding's {rows} rows: {names}. "
-            "Give the tokenizer the model was trained with, or leave them out of it and pass them as add_tokens"
+            f"{path}: the tokenizer has {len(beyond)} tokens beyond the embedding's {rows} rows: "
+            f"{names}. Give the tokenizer the model was trained with, or leave them out of it and "
+            "pass them as add_tokens"
         )
 
 
 def read_limit(path: str, *, trust_remote_code: bool = False) -> int | None:
-    """The longest sequence that a model takes, from its configuration and tokenizer alone."""
+    """The longest sequence in tokens that a model takes, from its configuration and tokenizer alone; None if nothing
+    bounds it."""
     folder = locate(path, weights=False)
     if not (folder / "config.json").is_file():
         return None
@@ -331,33 +350,37 @@ def read_limit(path: str, *, trust_remote_code: bool = False) -> int | None:
 
 
 def _limits(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
+    """`limit` and `original_limit` of a model, see `Loaded`."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
+        # transformers writes 1e30 for a tokenizer without a bound.
         bound = tokenizer.model_max_length
-        limit = int(bound) if bound < 1_000_000_000 else None  # transformers writes 1e30 for none
+        limit = int(bound) if bound < 1_000_000_000 else None
     rope = getattr(text, "rope_parameters", None) or {}
     original = getattr(text, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
     return limit, int(original) if original else None
 
 
-def _above_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
 def _some(names: list[str], shown: int = 4) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    """The first names of a list, and how many more there are."""
+    text = ", ".join(names[:shown])
+    if len(names) > shown:
+        text += f" and {len(names) - shown} more"
+    return text
 
 
 def _line(error: object) -> str:
-    """The first line that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's text that is not blank, else the error's type."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the loader's warnings and bars; what they would say is checked and raised here."""
+    """Without the loader's warnings and progress bars: what they tell of is checked and raised here."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

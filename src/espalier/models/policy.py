@@ -6,7 +6,6 @@ tied or untied head) are whole there and nowhere else.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -15,15 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espalier.errors import ModelError
 from espalier.models import heads
-from espalier.models.attention import interface as attention
 from espalier.models.attention.forest import Forest
+from espalier.models.attention.interface import use_forest
+from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.layout import Layout
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.router import balance_loss
-from espalier.models.score import Head, score
+from espalier.models.token_head import head_weights, score_tokens, token_head_of
 from espalier.types import Batch, Says
-
-_NOISE = re.compile(r"dropout|pdrop|layerdrop|jitter")
 
 
 class Policy(nn.Module):
@@ -34,8 +32,8 @@ class Policy(nn.Module):
     the model is read for; `reads` needs a scalar head (`heads.attach`) in place of its token head, and reads it at the
     batch's `reads_R`.
 
-    Raises ModelError where `dropout` is on and the architecture draws some of its noise itself: attention dropout in
-    the layout padded, or dropouts that are no modules; and if the model does not have the head that `says` needs.
+    Raises ModelError if `dropout` is on and the architecture draws some of its noise itself: attention dropout in the
+    layout padded, or dropouts that are not modules; and if the model does not have the head that `says` needs.
     """
 
     def __init__(
@@ -60,23 +58,20 @@ class Policy(nn.Module):
         self.neftune_alpha = neftune_alpha
         self.router_loss = router_loss
         self.dropout = dropout
-        self.dropouts: list[KeyedDropout] = replace_dropouts(model) if dropout else []
+        self.dropouts: list[KeyedDropout] = []
+        if dropout:
+            self.dropouts = replace_dropouts(model)
+            _refuse_unkeyed(model, layout)
         self.noisy = bool(neftune_alpha or dropout)
         config = model.config.get_text_config()
-        if dropout and (own := _unkeyed(model, layout)):
-            raise ModelError(
-                f"{type(model).__name__} draws {', '.join(own)} by itself in the layout {layout}, so that noise cannot "
-                "belong to samples; set it to 0 in the model's config.json, or dropout: false"
-            )
-        self.head = head_of(config)
+        self.head = token_head_of(config)
         self._experts = getattr(config, "num_experts_per_tok", 0)
         if layout != "padded":
-            attention.register()
-            model.set_attn_implementation(attention.NAME)
+            use_forest(model)
 
     @property
     def backbone(self) -> Any:
-        """What is under the head."""
+        """The model without its head."""
         return backbone_of(self.model)
 
     @property
@@ -93,21 +88,24 @@ class Policy(nn.Module):
         cotangent_U: Tensor | None = None,
         noise: Noise | None = None,
     ) -> dict[str, Tensor]:
-        """Scores of the batch: `logprobs` [U] and, where asked for, `entropy` [U], `correct` [U] (1 where the target is
-        the most probable token) and `router`, the load-balancing loss.
+        """Scores of the batch: `logprobs` [U] and, if asked for, `entropy` [U], `correct` [U] (1 if the target is the
+        most probable token, else 0) and `router`, the load-balancing loss.
 
         Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, and
-        `router`. Raises ValueError where it is asked for what only a token head says.
+        `router`. Raises ValueError if it is asked for an output that only a token head has.
         """
         if self.says == "reads" and (entropy or correct or cotangent_U is not None):
             raise ValueError("a model with a scalar head has no entropy, correct or cotangent; ask for none of them")
         hidden_ND, router = self._hidden(batch, noise)
         if self.says == "reads":
-            read = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
-            return read if router is None else {**read, "router": router}
+            outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
+            if router is not None:
+                outputs["router"] = router
+            return outputs
         weight, bias = head_weights(self.model.get_output_embeddings())
+        # Temperatures cost a pass over every chunk's logits, so none are passed if all are 1.
         tempered = any(s.temperature != 1 for s in batch.samples)
-        scores = score(
+        outputs = score_tokens(
             hidden_ND[batch.sources_U],
             weight.to(hidden_ND.dtype),
             bias,
@@ -119,85 +117,76 @@ class Policy(nn.Module):
             cotangent_U=cotangent_U,
         )
         if router is not None:
-            scores["router"] = router
-        return scores
+            outputs["router"] = router
+        return outputs
 
     def _hidden(self, batch: Batch, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
-        backbone = backbone_of(self.model)
+        """Hidden states [N, D] of the packed tokens and, if asked for, the load-balancing loss."""
+        backbone = self.backbone
         options: dict[str, Any] = {"use_cache": False}
         if self.router_loss:
             options["output_router_logits"] = True
-        flat = {"position_ids": batch.positions_N}
         for module in self.dropouts:
             module.current = noise
+        flat = self._inputs(batch, noise)
+        if self.layout == "padded":
+            lengths = [segment.length for segment in batch.segments]
+            rows = {}
+            for name, tokens in flat.items():
+                rows[name] = pad_sequence(list(torch.split(tokens, lengths)), batch_first=True)
+            # No mask: padding stands on the right, and causal mixers bring nothing to the left.
+            out = backbone(**rows, **options)
+            hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
+        else:
+            rows = {name: tokens[None] for name, tokens in flat.items()}
+            forest = Forest(batch.segments, batch.inputs_N.device, noise=noise if self.dropout else None)
+            out = backbone(**rows, **options, forest=forest)
+            hidden = out.last_hidden_state[0]
+        if not self.router_loss:
+            return hidden, None
+        # In the layout padded, the router's logits are about padding too.
+        if batch.uses_N is None or self.layout == "padded":
+            raise ValueError("the router loss got no uses_N; expected pack(count_uses=True) and a packed layout")
+        return hidden, balance_loss(out.router_logits, self._experts, batch.uses_N)
+
+    def _inputs(self, batch: Batch, noise: Noise | None) -> dict[str, Tensor]:
+        """Arguments of the backbone with an entry for each packed token: ids, or embeddings with NEFTune's noise."""
+        flat = {"position_ids": batch.positions_N}
         if self.neftune_alpha and noise is not None:
             embeddings = self.model.get_input_embeddings()(batch.inputs_N)
             flat["inputs_embeds"] = neftune(embeddings, noise, self.neftune_alpha)
         else:
             flat["input_ids"] = batch.inputs_N
-        if self.layout == "padded":
-            lengths = [s.length for s in batch.segments]
-            rows = {key: pad_sequence(list(torch.split(x, lengths)), batch_first=True) for key, x in flat.items()}
-            out = backbone(**rows, **options)
-            hidden = torch.cat([row[:n] for row, n in zip(out.last_hidden_state, lengths, strict=True)])
-        else:
-            rows = {key: x[None] for key, x in flat.items()}
-            forest = Forest(batch.segments, batch.inputs_N.device, noise=noise if self.dropout else None)
-            out = backbone(**rows, **options, forest=forest)
-            hidden = out.last_hidden_state[0]
-        router = None
-        if self.router_loss:
-            if batch.uses_N is None or self.layout == "padded":
-                raise ValueError("the router loss got no uses_N; expected pack(count_uses=True) and a packed layout")
-            router = balance_loss(out.router_logits, self._experts, batch.uses_N)
-        return hidden, router
+        return flat
 
 
-def _unkeyed(model: Any, layout: Layout) -> list[str]:
-    """Noise that is on and that neither a KeyedDropout nor the forest's attention draws, with its strength."""
-    found = {
-        f"{name} {value:g}"
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and value > 0 and _NOISE.search(name)
-        if name != "attention_dropout" or layout == "padded"
-    }
+def _refuse_unkeyed(model: Any, layout: Layout) -> None:
+    """Raise ModelError for noise that is on and that neither a KeyedDropout nor the forest's attention draws."""
+    strengths: set[str] = set()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            keyed = name == "attention_dropout" and layout != "padded"
+            if isinstance(value, float) and value > 0 and NOISE_NAMES.search(name) and not keyed:
+                strengths.add(f"{name} {value:g}")
+    # GPT-2 passes a module's `attn_dropout.p` to its attention, and no attribute's name tells.
     inside = getattr(model.config.get_text_config(), "attn_pdrop", 0)
-    return sorted(found | ({f"attn_pdrop {inside:g}"} if inside and layout == "padded" else set()))
+    if inside and layout == "padded":
+        strengths.add(f"attn_pdrop {inside:g}")
+    if strengths:
+        raise ModelError(
+            f"{type(model).__name__} draws {', '.join(sorted(strengths))} by itself in the layout "
+            f"{layout}, so that noise cannot belong to samples; set it to 0 in the model's "
+            "config.json, or dropout: false"
+        )
 
 
 def backbone_of(model: Any) -> Any:
-    """What is under the head. Raises ModelError where the model names no such module."""
-    for name in (model.base_model_prefix, "model"):  # some causal LMs carry the prefix of a larger, multimodal model
-        if (found := getattr(model, name, None)) is not None:
-            return found
+    """The model without its head. Raises ModelError if the model names no such module."""
+    # Some causal LMs have the prefix of a larger, multimodal model; their backbone is `model`.
+    for name in (model.base_model_prefix, "model"):
+        backbone = getattr(model, name, None)
+        if backbone is not None:
+            return backbone
     raise ModelError(
         f"{type(model).__name__} has no module {model.base_model_prefix}; expected a causal language model"
     )
-
-
-def head_of(config: Any) -> Head:
-    """Soft cap and scale of an architecture's logits, from its configuration.
-
-    The start-up check compares the result with the model's own logits, so a head that does more is found there.
-    """
-    scale = 1.0
-    if divisor := getattr(config, "logits_scaling", None):
-        scale /= float(divisor)
-    for name in ("logit_scale", "lm_head_multiplier"):
-        scale *= float(getattr(config, name, None) or 1.0)
-    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-    return Head(softcap=next((cap for name in caps if (cap := getattr(config, name, None))), None), scale=scale)
-
-
-def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight [V, D] and bias of an output embedding, through which gradients flow also where peft wraps it."""
-    if hasattr(module, "token_adapter"):  # peft's trainable token rows: the base weight with some rows replaced
-        adapter = module.token_adapter
-        return adapter.get_merged_weights(adapter.active_adapters), None
-    if hasattr(module, "base_layer"):
-        raise TypeError(
-            f"the output embedding is wrapped by {type(module).__name__}, which this head does not read; "
-            "leave lm_head out of lora_targets"
-        )
-    return module.weight, module.bias

@@ -10,9 +10,10 @@ from torch import Tensor
 from espalier.forest.pack import pack
 from espalier.models.attention import cpu as attention_cpu
 from espalier.models.attention.forest import Forest, path_mask
-from espalier.models.attention.interface import forest_attention
+from espalier.models.attention.interface import NAME, forest_attention, own_attention, use_forest
 from espalier.types import Batch, Sample
 from samples import sample
+from tiny import tiny_model
 
 HEADS, KV_HEADS, D = 4, 2, 8
 MODULE: Any = SimpleNamespace(layer_idx=0)
@@ -193,3 +194,38 @@ def test_gradients_of_a_bf16_prefix_are_added_up_in_float32() -> None:
         error, naive_error = ((x - exact).norm() / exact.norm() for x in (a, b))
         assert error < 4e-3  # one rounding to bf16
         assert naive_error > 2 * error
+
+
+def test_own_attention_is_the_architectures_and_gives_back_what_was_there() -> None:
+    model: Any = tiny_model("llama")
+    for before in ("sdpa", "eager"):
+        model.set_attn_implementation(before)
+        with own_attention(model):
+            assert model.config._attn_implementation == before
+        assert model.config._attn_implementation == before
+    use_forest(model)
+    assert model.config._attn_implementation == NAME
+    x = torch.arange(5, 15)[None]
+    with own_attention(model):
+        assert model.config._attn_implementation == "sdpa"
+        plain = model(x).logits
+    assert model.config._attn_implementation == NAME
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(model(x).logits, plain)
+
+
+def test_own_attention_is_eager_for_an_architecture_without_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model("llama")
+    use_forest(model)
+    monkeypatch.setattr(type(model), "_supports_sdpa", False)
+    with own_attention(model):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == NAME
+
+
+def test_an_error_under_own_attention_gives_back_what_was_there() -> None:
+    model: Any = tiny_model("llama")
+    use_forest(model)
+    with pytest.raises(RuntimeError, match="out of memory"), own_attention(model):
+        raise RuntimeError("out of memory")
+    assert model.config._attn_implementation == NAME

@@ -2,8 +2,8 @@
 
 Segments are cut into pieces of at most `PIECE` tokens. A piece's keys are seen causally by itself, and entirely by all
 that comes after it in its segment and below: packed tokens are in preorder, so these are one run of queries, and a
-prompt answers all its continuations in one call of torch's flash kernel. What a query got from two runs of keys, with
-outputs a and b whose log-sum-exp of scores are m and n, is added up as
+prompt serves all its continuations in one call of torch's flash kernel. A query's outputs a and b over two runs of
+keys, whose scores have the log-sum-exp m and n, are merged as
 
     out = a + (b - a) sigmoid(n - m)          log-sum-exp = log(exp m + exp n)
 
@@ -23,9 +23,10 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from espalier.models.attention.forest import Forest
 
-PIECE = 256  # tokens: the kernel computes the half of a piece's square that nobody sees (docs/log.md)
+# Tokens: the kernel computes the half of a piece's square that nobody sees (docs/log.md).
+PIECE = 256
 
-# What F.scaled_dot_product_attention calls on CPU; it alone does not say the log-sum-exp.
+# F.scaled_dot_product_attention calls these on CPU and drops the log-sum-exp that merging needs.
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -33,17 +34,19 @@ _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cp
 class CpuForest:
     """What attention by keys needs to know of a batch, for all layers.
 
-    `pieces` say where each piece starts, where it ends, and where ends what may see all of it: the rest of its segment
-    and everything below.
+    `pieces` holds three positions for each piece: its start, its end, and the end of what sees all of it, which is the
+    rest of its segment and everything below.
     """
 
     def __init__(self, forest: Forest):
         segments = forest.segments
         self.pieces: list[tuple[int, int, int]] = []
-        for s in segments:
-            stop, last = s.start + s.length, segments[s.leave - 1]
-            cuts = [*range(s.start, stop, PIECE), stop]
-            self.pieces += [(low, high, last.start + last.length) for low, high in pairwise(cuts)]
+        for segment in segments:
+            stop, last = segment.start + segment.length, segments[segment.leave - 1]
+            end = last.start + last.length
+            cuts = [*range(segment.start, stop, PIECE), stop]
+            for low, high in pairwise(cuts):
+                self.pieces.append((low, high, end))
         self._triangles: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def triangle(self, group: int, dtype: torch.dtype) -> Tensor:
@@ -70,12 +73,14 @@ class _ByKeys(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: CpuForest, scaling: float) -> Tensor:
-        _, heads, n, d = query.shape
+        _, heads, length, width = query.shape
         group = heads // key.shape[1]
         q, k, v = _rows(query, group), key.contiguous(), value.contiguous()
         seen = forest.triangle(group, q.dtype)
+        # Outputs are merged once a piece: in bfloat16 each merge would round them.
         wide = torch.promote_types(q.dtype, torch.float32)
         out, norm = torch.empty_like(q, dtype=wide), torch.empty(q.shape[:3], dtype=wide)
+        # Every piece over its own keys first, so that each query has an output to merge into.
         for low, high, _ in forest.pieces:
             own, keys = slice(low * group, high * group), slice(low, high)
             mask = seen[: (high - low) * group, : high - low]
@@ -86,22 +91,24 @@ class _ByKeys(torch.autograd.Function):
             if high < end:
                 after, keys = slice(high * group, end * group), slice(low, high)
                 more, its_norm = _flash(q[:, :, after], k[:, :, keys], v[:, :, keys], scale=scaling)
+                # exp n / (exp m + exp n), without an exponential that overflows.
                 weight = torch.sigmoid(its_norm - norm[:, :, after])
                 out[:, :, after].lerp_(more.to(wide), weight[..., None])
                 norm[:, :, after] = torch.logaddexp(its_norm, norm[:, :, after])
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, norm)
         ctx.rest = forest, scaling, group
-        return out.view(1, -1, n, group, d).transpose(1, 2).reshape(1, n, heads, d)
+        return out.view(1, -1, length, group, width).transpose(1, 2).reshape(1, length, heads, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, norm = ctx.saved_tensors
         forest, scaling, group = ctx.rest
-        g = _rows(grad.transpose(1, 2), group)
+        grad_out = _rows(grad.transpose(1, 2), group)
         seen = forest.triangle(group, q.dtype)
-        dq, dk, dv = (torch.zeros_like(x, dtype=norm.dtype) for x in (q, k, v))  # prefixes add up their children's
+        # In the wide dtype, because prefixes add up the gradients of all their children.
+        dq, dk, dv = (torch.zeros_like(x, dtype=norm.dtype) for x in (q, k, v))
         for low, high, end in forest.pieces:
             keys = slice(low, high)
             for start, stop in ((low, high), (high, end)):
@@ -109,18 +116,30 @@ class _ByKeys(torch.autograd.Function):
                     continue
                 rows = slice(start * group, stop * group)
                 mask = seen[: (high - low) * group, : high - low] if start == low else None
+                # Given a query's whole output and whole log-sum-exp, the kernel's formula gives
+                # the share of these keys in the gradient of the merged softmax: the probability of
+                # a key is exp(score - log-sum-exp) in any part of the path.
                 grads = _flash_backward(
-                    g[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], norm[:, :, rows],
-                    0.0, False, attn_mask=mask, scale=scaling,
-                )  # fmt: skip
+                    grad_out[:, :, rows],
+                    q[:, :, rows],
+                    k[:, :, keys],
+                    v[:, :, keys],
+                    out[:, :, rows],
+                    norm[:, :, rows],
+                    0.0,
+                    False,
+                    attn_mask=mask,
+                    scale=scaling,
+                )
                 for whole, part, share in zip((dq, dk, dv), (rows, keys, keys), grads, strict=True):
                     whole[:, :, part] += share
-        n, d = k.shape[2:]
-        dq = dq.view(1, -1, n, group, d).transpose(2, 3).reshape(1, -1, n, d)
+        length, width = k.shape[2:]
+        dq = dq.view(1, -1, length, group, width).transpose(2, 3).reshape(1, -1, length, width)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
 def _rows(x: Tensor, group: int) -> Tensor:
     """[1, heads, N, d] as [1, kv heads, N * group, d]."""
-    _, heads, n, d = x.shape
-    return x.reshape(1, heads // group, group, n, d).transpose(2, 3).reshape(1, heads // group, n * group, d)
+    _, heads, length, width = x.shape
+    by_group = x.reshape(1, heads // group, group, length, width)
+    return by_group.transpose(2, 3).reshape(1, heads // group, length * group, width)

@@ -7,6 +7,8 @@ because gathered keys stand in path order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,67 @@ from espalier.models.noise import Noise, drop_attention
 
 NAME = "espalier"
 
-# What architectures pass along that changes nothing here: masks and caches are off, the forest says what is seen.
+# Arguments that change nothing here: there is no cache, and the forest says what is seen.
 _INERT = {
-    "position_ids", "position_embeddings", "use_cache", "past_key_values", "cache_position", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "attention_mask", "layer_idx",
-    "token_type_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
-}  # fmt: skip
+    "attention_mask",
+    "cache_position",
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "is_causal",
+    "layer_idx",
+    "max_length_k",
+    "max_length_q",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "past_key_values",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "token_type_ids",
+    "use_cache",
+}
+
+
+def register(*, compiled: bool = False) -> None:
+    """Make `NAME` an attention implementation of transformers, with a mask function that returns no mask.
+
+    compiled: layers are compiled around it, so keep torch.compile out of it: its lengths differ in every batch.
+    """
+    function: Any = forest_attention
+    if compiled:
+        function = torch.compiler.disable(forest_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, function)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The mask of a batch for transformers: none, because the forest has it."""
+
+
+def use_forest(model: Any) -> None:
+    """Let all layers of a transformers model call `forest_attention` from now on; forwards need `forest=`."""
+    register()
+    model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def own_attention(model: Any) -> Iterator[None]:
+    """Inside, the architecture's own attention function, for plain forwards and for generation, which needs a cache.
+
+    That is SDPA if the architecture supports it, else eager; a model that uses one of the two keeps it. The function
+    before comes back at the end, after an error too.
+    """
+    before = model.config._attn_implementation
+    if before in ("sdpa", "eager", None):
+        yield
+        return
+    # Some architectures, such as those with attention sinks, have scores that SDPA cannot compute.
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def forest_attention(
@@ -45,37 +102,53 @@ def forest_attention(
     """Attention of one layer over one packed row.
 
     query [1, heads, N, d], key and value [1, kv heads, N, d]; returns [1, N, heads, d] as transformers expects. Scores
-    are `query . key * scaling`, then `softcap * tanh(scores / softcap)` where given; query i of a path sees keys j with
+    are `query . key * scaling`, then `softcap * tanh(scores / softcap)` if given; query i of a path sees keys j with
     0 <= i - j < sliding_window. Weights are dropped with probability `dropout` by masks from the forest's noise keys.
     Raises TypeError for an argument of an architecture that is not implemented here.
     """
-    unknown = sorted(k for k, v in others.items() if k not in _INERT and v is not None)
-    if unknown:
-        raise TypeError(
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the forest does not "
-            "implement; set layout: padded, which uses the architecture's own attention"
-        )
-    causal = others.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise TypeError(f"{type(module).__name__} attends to later tokens too; expected a causal language model")
+    problem = _unfit(module, others)
+    if problem:
+        raise TypeError(problem)
     if forest is None:
         raise TypeError(
-            f"{type(module).__name__} got no forest: its model does not hand keyword arguments down to attention; "
-            "set layout: padded"
+            f"{type(module).__name__} got no forest: its model does not hand keyword arguments "
+            "down to attention; set layout: padded"
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}") if dropout and forest.noise else None
+    drop = None
+    if dropout and forest.noise:
+        drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}")
     if query.is_cuda and drop is None:
         from espalier.models.attention.cuda import attend
 
         return attend(query, key, value, forest, scaling, sliding_window, softcap), None
+    # By keys only if segments continue others: short, separate samples are a little faster one by
+    # one (docs/log.md). The kernel knows no soft cap, no window and no masks of the caller's, and
+    # one width for keys and values.
     plain = drop is None and softcap is None and (not sliding_window or forest.longest <= sliding_window)
     if plain and forest.branching and query.shape[-1] == value.shape[-1]:
         from espalier.models.attention.cpu import attend as attend_cpu
 
         return attend_cpu(query, key, value, forest, scaling), None
     return _by_segments(query, key, value, forest, scaling, drop, sliding_window, softcap), None
+
+
+def _unfit(module: torch.nn.Module, others: dict[str, Any]) -> str:
+    """Why the arguments that an architecture passes along are not implemented here; empty if they are."""
+    unknown = sorted(name for name, value in others.items() if name not in _INERT and value is not None)
+    if unknown:
+        return (
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the "
+            "forest does not implement; set layout: padded, which uses the architecture's own "
+            "attention"
+        )
+    causal = others.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if not causal:
+        return f"{type(module).__name__} attends to later tokens too; expected a causal language model"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +161,53 @@ class _Dropout:
 
 
 def _by_segments(
-    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, drop: _Dropout | None,
-    window: int | None, softcap: float | None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: Forest,
+    scaling: float,
+    drop: _Dropout | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Segment by segment: each one's queries over the gathered keys of its path."""
     queries = torch.split(query, forest.lengths, dim=2)
-    keys, values = torch.split(key, forest.lengths, dim=2), torch.split(value, forest.lengths, dim=2)
-    # A prefix collects the gradients of all its children: through the cast to `wide` they are added up in float32.
+    keys = torch.split(key, forest.lengths, dim=2)
+    values = torch.split(value, forest.lengths, dim=2)
+    # A prefix collects the gradients of all its children: this cast adds them up in float32.
     wide = torch.promote_types(key.dtype, torch.float32)
-    paths: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of the paths that segments continue
+    # Keys and values of the paths that segments continue.
+    paths: dict[int, tuple[Tensor, Tensor]] = {}
     outs = []
-    for i, (q, k, v, s) in enumerate(zip(queries, keys, values, forest.segments, strict=True)):
-        above = paths[s.parent] if s.parent >= 0 else (k[:, :, :0], v[:, :, :0])
+    for i, (q, k, v, segment) in enumerate(zip(queries, keys, values, forest.segments, strict=True)):
+        above = paths[segment.parent] if segment.parent >= 0 else (k[:, :, :0], v[:, :, :0])
         if i in forest.parents:
             paths[i] = torch.cat([above[0], k.to(wide)], dim=2), torch.cat([above[1], v.to(wide)], dim=2)
-        if s.parent >= 0:
+        if segment.parent >= 0:
             k, v = torch.cat([above[0].to(k.dtype), k], dim=2), torch.cat([above[1].to(v.dtype), v], dim=2)
         outs.append(_segment(q, k, v, i, forest, scaling, drop, window, softcap))
     return torch.cat(outs, dim=2).transpose(1, 2)
 
 
 def _segment(
-    q: Tensor, k: Tensor, v: Tensor, index: int, forest: Forest, scaling: float, drop: _Dropout | None,
-    window: int | None, softcap: float | None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: int,
+    forest: Forest,
+    scaling: float,
+    drop: _Dropout | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     """One segment's queries over its path's keys, causal at the bottom right."""
     n, m = q.shape[2], k.shape[2]
-    plain = n == m and (not window or m <= window)
     if softcap is None and drop is None:
-        mask = None if plain else forest.mask(n, m, window, q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=True)
+        # SDPA's own causal mask is aligned at the top left, which is right for roots only.
+        if n == m and (not window or m <= window):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        mask = forest.mask(n, m, window, q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     scores = (q @ k.transpose(2, 3)) * scaling
@@ -127,13 +218,3 @@ def _segment(
     if drop is not None:
         weights = drop_attention(weights, drop.p, drop.noise, drop.place, index)
     return weights @ v
-
-
-def register(*, compiled: bool = False) -> None:
-    """Make `NAME` an attention implementation of transformers, with a mask function that returns no mask.
-
-    compiled: keep torch.compile out of it, where layers are compiled around it: its lengths differ in every batch.
-    """
-    function = torch.compiler.disable(forest_attention) if compiled else forest_attention  # type: ignore[no-untyped-call]
-    AttentionInterface.register(NAME, function)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
