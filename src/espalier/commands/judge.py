@@ -27,8 +27,8 @@ from espalier.models import heads
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.from_groups import Groups, chosen, compared, correctness, record_of
-from espalier.workbench.records import Judged
+from espalier.workbench.from_groups import Groups, chosen, compared_by_grades, correctness, held_out_group
+from espalier.workbench.records import HeldOutGroup
 from espalier.workbench.sensitivity import sensitivity
 from espalier.workbench.solutions import from_samples
 
@@ -145,15 +145,21 @@ def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups,
     given = score_weights(preference_of(config))
     asked = [given.get(name, 0.0) if given else 1.0 for name in p.opened.dimensions]
     tokenizer = p.model.loaded.tokenizer
-    records: list[Judged] = []
+    records: list[HeldOutGroup] = []
     for chunk in _chunks(groups):
         said = iter(learner.score([g for _, g in chunk]))
         for source, group in chunk:
             scores = [next(said)[0] for _ in group]
-            record = record_of(
-                lambda ids: str(tokenizer.decode(ids)), source, group, scores, weights, asked, known=source in sources
+            record = held_out_group(
+                lambda ids: str(tokenizer.decode(ids)),
+                source,
+                group,
+                scores,
+                weights,
+                asked,
+                labels_are_correctness=source in sources,
             )
-            records.append(compared(record, weights) if graded else record)
+            records.append(compared_by_grades(record, weights) if graded else record)
     alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
     probed = sensitivity(learner.score, alone, seed=config.loop.seed)
     return reward.judge(records, how, probed, {"" if name == NAMELESS else name: w for name, w in _people(config, p)})
