@@ -74,22 +74,29 @@ def agreement(
     weights: names of the grades' dimensions and the weight of each in the total; without them all weigh the same.
     """
     weights = weights or {}
-    names = list(weights)
-    count = max((len(response.grades) for group in groups for response in group.responses), default=0)
-    grades = []
-    for dimension in range(count):
-        judged = [_graded(group.responses, dimension, count) for group in groups]
-        pooled = [pair for pairs in judged for pair in pairs]
-        across = spearman(*_columns(pooled)) if pooled else None
-        name = names[dimension] if dimension < len(names) else ""
-        within = _within_prompts(judged, prompts, resampling)
-        grades.append({"name": name, **within, "across": across, "n": len(pooled)})
     labelled = [_labelled(group.responses) for group in groups]
+    grades = []
+    names = _dimension_names(groups, list(weights))
+    for dimension, name in enumerate(names):
+        graded = [_graded(group.responses, dimension, len(names)) for group in groups]
+        within = _within_prompts(graded, prompts, resampling)
+        pooled = [judged for pairs in graded for judged in pairs]
+        across = spearman(*_columns(pooled)) if pooled else None
+        grades.append({"name": name, **within, "across": across, "n": len(pooled)})
     return {
         "labels": _within_prompts(labelled, prompts, resampling),
         "grades": grades,
         "pairs_and_grades": _pairs_and_grades(groups, list(weights.values())),
     }
+
+
+def _dimension_names(groups: Sequence[HeldOutGroup], names: Sequence[str]) -> list[str]:
+    """One name per dimension of the grades, empty if unknown."""
+    count = 0
+    for group in groups:
+        for response in group.responses:
+            count = max(count, len(response.grades))
+    return [*names[:count], *[""] * (count - len(names))]
 
 
 def _labelled(responses: Sequence[JudgedResponse]) -> Scored:
@@ -162,5 +169,8 @@ def _grade_gap(pair: Pair, weights: Sequence[float]) -> float:
     """Total grade of the first minus that of the second."""
     first, second = pair.first.grades, pair.second.grades
     weights = weights or [1.0] * len(first)
+    gaps = []
+    for weight, grade, other in zip(weights, first, second, strict=True):
+        gaps.append(weight * (grade - other))
     # fsum and not the difference of two totals: the order of the dimensions must not make equal totals differ.
-    return math.fsum(w * (a - b) for w, a, b in zip(weights, first, second, strict=True))
+    return math.fsum(gaps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import comb
-from typing import Any, NamedTuple
+from typing import Any
 
 from espalier.workbench.bootstrap import Resampling, mean
 from espalier.workbench.records import HeldOutGroup
@@ -19,14 +19,15 @@ def best_of(scores: Sequence[float], good: Sequence[bool], n: int) -> float:
 
     By hand: scores 3, 2, 1, only the second is correct, n = 2: the subsets {3, 2}, {3, 1}, {2, 1} pick 3, 3, 2: 1/3.
     """
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    order = sorted(range(len(scores)), key=lambda answer: -scores[answer])
     total, place = 0.0, 0
     while place < len(order):
-        equal = [i for i in order[place:] if scores[i] == scores[order[place]]]
-        after = place + len(equal)
-        subsets = sum(comb(len(order) - 1 - r, n - 1) for r in range(place, after))
-        total += subsets * sum(good[i] for i in equal) / len(equal)
-        place = after
+        subsets, correct, first = 0, 0, place
+        while place < len(order) and scores[order[place]] == scores[order[first]]:
+            subsets += comb(len(order) - 1 - place, n - 1)
+            correct += int(good[order[place]])
+            place += 1
+        total += subsets * correct / (place - first)
     return total / comb(len(order), n)
 
 
@@ -46,12 +47,14 @@ def largest_n(sizes: Iterable[int]) -> int:
     return in_order[len(in_order) // 10]
 
 
-class _Known(NamedTuple):
-    """A group whose answers are all known to be correct or not."""
+def random_choice(good: Sequence[Sequence[bool]]) -> float:
+    """Expected correctness of an answer drawn at random, the mean over prompts; `good` has the answers of each."""
+    return sum(sum(answers) / len(answers) for answers in good) / len(good)
 
-    number: int
-    scores: list[float]
-    good: list[bool]
+
+def oracle(good: Sequence[Sequence[bool]], n: int) -> float:
+    """The share of prompts of which n drawn answers include a correct one: the best that any choice can reach."""
+    return sum(any_of(answers, n) for answers in good) / len(good)
 
 
 def best_of_n(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any] | None:
@@ -60,31 +63,23 @@ def best_of_n(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling
 
     n runs up to `largest_n`; `left_out` counts the groups with fewer answers.
     """
-    known = _known(groups)
-    if not known:
-        return None
-    most = largest_n(len(group.good) for group in known)
-    kept = [group for group in known if len(group.good) >= most]
-    kept_prompts = [prompts[group.number] for group in kept]
-    points = []
-    for n in range(1, most + 1):
-        by_model = [best_of(group.scores, group.good, n) for group in kept]
-        points.append(
-            {
-                "n": n,
-                "model": mean(by_model, kept_prompts, resampling, share=True),
-                "random": sum(sum(group.good) / len(group.good) for group in kept) / len(kept),
-                "oracle": sum(any_of(group.good, n) for group in kept) / len(kept),
-            }
-        )
-    return {"groups": len(kept), "left_out": len(known) - len(kept), "points": points}
-
-
-def _known(groups: Sequence[HeldOutGroup]) -> list[_Known]:
-    """Groups of two or more answers that are all known to be correct or not."""
     known = []
     for number, group in enumerate(groups):
-        good = [bool(response.good) for response in group.responses if response.good is not None]
-        if len(group.responses) > 1 and len(good) == len(group.responses):
-            known.append(_Known(number, [response.score for response in group.responses], good))
-    return known
+        if len(group.responses) > 1 and all(response.good is not None for response in group.responses):
+            known.append(number)
+    if not known:
+        return None
+    most = largest_n(len(groups[number].responses) for number in known)
+    scores, good, of_prompts = [], [], []
+    for number in known:
+        responses = groups[number].responses
+        if len(responses) >= most:
+            scores.append(groups[number].scores)
+            good.append([bool(response.good) for response in responses])
+            of_prompts.append(prompts[number])
+    points = []
+    for n in range(1, most + 1):
+        by_model = [best_of(*answers, n) for answers in zip(scores, good, strict=True)]
+        model = mean(by_model, of_prompts, resampling, share=True)
+        points.append({"n": n, "model": model, "random": random_choice(good), "oracle": oracle(good, n)})
+    return {"groups": len(good), "left_out": len(known) - len(good), "points": points}

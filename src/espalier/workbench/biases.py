@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,14 +60,12 @@ def length_bias(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampli
             longer_loses.append(pair)
         else:
             equal_length.append(pair)
-    scores = [[(response, response.score) for response in group.responses] for group in groups]
-    labels = [[(response, response.label) for response in group.responses] for group in groups]
     return {
         "per_tokens": PER,
         "slope": _slope(groups, prompts, resampling),
         "slope_at_ties": _slope_at_ties(groups, prompts, resampling),
-        "correlation": _correlation_with_length(scores),
-        "label_correlation": _correlation_with_length(labels),
+        "correlation": _correlation_with_length(groups, "score"),
+        "label_correlation": _correlation_with_length(groups, "label"),
         "longer_wins": accuracy(longer_wins, prompts, resampling),
         "longer_loses": accuracy(longer_loses, prompts, resampling),
         "equal_length": accuracy(equal_length, prompts, resampling),
@@ -82,9 +80,9 @@ def _slope(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: R
         if not group.responses:
             continue
         lengths = np.array([response.length for response in group.responses], dtype=np.float64)
-        scores = np.array([response.score for response in group.responses], dtype=np.float64)
-        products.append(PER * float(_centred(lengths) @ _centred(scores)))
-        squares.append(float(_centred(lengths) @ _centred(lengths)))
+        centred = _centred(lengths)
+        products.append(PER * float(centred @ _centred(np.array(group.scores, dtype=np.float64))))
+        squares.append(float(centred @ centred))
         of_prompts.append(prompt)
         if len(set(lengths)) > 1:
             responses += len(lengths)
@@ -123,19 +121,23 @@ def _longer_first(one: JudgedResponse, other: JudgedResponse) -> tuple[JudgedRes
     return (one, other) if one.length >= other.length else (other, one)
 
 
-def _correlation_with_length(valued: Sequence[Sequence[tuple[JudgedResponse, float | None]]]) -> float | None:
-    """Pearson correlation of values with the responses' lengths, both demeaned by group; responses without a value are
-    left out. None if one of the two never varies."""
+def _correlation_with_length(groups: Sequence[HeldOutGroup], name: Literal["score", "label"]) -> float | None:
+    """Pearson correlation of the responses' score or label with their length, both demeaned by group; responses without
+    a label are left out. None if one of the two never varies."""
     products = lengths_squared = values_squared = 0.0
-    for responses in valued:
-        known = [(response.length, value) for response, value in responses if value is not None]
-        if len(known) < 2:
+    for group in groups:
+        lengths, values = [], []
+        for response in group.responses:
+            value = response.score if name == "score" else response.label
+            if value is not None:
+                lengths.append(response.length)
+                values.append(value)
+        if len(values) < 2:
             continue
-        lengths = _centred(np.array([length for length, _ in known], dtype=np.float64))
-        values = _centred(np.array([value for _, value in known], dtype=np.float64))
-        products += float(lengths @ values)
-        lengths_squared += float(lengths @ lengths)
-        values_squared += float(values @ values)
+        x, y = _centred(np.array(lengths, dtype=np.float64)), _centred(np.array(values, dtype=np.float64))
+        products += float(x @ y)
+        lengths_squared += float(x @ x)
+        values_squared += float(y @ y)
     if lengths_squared > 0 and values_squared > 0:
         return products / float(np.sqrt(lengths_squared * values_squared))
     return None
@@ -162,13 +164,16 @@ def format_bias(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampli
         by_model.append(pair.win)
         excess.append(pair.win - float(people_prefer_it))
         of_prompts.append(prompts[pair.group])
-    ties = [pair for pair, _ in _formatted_first(tied_pairs(groups))]
+    gaps, of_ties = [], []
+    for pair, _ in _formatted_first(tied_pairs(groups)):
+        gaps.append(pair.gap)
+        of_ties.append(prompts[pair.group])
     return {
         "formatted": _share_formatted(groups),
         "people": mean(by_people, of_prompts, resampling, share=True),
         "model": mean(by_model, of_prompts, resampling, share=True),
         "excess": mean(excess, of_prompts, resampling),
-        "gap_at_ties": mean([pair.gap for pair in ties], [prompts[pair.group] for pair in ties], resampling),
+        "gap_at_ties": mean(gaps, of_ties, resampling),
     }
 
 
@@ -198,4 +203,5 @@ def accuracy(pairs: Sequence[Pair], prompts: Sequence[int], resampling: Resampli
     `prompts` has the number of each group's prompt.
     """
     wins = [pair.win for pair in pairs]
-    return mean(wins, [prompts[pair.group] for pair in pairs], resampling, share=True)
+    of_prompts = [prompts[pair.group] for pair in pairs]
+    return mean(wins, of_prompts, resampling, share=True)

@@ -96,7 +96,9 @@ def ratio(
     if share and value in (0.0, 1.0):
         low, high = _exact_interval(value, size, resampling)
         return Estimate(value, low, high, count, size)
-    ratios = [(times @ above_C) / (times @ below_C) for times in resamples(size, resampling, size)]
+    ratios = []
+    for times in resamples(size, resampling, size):
+        ratios.append((times @ above_C) / (times @ below_C))
     low, high = interval(np.concatenate(ratios), resampling)
     return Estimate(value, low, high, count, size)
 

@@ -41,10 +41,20 @@ def estimates(
     return Series(name, points, color, dots=dots, sizes=[radius] * len(points), bars=bars)
 
 
-def dot_sizes(counts: Sequence[int]) -> list[float]:
-    """Radii of dots whose area grows with their count; the largest is 8 pixels."""
-    most = max(counts)
-    return [2 + 6 * (count / most) ** 0.5 for count in counts]
+def reliability_points(
+    bins: Sequence[Mapping[str, Any]], predicted: str, observed: str
+) -> tuple[list[Point], list[float]]:
+    """The points of a reliability diagram and the radii of their dots; `predicted` and `observed` are keys of the bins.
+
+    A dot's area grows with the count `n` of its bin, the largest has a radius of 8 pixels; empty bins have none.
+    """
+    most = max(each["n"] for each in bins)
+    points, sizes = [], []
+    for each in bins:
+        if each["n"]:
+            points.append((each[predicted], each[observed]))
+            sizes.append(2 + 6 * (each["n"] / most) ** 0.5)
+    return points, sizes
 
 
 def whole_ticks(last: int) -> Ticks:
@@ -99,8 +109,11 @@ def _wide(span: tuple[float, float]) -> tuple[float, float]:
 def _ticks(span: tuple[float, float]) -> Ticks:
     """Five evenly spaced ticks over a range."""
     low, high = span
-    places = [low + (high - low) * k / 4 for k in range(5)]
-    return [(place, f"{place:.3g}") for place in places]
+    ticks = []
+    for number in range(5):
+        place = low + (high - low) * number / 4
+        ticks.append((place, f"{place:.3g}"))
+    return ticks
 
 
 def _grid(axes: _Axes, x_ticks: Ticks) -> list[str]:

@@ -28,8 +28,10 @@ def first_error(known: Sequence[Solved], threshold: float, resampling: Resamplin
     By hand: of two with a mistake one is found, of one without none is called: accuracy 2/3, erroneous 1/2, correct 1,
     f1 2/3.
     """
-    right = np.array([float(_first_called(s, threshold) == s.mistake) for s in known])
-    erroneous = np.array([float(s.mistake != len(s.labels)) for s in known])
+    right, erroneous = np.zeros(len(known)), np.zeros(len(known))
+    for place, solution in enumerate(known):
+        right[place] = float(_first_called(solution, threshold) == solution.mistake)
+        erroneous[place] = float(solution.mistake != len(solution.labels))
     correct = 1 - erroneous
     problems = problem_numbers(known)
 

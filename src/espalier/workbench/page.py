@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from espalier.workbench.charts import BLUE, GREEN, GREY, Series, chart, dot_sizes, estimates, whole_ticks
+from espalier.workbench.charts import BLUE, GREEN, GREY, Series, chart, estimates, reliability_points, whole_ticks
 from espalier.workbench.tables import by_section, findings
 
 _STYLE = """
@@ -64,9 +64,7 @@ def reliability(report: Mapping[str, Any]) -> str:
     the lower one is its mirror image. A dot's area grows with its number of pairs."""
     if report["calibration"] is None:
         return ""
-    filled = [each for each in report["calibration"]["bins"] if each["n"]]
-    sizes = dot_sizes([each["n"] for each in filled])
-    upper = [(each["confidence"], each["accuracy"]) for each in filled]
+    upper, sizes = reliability_points(report["calibration"]["bins"], "confidence", "accuracy")
     lower = [(1 - confidence, 1 - accuracy) for confidence, accuracy in reversed(upper)]
     series = [
         Series("perfect calibration", [(0, 0), (1, 1)], GREY, dashed=True),
@@ -91,18 +89,20 @@ def curve(report: Mapping[str, Any]) -> str:
     """Share of correct answers by n, of the model's choice, a random one and an oracle."""
     if report["best_of_n"] is None:
         return ""
-    points = report["best_of_n"]["points"]
-    model = estimates("model", [(point["n"], point["model"]) for point in points], BLUE, radius=4.0)
-    random_choice = [(point["n"], point["random"]) for point in points]
-    oracle = [(point["n"], point["oracle"]) for point in points]
-    heights = [y for _, y in [*random_choice, *oracle, *model.points]]
+    by_model, by_chance, best, heights = [], [], [], []
+    for point in report["best_of_n"]["points"]:
+        by_model.append((point["n"], point["model"]))
+        by_chance.append((point["n"], point["random"]))
+        best.append((point["n"], point["oracle"]))
+        heights += [point["random"], point["oracle"], point["model"]["value"]]
+    model = estimates("model", by_model, BLUE, radius=4.0)
     for _, low, high in model.bars:
         heights += [low, high]
     series = [
-        Series("random choice", random_choice, GREY, dashed=True),
-        Series("oracle (best possible)", oracle, GREEN),
+        Series("random choice", by_chance, GREY, dashed=True),
+        Series("oracle (best possible)", best, GREEN),
         model,
     ]
-    last = points[-1]["n"]
+    last = len(by_model)
     labels = ("n answers drawn, the one with the highest score kept", "share correct")
     return chart(series, (1, last), (min(heights), max(heights)), labels, whole_ticks(last))

@@ -11,10 +11,10 @@ from typing import Any, get_args
 import numpy as np
 
 from espalier.types import Aggregate
-from espalier.workbench.bestof import any_of, best_of, largest_n
+from espalier.workbench.bestof import best_of, largest_n, oracle, random_choice
 from espalier.workbench.bootstrap import Resampling, mean
 from espalier.workbench.mistakes import choose_threshold, first_error, steps
-from espalier.workbench.solutions import HALF, Solved, aggregate, auc, halves, problem_numbers
+from espalier.workbench.solutions import HALF, Solved, aggregated, auc, halves, problem_numbers
 from espalier.workbench.tables import Rows, estimate_text, flat, number_text
 
 AGGREGATIONS: tuple[Aggregate, ...] = get_args(Aggregate)
@@ -85,12 +85,10 @@ def whole_solutions(outcomes: Sequence[Solved], name: Aggregate, resampling: Res
     auc         chance that a right solution has a higher number than a wrong one, equal ones counting half
     """
     cut = math.log(HALF) if name == "product" else HALF
-    numbers = [aggregate(s.scores, name) for s in outcomes]
-    good = [bool(s.solved) for s in outcomes]
     return {
         "accuracy": _accuracy_at(outcomes, name, cut, resampling),
         "tuned": _tuned_accuracy(outcomes, name, resampling),
-        "auc": auc(numbers, good, problem_numbers(outcomes), resampling),
+        "auc": auc(aggregated(outcomes, name), _right(outcomes), problem_numbers(outcomes), resampling),
     }
 
 
@@ -98,15 +96,20 @@ def _tuned_accuracy(outcomes: Sequence[Solved], name: Aggregate, resampling: Res
     first, second = halves(outcomes, resampling.seed)
     if not first or not second:
         return None
-    cut = best_cut([aggregate(s.scores, name) for s in first], [bool(s.solved) for s in first])
+    cut = best_cut(aggregated(first, name), _right(first))
     # The number of a product is its logarithm; people read the product.
     threshold = math.exp(cut) if name == "product" else cut
     return {"threshold": threshold, "chosen_on": len(first), **_accuracy_at(second, name, cut, resampling)}
 
 
 def _accuracy_at(solutions: Sequence[Solved], name: Aggregate, cut: float, resampling: Resampling) -> dict[str, Any]:
-    right = [float((aggregate(s.scores, name) >= cut) == s.solved) for s in solutions]
-    return mean(right, problem_numbers(solutions), resampling, share=True)
+    called_right = np.array(aggregated(solutions, name)) >= cut
+    agrees = (called_right == np.array(_right(solutions))).astype(np.float64)
+    return mean(agrees.tolist(), problem_numbers(solutions), resampling, share=True)
+
+
+def _right(solutions: Sequence[Solved]) -> list[bool]:
+    return [bool(s.solved) for s in solutions]
 
 
 def best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
@@ -165,22 +168,22 @@ def against_outcome(
     kept = [problem for problem in usable if len(problem.places) >= most]
     scores = {"outcome": list(outcome)}
     for aggregation in AGGREGATIONS:
-        scores[aggregation] = [aggregate(s.scores, aggregation) for s in solutions]
+        scores[aggregation] = aggregated(solutions, aggregation)
     curves = {name: _choices(values, kept, most) for name, values in scores.items()}
-    judges = {}
+    judges, gains = {}, {}
     for name, values in scores.items():
-        judges[name] = {
-            "auc": _separation(values, kept, resampling),
-            "best_of_n": [_over_problems(right, resampling, share=True) for right in curves[name]],
-        }
-    gains = {name: _gains(curves[name], curves["outcome"], resampling) for name in AGGREGATIONS}
+        best_of_n = [_over_problems(right, resampling, share=True) for right in curves[name]]
+        judges[name] = {"auc": _separation(values, kept, resampling), "best_of_n": best_of_n}
+        if name != "outcome":
+            gains[name] = _gains(curves[name], curves["outcome"], resampling)
+    good = [problem.good for problem in kept]
     return {
         "problems": len(kept),
         "left_out": len(usable) - len(kept),
         "judges": judges,
         "gains": gains,
-        "random": sum(sum(problem.good) / len(problem.good) for problem in kept) / len(kept),
-        "oracle": [sum(any_of(problem.good, n) for problem in kept) / len(kept) for n in range(1, most + 1)],
+        "random": random_choice(good),
+        "oracle": [oracle(good, n) for n in range(1, most + 1)],
     }
 
 
@@ -191,9 +194,10 @@ def _judged_problems(solutions: Sequence[Solved]) -> list[_Problem]:
         places.setdefault(solution.problem, []).append(place)
     problems = []
     for members in places.values():
+        good = [solved for solved in (solutions[place].solved for place in members) if solved is not None]
         # One unknown outcome makes the best of n unknown: the problem is left out whole.
-        if len(members) > 1 and all(solutions[place].solved is not None for place in members):
-            problems.append(_Problem(members, [bool(solutions[place].solved) for place in members]))
+        if len(members) > 1 and len(good) == len(members):
+            problems.append(_Problem(members, good))
     return problems
 
 
@@ -203,7 +207,8 @@ def _choices(values: Sequence[float], problems: Sequence[_Problem], most: int) -
     for n in range(1, most + 1):
         right = []
         for problem in problems:
-            right.append(best_of([values[place] for place in problem.places], problem.good, n))
+            numbers = [values[place] for place in problem.places]
+            right.append(best_of(numbers, problem.good, n))
         curve.append(right)
     return curve
 

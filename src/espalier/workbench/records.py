@@ -46,6 +46,11 @@ class HeldOutGroup:
     prompt: str = ""
     by_grades: bool = False
 
+    @property
+    def scores(self) -> list[float]:
+        """The model's total score of each response."""
+        return [response.score for response in self.responses]
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -83,30 +88,32 @@ def tied_pairs(groups: Sequence[HeldOutGroup]) -> list[Pair]:
     """All pairs that people find equal: those judged so, and siblings of one label that no strict pair orders."""
     pairs = []
     for number, group in enumerate(groups):
-        for i, j in tied_places(group):
-            pairs.append(Pair(number, group.responses[i], group.responses[j]))
+        for first, second in tied_places(group):
+            pairs.append(Pair(number, group.responses[first], group.responses[second]))
     return pairs
 
 
 def tied_places(group: HeldOutGroup) -> Iterator[tuple[int, int]]:
-    """The (i, j), i < j, of one group's responses that people find equal."""
-    judged_equal = {(min(pair), max(pair)) for pair in group.ties}
-    ordered = {(min(pair), max(pair)) for pair in group.pairs}
-    for i, response in enumerate(group.responses):
-        for j in range(i + 1, len(group.responses)):
-            same_label = response.label is not None and response.label == group.responses[j].label
+    """The places of each two responses of one group that people find equal, the lower place first."""
+    ties, pairs = set(group.ties), set(group.pairs)
+    for first, response in enumerate(group.responses):
+        for second in range(first + 1, len(group.responses)):
+            both = {(first, second), (second, first)}
+            same_label = response.label is not None and response.label == group.responses[second].label
             # Equal labels alone do not overrule a strict pair; a judged tie stays one.
-            if (i, j) in judged_equal or (same_label and (i, j) not in ordered):
-                yield i, j
+            if both & ties or (same_label and not both & pairs):
+                yield first, second
 
 
 def check(groups: Sequence[HeldOutGroup]) -> None:
     """Raise ValueError for a pair of responses that do not exist, and ModelError for a score that is not finite."""
     for number, group in enumerate(groups):
         size = len(group.responses)
-        for i, j in (*group.pairs, *group.ties):
-            if i == j or not (0 <= i < size and 0 <= j < size):
-                raise ValueError(f"group {number}: got the pair ({i}, {j}), expected two of its {size} responses")
+        for first, second in (*group.pairs, *group.ties):
+            if first == second or min(first, second) < 0 or max(first, second) >= size:
+                raise ValueError(
+                    f"group {number}: got the pair ({first}, {second}), expected two of its {size} responses"
+                )
         for response in group.responses:
             if not all(map(math.isfinite, (response.score, *response.scores))):
                 raise ModelError(

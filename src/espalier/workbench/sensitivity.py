@@ -29,15 +29,15 @@ def sensitivity(score: Score[S], groups: Sequence[list[S]], *, seed: int = 0, li
     groups = [group for group in groups if group]
     together = score(groups)
     random_order = random.Random(seed)
-    reverse = [list(reversed(range(len(group)))) for group in groups]
-    shuffled = [random_order.sample(range(len(group)), len(group)) for group in groups]
+    reverse, shuffled = [], []
+    for group in groups:
+        reverse.append(list(reversed(range(len(group)))))
+        shuffled.append(random_order.sample(range(len(group)), len(group)))
     order = 0.0
     for places in (reverse, shuffled):
         order = max(order, _largest_difference(together, _in_order(score, groups, places)))
-    groups_alone = [reads for group in groups for reads in score([group])]
-    samples_alone = [reads for group in groups for sample in group for reads in score([[sample]])]
-    mates = _largest_difference(together, groups_alone)
-    siblings = _largest_difference(together, samples_alone)
+    mates = _largest_difference(together, _one_by_one(score, groups))
+    siblings = _largest_difference(together, _one_by_one(score, [[sample] for group in groups for sample in group]))
     spread = _standard_deviation(together)
     return {
         "samples": len(together),
@@ -50,14 +50,24 @@ def sensitivity(score: Score[S], groups: Sequence[list[S]], *, seed: int = 0, li
     }
 
 
+def _one_by_one(score: Score[S], groups: Sequence[list[S]]) -> Scores:
+    """Scores of the groups, each scored alone."""
+    scores: Scores = []
+    for group in groups:
+        scores += score([group])
+    return scores
+
+
 def _in_order(score: Score[S], groups: Sequence[list[S]], orders: Sequence[list[int]]) -> Scores:
     """Scores of the groups with their siblings in another order, put back into the old one."""
-    reordered = [[group[place] for place in order] for group, order in zip(groups, orders, strict=True)]
+    reordered = []
+    for group, order in zip(groups, orders, strict=True):
+        reordered.append([group[place] for place in order])
     scores = iter(score(reordered))
     restored: Scores = []
     for order in orders:
         by_place = {place: next(scores) for place in order}
-        restored += [by_place[place] for place in range(len(order))]
+        restored += [by_place[place] for place in sorted(order)]
     return restored
 
 
@@ -73,7 +83,10 @@ def _largest_difference(one: Scores, other: Scores) -> float:
 
 
 def _standard_deviation(scores: Scores) -> float:
-    numbers = [x for reads in scores for read in reads for x in read]
+    numbers: list[float] = []
+    for reads in scores:
+        for read in reads:
+            numbers += read
     count = max(1, len(numbers))
     mean = sum(numbers) / count
     variance = sum((x - mean) ** 2 for x in numbers) / count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,8 @@ def from_samples(groups: Sequence[Sequence[Sample]], scores: Sequence[Sequence[t
     Samples with the same tokens before the first trained one are solutions of one problem; one that does not end in
     its stop token was cut.
     """
-    samples = [s for group in groups for s in group]
     solutions = []
-    for s, reads in zip(samples, scores, strict=True):
+    for s, reads in zip(chain.from_iterable(groups), scores, strict=True):
         problem = " ".join(map(str, prompt_of(s)))
         step_scores = tuple(score for (score,) in reads)
         labels = tuple(None if math.isnan(grade) else grade for (grade,) in s.grades)
@@ -81,6 +81,11 @@ def aggregate(scores: Sequence[float], aggregation: Aggregate) -> float:
     if aggregation == "last":
         return float(p[-1])
     return float(p.mean())
+
+
+def aggregated(solutions: Sequence[Solved], aggregation: Aggregate) -> list[float]:
+    """The number of each solution; see `aggregate`."""
+    return [aggregate(solution.scores, aggregation) for solution in solutions]
 
 
 def probabilities(solution: Solved) -> list[float]:

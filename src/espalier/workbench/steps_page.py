@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.workbench.charts import BLUE, GREEN, GREY, Series, chart, dot_sizes, estimates, whole_ticks
+from espalier.workbench.charts import BLUE, GREEN, GREY, Series, chart, estimates, reliability_points, whole_ticks
 from espalier.workbench.page import document, how_to_read
 from espalier.workbench.process import findings
 
@@ -18,8 +18,8 @@ def page(report: Mapping[str, Any], title: str = "Process reward model") -> str:
     counts, against = report["counts"], report.get("against_outcome")
     data = (
         f"{counts['problems']:,} held-out problems, {counts['solutions']:,} solutions, {counts['steps']:,} steps "
-        f"({counts['good']:,} good, {counts['bad']:,} bad). {counts['first_mistakes']:,} solutions have a known "
-        f"first mistake, or none for certain; {counts['outcomes']:,} are known to be right or wrong."
+        f"({counts['good']:,} good, {counts['bad']:,} bad). The first mistake, or that there is none, is known in "
+        f"{counts['first_mistakes']:,} solutions; {counts['outcomes']:,} are known to be right or wrong."
     )
     charts = [
         ("Reliability of steps", reliability(report)),
@@ -34,11 +34,10 @@ def reliability(report: Mapping[str, Any]) -> str:
     """The share of good steps over bins of the model's probability; a dot's area grows with its number of steps."""
     if report["steps"] is None:
         return ""
-    filled = [each for each in report["steps"]["bins"] if each["n"]]
-    points = [(each["probability"], each["good"]) for each in filled]
+    points, sizes = reliability_points(report["steps"]["bins"], "probability", "good")
     series = [
         Series("perfect calibration", [(0, 0), (1, 1)], GREY, dashed=True),
-        Series("model", points, BLUE, sizes=dot_sizes([each["n"] for each in filled])),
+        Series("model", points, BLUE, sizes=sizes),
     ]
     return chart(series, (0, 1), (0, 1), ("predicted probability that a step is good", "share of good steps"))
 
@@ -64,9 +63,11 @@ def curve(against: Mapping[str, Any]) -> str:
     series = [Series("oracle (best possible)", oracle, GREEN, dashed=True)]
     heights = list(against["oracle"])
     for name, judge in against["judges"].items():
+        points = []
         # `n` of an estimate is the number of problems; the n of best-of-n is its place in the list.
-        points = [(float(n), estimate["value"]) for n, estimate in enumerate(judge["best_of_n"], 1)]
-        heights += [value for _, value in points]
+        for n, estimate in enumerate(judge["best_of_n"], 1):
+            points.append((float(n), estimate["value"]))
+            heights.append(estimate["value"])
         series.append(Series(name, points, COLORS[name], sizes=[4.0] * len(points)))
     last = len(oracle)
     labels = ("n solutions drawn, the one with the highest score kept", "share right")
