@@ -34,8 +34,8 @@ def exact_match(text: str, problem: Problem) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`accuracy` is the share of exact matches, `by_steps` the same by the number of steps of the problems, `marked` the
-    share of responses with a `####` at all; all are in [0, 1]."""
+    """`accuracy` is the share of exact matches, `by_steps` the same by the problems' number of steps, `marked` that of
+    responses with a `####` at all; all are in [0, 1]."""
 
     accuracy: float
     marked: float
