@@ -250,7 +250,7 @@ def test_the_report_is_json_repeats_by_seed_and_fills_a_table() -> None:
         "accuracy, solutions with a mistake: the exact step is named",
         "33.3% [0.0% to 100.0%] of 3",
     ) in rows
-    assert ("process and outcome", "random choice, and best possible choice, of 2", "50.0% and 100.0%") in rows
+    assert ("process and outcome", "random choice and oracle, best of 2", "50.0% and 100.0%") in rows
     assert len(rows) == len({row[:2] for row in rows})
 
 

@@ -94,7 +94,7 @@ def chart(
     parts += _grid(axes, x_ticks or _ticks(axes.x))
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{across}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(10 {middle}) rotate(-90)" text-anchor="middle">{up}</text>')
+    parts.append(f'<text transform="translate(8 {middle}) rotate(-90)" text-anchor="middle">{up}</text>')
     for each in series:
         parts += _drawn(each, axes)
     legend = "".join(f'<span style="color:{each.color}">{escape(each.name)}</span>' for each in series)

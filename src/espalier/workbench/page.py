@@ -35,10 +35,10 @@ def page(report: Mapping[str, Any], title: str = "Reward model") -> str:
 
 
 def how_to_read(intervals: Mapping[str, Any], resampled: str) -> str:
-    """What the numbers in brackets and behind 'of' mean."""
+    """The meaning of '75.0% [60.0% to 85.0%] of 40'."""
     return (
         f"In brackets: {intervals['confidence']:.0%} confidence intervals, from {intervals['resamples']:,} resamples "
-        f"of {resampled} (seed {intervals['seed']}). The number behind 'of' is the count behind a figure."
+        f"of {resampled} (seed {intervals['seed']}). 'of 40' means that the figure is about 40 cases."
     )
 
 

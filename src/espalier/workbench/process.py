@@ -306,5 +306,5 @@ def _outcome_rows(against: Mapping[str, Any] | None) -> Rows:
     for name, gains in against["gains"].items():
         rows.append((f"{name} minus outcome, best of {n}", estimate_text(gains[-1], "+.1%")))
     limits = f"{against['random']:.1%} and {against['oracle'][-1]:.1%}"
-    rows.append((f"random choice, and best possible choice, of {n}", limits))
+    rows.append((f"random choice and oracle, best of {n}", limits))
     return rows

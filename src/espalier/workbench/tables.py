@@ -154,10 +154,10 @@ def _best_of_n(curve: Numbers | None) -> Rows:
 def _sensitivity(sensitivity: Numbers | None) -> Rows:
     if sensitivity is None:
         return []
-    verdict = "only rounding" if sensitivity["ok"] else "scores depend on the batch"
+    verdict = "kept: only rounding" if sensitivity["ok"] else "exceeded: scores depend on the batch"
     return [
         ("largest change, siblings in another order", f"{sensitivity['order']:.1e}"),
         ("largest change, groups scored alone", f"{sensitivity['mates']:.1e}"),
         ("largest change, responses scored alone", f"{sensitivity['siblings']:.1e}"),
-        (f"limit: {sensitivity['limit']:g} of the standard deviation {sensitivity['spread']:.3g}", verdict),
+        (f"limit: {sensitivity['limit']:g} of the scores' standard deviation ({sensitivity['spread']:.3g})", verdict),
     ]
