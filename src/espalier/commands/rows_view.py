@@ -181,13 +181,15 @@ def _title(parts: Sequence[str]) -> str:
 
 def _tree(number: str, origin: str, group: Judged, shown: Sequence[list[Token]]) -> Iterator[Block]:
     """The shared prefix of a group, then its samples as branches."""
-    leaves = [_leaves(group, place) for place in range(1, len(group))]
-    stem = min(at for at, _ in leaves)
+    leaves = [(0, 0)]
+    for place in range(1, len(group)):
+        leaves.append(_leaves(group, place))
+    stem = min(at for at, _ in leaves[1:])
     kind = "responses to one prompt" if group.kind == "ranking" else "threads of one tree"
     title = [f"row {number}", origin, f"{len(group)} {kind}", f"{stem:,} tokens shared", *_left_out(group)]
     yield Block(_title(title), shown[0][:stem], last=False)
     for place, (row, cells) in enumerate(zip(group, shown, strict=True)):
-        at, other = leaves[place - 1] if place else (0, 0)
+        at, other = leaves[place]
         own = cells[max(at, stem) :]
         notes = judgement(row, group, number)
         if at > stem:

@@ -75,9 +75,13 @@ class PreferenceWatch:
         self.history.add(step, known | as_sides(known))
         if not self.history.full:
             return []
-        new = [finding for finding in self._judge() if self._is_news(finding)]
-        self.findings += new
-        return [finding.text for finding in new]
+        lines = []
+        for finding in self._judge():
+            if finding.size >= AGAIN * self._reported.get(finding.kind, 0.0):
+                self._reported[finding.kind] = finding.size
+                self.findings.append(finding)
+                lines.append(finding.text)
+        return lines
 
     def _judge(self) -> list[Finding]:
         """Everything that can be found at the last step."""
@@ -90,13 +94,6 @@ class PreferenceWatch:
             kl_zero(self.history, self.warmup),
         )
         return [finding for finding in found if finding is not None]
-
-    def _is_news(self, finding: Finding) -> bool:
-        """Whether it was not reported yet, or when it was half as large; remembers its size."""
-        if finding.size < AGAIN * self._reported.get(finding.kind, 0.0):
-            return False
-        self._reported[finding.kind] = finding.size
-        return True
 
 
 def explain(history: Iterable[Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:

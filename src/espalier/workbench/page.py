@@ -70,7 +70,8 @@ def reliability(report: Mapping[str, Any]) -> str:
         Series("perfect calibration", [(0, 0), (1, 1)], GREY, dashed=True),
         Series("model", [*lower, *upper], BLUE, sizes=[*reversed(sizes), *sizes]),
     ]
-    return chart(series, (0, 1), (0, 1), ("probability of being preferred: sigma(score difference)", "share preferred"))
+    labels = ("probability of being preferred: sigma(score difference)", "share preferred")
+    return chart(series, (0, 1), (0, 1), labels)
 
 
 def lengths(report: Mapping[str, Any]) -> str:
@@ -82,7 +83,8 @@ def lengths(report: Mapping[str, Any]) -> str:
         return ""
     chance = Series("chance", [(-1.5, 0.5), (1.5, 0.5)], GREY, dashed=True)
     ticks = [(-1.0, "shorter"), (0.0, "equal length"), (1.0, "longer")]
-    return chart([chance, model], (-1.5, 1.5), (0, 1), ("the preferred response is", "accuracy"), ticks)
+    labels = ("the preferred response is", "accuracy")
+    return chart([chance, model], (-1.5, 1.5), (0, 1), labels, ticks)
 
 
 def curve(report: Mapping[str, Any]) -> str:
