@@ -7,8 +7,8 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# Importing torch, transformers and the tests makes about a million objects that stay: going through them again and again
-# in search of garbage takes a third of the time that collecting the tests takes.
+# Importing torch, transformers and the tests makes a million objects that stay. Searching them for garbage again and
+# again takes a third of the time of collection.
 gc.disable()
 
 
