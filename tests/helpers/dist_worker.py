@@ -130,8 +130,10 @@ def of_rank_0(value: Any) -> Any:
 
 
 def compare(family: str = "llama", *, groups: Groups | None = None, loss: Any = linear, **how: Any) -> Figures:
-    """Train alone, on rank 0, and on all ranks. Differences are relative, and measured on rank 0; what is checked on the
-    way holds exactly, on all ranks."""
+    """Train alone, on rank 0, and on all ranks. Differences are relative, and measured on rank 0.
+
+    What is checked on the way holds exactly, on all ranks.
+    """
     alone = make(family, worlds.OneProcess(), **how) if world.rank == 0 else None
     start = weights(alone) if alone else {}
     spread = make(family, world, **how)
