@@ -32,7 +32,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "engines": ("types", "forest", "losses", "models", *GROUND),
     # Protocols, never an engine.
     "loop": ("types", "algorithms", "engines.protocols", *GROUND),
-    "watch": (),
+    "watch": ("losses",),
     "workbench": ("types", "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
     "assembly": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", *GROUND),

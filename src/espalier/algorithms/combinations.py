@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from espalier.algorithms.dimensions import total_weights
 from espalier.errors import ConfigError
 from espalier.losses.variants import VARIANTS
 
-if TYPE_CHECKING:
-    from espalier.algorithms.dpo import DPO
-    from espalier.algorithms.reward import Reward
 
-
-def check_dpo(dpo: DPO) -> None:
-    """Raise ConfigError if one of its settings changes nothing beside the others, or has no meaning there."""
+def check_dpo(dpo: Any) -> None:
+    """Of `dpo.DPO`: raise ConfigError if one of its settings changes nothing beside the others, or has no meaning
+    there."""
     names = dpo.weights.keys()
     smoothed = [name for name, variant in VARIANTS.items() if variant.smoothed]
     one_sided = [name for name, variant in VARIANTS.items() if variant.one_sided]
@@ -42,8 +39,9 @@ def check_dpo(dpo: DPO) -> None:
         raise ConfigError("sync_alpha is given, but sync_every is 0; give both or none")
 
 
-def check_reward(reward: Reward) -> None:
-    """Raise ConfigError if one of its settings changes nothing beside the others, or has no meaning there."""
+def check_reward(reward: Any) -> None:
+    """Of `reward.Reward`: raise ConfigError if one of its settings changes nothing beside the others, or has no meaning
+    there."""
     total_weights(reward.dimensions)
     ties = reward.ties != "none"
     if reward.objective != "bradley_terry":

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
+from espalier.checks.first_pairs import FirstPairs, first_pairs
 from espalier.data.read import read
 from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.render.renderer import Renderer
@@ -18,7 +19,6 @@ from espalier.types import Example, Sample
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
-    from espalier.checks.preference import FirstPairs
     from espalier.data.store.stats import StoreStats
 
 CHECKED_ROWS = 32  # of each source
@@ -87,8 +87,6 @@ class Evidence:
     @cached_property
     def pairs(self) -> FirstPairs | None:
         """Some judgements of the first step and what they say; None if it has none."""
-        from espalier.checks.preference import first_pairs
-
         return first_pairs(self.session)
 
 

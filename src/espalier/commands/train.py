@@ -86,7 +86,7 @@ def _pin(session: Session, run: RunDir) -> None:
     from espalier.assembly.data import cache_folder
     from espalier.assembly.learner import budget
     from espalier.assembly.model import weights_of
-    from espalier.data.store.rejected import write_rejected
+    from espalier.data.store.report import write_rejected
 
     config, opened, plan = session.config, session.opened, session.dataset.plan
     held = [f"{store.key} {size}" for store, size in zip(opened.held_out, opened.sizes_held, strict=True)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from espalier.losses.variants import VARIANTS
 from espalier.watch.finding import Finding
 from espalier.watch.history import History, as_sides, finite_numbers
 from espalier.watch.learning import certain, exploding, kl_zero, stuck
@@ -18,10 +19,7 @@ from espalier.watch.likelihoods import chosen_falls, rejected_rises
 WINDOW = 20
 AGAIN = 2.0  # a finding is reported again when it is so many times as large
 
-PAIR_TERMS = (
-    *("sigmoid", "sigmoid_norm", "robust", "ipo", "hinge", "apo_zero", "apo_down", "plackett_luce"),  # DPO
-    *("simpo", "cpo", "odds_ratio", "bradley_terry"),
-)
+PAIR_TERMS = (*VARIANTS, "simpo", "cpo", "odds_ratio", "bradley_terry")
 """Names under which losses of pairs and orders are logged, without their weight in the loss and without other terms."""
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from espalier.data.render.drafts import Rendered
 from espalier.data.store import entry
-from espalier.data.store.rejected import write_rejected
+from espalier.data.store.report import write_rejected
 from espalier.data.store.stats import StoreStats
 from espalier.data.store.store import open_store
 from espalier.errors import DataError, EspalierError, RowError

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from espalier.errors import RowError
-
-if TYPE_CHECKING:
-    from espalier.data.store.store import Store
 
 FIELDS = ("where", "reason", "field", "got", "expected", "fix")
 NAME = "rejected.jsonl"
@@ -38,23 +34,3 @@ def rejections(folder: Path) -> Iterator[dict[str, Any]]:
     with open(folder / NAME, encoding="utf-8") as stream:
         for line in stream:
             yield json.loads(line)
-
-
-def write_rejected(stores: Iterable[Store], path: Path) -> int:
-    """Write the rejected rows of all `stores` to `path` as JSON lines and return how many there are.
-
-    Each line holds `source`, `path`, `row`, `where`, `reason`, `field`, `got`, `expected`, `fix` and `message`. The
-    file is replaced as a whole; without rejected rows it is empty.
-    """
-    count = 0
-    # Processes of one run may write the same report; each has its own draft, and the last whole one
-    # stays.
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(draft, "w", encoding="utf-8", errors="backslashreplace") as out:
-        for store in stores:
-            for item in rejections(store.folder):
-                item = record(restore(item, store.path), item["row"], store.source, store.path)
-                out.write(json.dumps(item, ensure_ascii=False) + "\n")
-                count += 1
-    os.replace(draft, path)
-    return count
