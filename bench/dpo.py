@@ -44,9 +44,10 @@ def read_rows(path: str, n: int) -> list[dict[str, Any]]:
 
 
 def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int) -> tuple[int, float]:
+    from espalier.assembly.parts import parts
+
     from espalier.algorithms.dpo import DPO
     from espalier.assembly import learner as build
-    from espalier.assembly.parts import parts
     from espalier.assembly.reference import build_reference
     from espalier.assembly.runs import DPORun
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
@@ -69,7 +70,7 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
             def step(i: int) -> int:
                 groups = p.dataset.groups(i)
                 state = annotate(groups, config.algorithm, learner, reference, {})
-                learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], state, i)
+                learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b), state, i)
                 learner.optim_step(config.optim.lr)
                 return len(groups)
 

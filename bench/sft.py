@@ -84,7 +84,7 @@ def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: 
 
         def step(i: int) -> int:
             groups = dataset.groups(i)
-            result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b)["policy"], {}, i)
+            result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b), {}, i)
             learner.optim_step(learning_rate(i, dataset.steps, config.optim))
             return result.tokens
 

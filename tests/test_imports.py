@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "models": ("types", "losses", *GROUND),
     "toy": ("errors",),
     "embedded": ("toy", "errors", "files"),
-    "engines.protocols": ("types",),
+    "engines.protocols": ("types", "errors"),
     "engines": ("types", "forest", "losses", "models", *GROUND),
     # Protocols, never an engine.
     "loop": ("types", "algorithms", "engines.protocols", *GROUND),
@@ -39,6 +39,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "checks": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", "assembly", *GROUND),
     "commands": ("*",),
     "__main__": ("commands",),
+}
+
+DATA_ARROWS: dict[str, tuple[str, ...]] = {
+    # A room inside data  <-  the rooms of data that it may import, itself aside. What stands in no room may import all.
+    "data.files": (),
+    "data.render": (),
+    "data.formats": ("data.files", "data.render"),
+    "data.store": ("data.render",),
 }
 
 HEAVY: dict[str, tuple[str, ...]] = {
@@ -170,6 +178,18 @@ def test_no_forbidden_arrow(name: str) -> None:
     assert forbidden_arrows(name, parsed(MODULES[name])) == []
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, tuple(DATA_ARROWS))])
+def test_rooms_of_data_import_one_way(name: str) -> None:
+    room = next(entry for entry in DATA_ARROWS if within(name, (entry,)))
+    names = [i.name.removeprefix("espalier.") for i in imports(parsed(MODULES[name]))]
+    targets = [target for target in names if within(target, ("data",))]
+    assert [target for target in targets if not within(target, (room, *DATA_ARROWS[room]))] == []
+
+
+def test_every_room_of_data_is_in_the_table() -> None:
+    assert {f"data.{path.parent.name}" for path in (PACKAGE / "data").glob("*/__init__.py")} == set(DATA_ARROWS)
+
+
 def test_the_table_has_no_circle() -> None:
     """Layers can be put in an order in which each imports earlier ones only."""
     done: set[str] = set()
@@ -208,6 +228,54 @@ def test_nothing_runs_what_a_file_says(path: Path) -> None:
 def test_scratch_imports_nothing_from_the_package() -> None:
     for path in (ROOT / "scratch").glob("*.py"):
         assert [i for i in imports(parsed(path)) if within(i.name, ("espalier",))] == [], path.name
+
+
+# ---------------------------------------------------------------------------------------------- what algorithms say
+
+CONCRETE = tuple(
+    f"espalier.algorithms.{path.stem}"
+    for path in sorted((PACKAGE / "algorithms").glob("*.py"))
+    if path.stem not in ("__init__", "traits", "dimensions", "combinations", "labelled")
+)
+ASKING = ("getattr", "hasattr", "isinstance", "type", "vars")
+
+
+def asks_an_algorithm(tree: ast.Module) -> list[str]:
+    """Calls and attributes that ask for the class or the fields of an algorithm, which `Traits` should answer."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASKING and node.args:
+            subject = node.args[0]
+        elif isinstance(node, ast.Attribute) and node.attr in ("__class__", "__dict__"):
+            subject = node.value
+        else:
+            continue
+        if ast.unparse(subject).split(".")[-1] == "algorithm":
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not within(name, ("algorithms",))])
+def test_algorithms_are_known_by_their_traits(name: str) -> None:
+    """`assembly.runs` is the table of commands; `checks.firstloss` computes losses from the papers and reads
+    hyper-parameters by itself, so that it can disagree with the algorithms."""
+    tree = parsed(MODULES[name])
+    if name != "assembly.runs":
+        assert [i.name for i in imports(tree) if within(i.name, CONCRETE)] == []
+    if name != "checks.firstloss":
+        assert asks_an_algorithm(tree) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["getattr(config.algorithm, 'beta', 0)", "isinstance(algorithm, DPO)", "type(self.algorithm).__name__",
+     "session.config.algorithm.__class__"],
+)  # fmt: skip
+def test_questions_to_an_algorithm_are_found(source: str) -> None:
+    assert len(asks_an_algorithm(ast.parse(source))) == 1
+    assert (
+        asks_an_algorithm(ast.parse("algorithm.traits.needs; getattr(traits, 'needs'); isinstance(x, Algorithm)")) == []
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ the test itself

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EspalierError(Exception):
     """Base of every error about the user's input or environment. The command line prints it without a traceback."""
 
 
 class ConfigError(EspalierError):
-    """A flag, a config key or a combination of them cannot be used. `key` names the field if one is at fault."""
+    """A flag, a config key or a combination of them cannot be used. `key` names the field at fault, if there is one."""
 
     def __init__(self, message: str, *, key: str = ""):
         self.key = key
@@ -32,17 +35,21 @@ class CheckError(EspalierError):
 
 
 class RowError(EspalierError):
-    """One row cannot be used. `reason` is a short phrase by which rejected rows are counted."""
+    """One row cannot be used. `reason` is a short phrase by which rejected rows are counted.
+
+    >>> print(RowError("wrong type", where="a.jsonl:3", field="answer", got="number 5", expected="a string"))
+    a.jsonl:3: wrong type; field answer; got number 5; expected a string
+    """
 
     def __init__(
         self, reason: str, *, where: str = "", field: str = "", got: str = "", expected: str = "", fix: str = ""
     ):
         self.reason, self.where, self.field = reason, where, field
-        self.got, self.expected, self.fix = got, expected, fix
+        self.got, self.expected, self.fix = got, expected, fix.strip()
         super().__init__(reason)
 
     def at(self, where: str) -> RowError:
-        """The same error with its place filled in, where it had none."""
+        """The same error at the place `where`, unless it names one already."""
         return RowError(
             self.reason, where=self.where or where, field=self.field, got=self.got, expected=self.expected, fix=self.fix
         )
@@ -53,3 +60,20 @@ class RowError(EspalierError):
             if value:
                 text += f"; {name} {value}"
         return f"{text}. {self.fix}" if self.fix else text
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """A sentence that suggests the known word closest to `word`, with a blank before it; empty if none is close.
+
+    Case does not count, nor whether words are joined by hyphens or underscores.
+
+    >>> nearest("Samples-per-stp", ["samples_per_step", "steps"]), nearest("x", ["steps"])
+    (' Did you mean samples_per_step?', '')
+    """
+    names = {_folded(name): name for name in known}
+    close = difflib.get_close_matches(_folded(word), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {names[close[0]]}?" if close else ""
+
+
+def _folded(word: object) -> str:
+    return str(word).strip().lower().replace("-", "_")

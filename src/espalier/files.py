@@ -20,9 +20,12 @@ from espalier.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTIAL = ".partial"  # being written; may be deleted at any time
-OLD = ".old"  # renamed away by a replacement that was not finished; renamed back where its name is free
-TRASH = ".trash"  # being deleted
+PARTIAL = ".partial"
+"""Being written; may be deleted at any time."""
+OLD = ".old"
+"""Renamed away by a replacement that was not finished; renamed back if its name is free."""
+TRASH = ".trash"
+"""Being deleted."""
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -32,26 +35,26 @@ def beside(path: Path, suffix: str) -> Path:
 
 def fsync_file(path: Path) -> None:
     """Flush a file's content to the disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _fsync(path, os.O_RDONLY)
 
 
 def fsync_dir(path: Path) -> None:
     """Flush the names in a folder (creations, renames, deletions) to the disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(fd)
+        os.fsync(descriptor)
     finally:
-        os.close(fd)
+        os.close(descriptor)
 
 
 def fsync_tree(path: Path) -> None:
-    """Flush every file and folder below `path`, and `path` itself.
+    """Flush every file and folder below `path`, and `path` itself. Raises OSError.
 
-    A name that disappears meanwhile is passed over: another rank may be renaming its own file into place.
+    A name that disappears meanwhile is skipped: another rank may be renaming its own file into place.
     """
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
@@ -95,7 +98,7 @@ def make_dir(path: Path) -> None:
 def replace_dir(new: Path, target: Path) -> None:
     """Rename the folder `new` to `target` on the same file system, in place of what stands there.
 
-    Where `target` exists, a kill between its two renames leaves it under its `.old` name, and `restore` puts it back.
+    If `target` exists, a kill between the two renames leaves it under its `.old` name, and `restore` puts it back.
     Raises OSError, and then `target` is what it was.
     """
     old = beside(target, OLD)
@@ -116,7 +119,7 @@ def replace_dir(new: Path, target: Path) -> None:
 
 
 def remove_dir(path: Path) -> None:
-    """Delete a folder: it loses its name first, so that nobody finds half of it. Raises OSError."""
+    """Delete a folder: it is renamed first, so that no reader sees half of it. Raises OSError."""
     trash = beside(path, TRASH)
     if trash.exists():
         shutil.rmtree(trash)
@@ -126,7 +129,7 @@ def remove_dir(path: Path) -> None:
 
 
 def discard(partial: Path) -> None:
-    """Delete a folder that was being written, where it still exists; what cannot be deleted is left for `restore`."""
+    """Delete a folder that was being written, if it still exists; what cannot be deleted is left for `restore`."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -136,6 +139,7 @@ def restore(folder: Path, prefix: str) -> None:
     `.partial` and `.trash` folders are deleted; an `.old` one gets its name back if that is free, else it is deleted.
     """
     for path in sorted(folder.glob(f".{prefix}*")):
+        # `.NAME.old` stands for NAME.
         target = path.with_name(path.stem[1:])
         if path.suffix == OLD and not target.exists():
             os.rename(path, target)
@@ -190,7 +194,7 @@ def tensors_to_file(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def file_to_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `tensors_to_file` wrote, on the CPU. Raises CheckpointError where the file is missing or cut."""
+    """Read what `tensors_to_file` wrote, on the CPU. Raises CheckpointError if the file is missing or cut."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -205,7 +209,7 @@ def file_to_tensors(path: Path) -> dict[str, Tensor]:
 def safetensors_size(path: Path) -> int:
     """Bytes that the header of a safetensors file declares: 8, its own length, and the end of the last tensor.
 
-    Raises CheckpointError where the header is not readable.
+    Raises CheckpointError if the header is not readable.
     """
     try:
         with open(path, "rb") as file:

@@ -7,6 +7,8 @@ shape letters unless it is [T].
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +21,8 @@ Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
 StopReason = Literal["stop", "length", "error"]
 Consumes = Literal["chat", "ranking", "steps"]
 """The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps."""
+Says = Literal["tokens", "reads"]
+"""What a model is asked to say: how probable tokens are, or what a scalar head says at `Sample.reads`."""
 Wants = Literal["pairs", "comparisons", "labels", "grades"]
 """What a ranking must offer, or its row is refused: a strict preference, a strict preference or a tie, a good-or-bad
 label of every response, a score."""
@@ -322,3 +326,39 @@ class Term:
     over: Over
     part: str = "main"
     coef: float = 1.0
+
+
+# ------------------------------------------------------------------------------------------------ when levels are equal
+
+ROUNDING = 1e-9
+"""Levels no further apart than this times max(1, |level|) are a tie, such as 0.1 + 0.2 and 0.3."""
+
+
+def settled(levels: Sequence[float | None]) -> list[float | None]:
+    """Levels, with those that differ by rounding alone made equal: each becomes the least level that is at most
+    `ROUNDING` max(1, |that level|) below it, so that whether two are equal has one answer everywhere. None stays None.
+
+    >>> settled([0.1 + 0.2, 0.3, None, 0.31])
+    [0.3, 0.3, None, 0.31]
+    """
+    known = {level for level in levels if level is not None}
+    least_of: dict[float, float] = {}
+    least = -math.inf
+    # A tie is measured from its least level, not from neighbour to neighbour: a chain of small gaps
+    # is no single tie.
+    for level in sorted(known):
+        if not least_of or level - least > ROUNDING * max(1.0, abs(least)):
+            least = level
+        least_of[level] = least
+    return [None if level is None else least_of[level] for level in levels]
+
+
+def closer(a: float, b: float, gap: float) -> bool:
+    """Whether two levels are less than `gap` apart, by more than rounding.
+
+    0.3 and 0.2 are 0.1 apart, although 0.3 - 0.2 is 0.09999999999999998:
+
+    >>> closer(0.3, 0.2, 0.1), closer(0.3, 0.21, 0.1)
+    (False, True)
+    """
+    return gap - abs(a - b) > ROUNDING * max(1.0, abs(a), abs(b))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from espalier.algorithms.bco import BCO
-from espalier.algorithms.traits import Credits, Mates
+from espalier.algorithms.traits import Algorithm
 from espalier.errors import ConfigError
 from espalier.forest.pack import pack, totals
 from espalier.losses.ops import normalise
@@ -80,7 +80,7 @@ def test_numbers_and_gradients_by_hand() -> None:
     groups = step(list(zip(ratios, labels, strict=True)))
     batch = pack(groups, totals(groups), state={"delta": delta})
     logprobs = batch.streams["old_logprobs"].to(WIDE).requires_grad_()
-    loss, shares = normalise(BCO(beta=0.2).loss(Outputs(logprobs), batch)["policy"], batch.totals)
+    loss, shares = normalise(BCO(beta=0.2).loss(Outputs(logprobs), batch), batch.totals)
     loss.backward()
     lead = [0.2 * r - delta for r in ratios]
     x = [-math.log(sigma(lead[0])), -math.log(sigma(-lead[1])), -math.log(sigma(-lead[2]))]
@@ -117,7 +117,7 @@ def test_pairs_count_both_sides() -> None:
     state = BCO().credit([pair], {})
     batch = pack([pair], totals([pair]), state=state)
     logprobs = batch.streams["ref_logprobs"].clone().requires_grad_()
-    loss, _ = normalise(BCO().loss(Outputs(logprobs), batch)["policy"], batch.totals)
+    loss, _ = normalise(BCO().loss(Outputs(logprobs), batch), batch.totals)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
     assert logprobs.grad is not None
@@ -126,7 +126,7 @@ def test_pairs_count_both_sides() -> None:
 
 def test_what_it_asks_of_the_loop() -> None:
     algorithm = BCO()
-    assert isinstance(algorithm, Credits) and not isinstance(algorithm, Mates)
+    assert BCO.credit is not Algorithm.credit and not algorithm.traits.mates
     traits = algorithm.traits
     assert (traits.wants, traits.needs, traits.whole) == ("labels", ("ref_logprobs", "old_logprobs"), False)
     with pytest.raises(ConfigError, match="delta_decay: got 1"):

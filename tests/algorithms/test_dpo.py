@@ -75,7 +75,7 @@ def evaluate(algorithm: Any, groups: Groups | None = None) -> tuple[float, dict[
     groups = groups or three()
     sums = totals(groups)
     logprobs = torch.tensor([y for x in POLICY for y in x], dtype=torch.float64, requires_grad=True)
-    loss, shares = normalise(algorithm.loss(Outputs(logprobs), pack(groups, sums))["policy"], sums)
+    loss, shares = normalise(algorithm.loss(Outputs(logprobs), pack(groups, sums)), sums)
     loss.backward()
     assert logprobs.grad is not None
     return loss.item(), {name: x.item() for name, x in shares.items()}, logprobs.grad
@@ -205,7 +205,7 @@ def test_plackett_luce_is_dpo_on_pairs_and_the_permutation_sum_on_lists() -> Non
     logprobs = torch.tensor([y for x in POLICY[:2] for y in x], dtype=torch.float64)
     sums = totals(pair)
     a, b = (
-        normalise(DPO(variant=(name,), beta=0.3).loss(Outputs(logprobs), pack(pair, sums))["policy"], sums)[0].item()
+        normalise(DPO(variant=(name,), beta=0.3).loss(Outputs(logprobs), pack(pair, sums)), sums)[0].item()
         for name in ("sigmoid", "plackett_luce")
     )
     assert a == pytest.approx(b, rel=1e-12)
@@ -273,7 +273,7 @@ def test_no_split_and_no_order_changes_the_step(algorithm: Any) -> None:
         learner = TorchLearner(policy, OptimConfig(), LearnerOptions(budget=budget, whole=True))
 
         def loss(outputs: Outputs, batch: Batch) -> Any:
-            return algorithm.loss(outputs, batch)["policy"]
+            return algorithm.loss(outputs, batch)
 
         result = learner.forward_backward(groups, loss, {}, 0)
         return result.loss, result.terms, [p.grad.clone() for p in policy.parameters() if p.grad is not None]
@@ -306,7 +306,7 @@ def test_trust_region_moves_the_reference() -> None:
         ({"variant": ("robust",)}, "robust needs label_smoothing"),
         ({"variant": ("robust",), "label_smoothing": 0.5}, "label_smoothing: got 0.5"),
         ({"variant": ("hinge",), "label_smoothing": 0.1}, "label_smoothing is for sigmoid, sigmoid_norm, robust"),
-        ({"ipo_average": True}, "ipo is no variant"),
+        ({"ipo_average": True}, "ipo is not among the variants"),
         ({"variant": ("apo_zero",), "f_divergence": "js"}, "a constant that cancels"),
         ({"divergence_alpha": 0.3}, "f_divergence is reverse_kl"),
         ({"variant": ("plackett_luce",), "ld_alpha": 0.5}, "ld_alpha cuts"),

@@ -47,7 +47,7 @@ def optimum(algorithm: DPO, term: str, orders: Sequence[Sequence[int]], weights:
     def closure() -> Tensor:
         solver.zero_grad()
         logprobs = logits.log_softmax(0)[batch.targets_U[batch.score]]
-        lost: Tensor = (algorithm.loss(Outputs(logprobs), batch)["policy"][term].x * weights).sum()
+        lost: Tensor = (algorithm.loss(Outputs(logprobs), batch)[term].x * weights).sum()
         lost.backward()  # type: ignore[no-untyped-call]
         return lost
 
@@ -184,7 +184,7 @@ def test_ipo_reaches_its_margin_a_token_or_a_sum() -> None:
         def closure(algorithm: DPO = algorithm, logits: Tensor = logits, solver: Any = solver) -> Tensor:
             solver.zero_grad()
             logprobs = torch.nn.functional.logsigmoid(logits)
-            lost: Tensor = algorithm.loss(Outputs(logprobs), batch)["policy"]["ipo"].x.sum()
+            lost: Tensor = algorithm.loss(Outputs(logprobs), batch)["ipo"].x.sum()
             lost.backward()  # type: ignore[no-untyped-call]
             return lost
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from espalier.algorithms.kto import KTO
-from espalier.algorithms.traits import Credits, Mates
+from espalier.algorithms.traits import Algorithm
 from espalier.errors import ConfigError
-from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.microbatches import Packing, microbatches
 from espalier.forest.pack import pack, totals
 from espalier.losses.ops import normalise
 from espalier.losses.unpaired import kto
@@ -141,7 +141,7 @@ def said(algorithm: KTO, groups: Groups, kl: float, ratios: list[float]) -> tupl
     """Loss, terms, and the gradient in each sample's log-ratio, every token of which must get the same."""
     batch = packed(filled(groups, ratios), kl)
     logprobs = (batch.streams["old_logprobs"]).clone().requires_grad_()
-    loss, shares = normalise(algorithm.loss(Outputs(logprobs), batch)["policy"], batch.totals)
+    loss, shares = normalise(algorithm.loss(Outputs(logprobs), batch), batch.totals)
     loss.backward()
     assert logprobs.grad is not None
     slopes = []
@@ -196,9 +196,9 @@ def test_splits_add_up() -> None:
     seen: list[dict[str, float]] = []
     for budget in (1000, 8, 4):
         terms: dict[str, float] = {}
-        for forward in microbatches(groups, budget, Layout()):
+        for forward in microbatches(groups, budget, Packing()):
             batch = pack(forward, sums, state={"kl": 0.3})
-            _, shares = normalise(KTO().loss(Outputs(batch.streams["old_logprobs"]), batch)["policy"], sums)
+            _, shares = normalise(KTO().loss(Outputs(batch.streams["old_logprobs"]), batch), sums)
             for name, x in shares.items():
                 terms[name] = terms.get(name, 0.0) + x.item()
         seen.append(terms)
@@ -222,9 +222,9 @@ def test_a_state_that_nobody_filled_is_refused() -> None:
 
 def test_what_it_asks_of_the_loop() -> None:
     algorithm = KTO()
-    assert isinstance(algorithm, Mates) and isinstance(algorithm, Credits)
+    assert algorithm.traits.mates and KTO.mates is not Algorithm.mates and KTO.credit is not Algorithm.credit
     traits = algorithm.traits
     assert (traits.consumes, traits.wants, traits.needs) == ("ranking", "labels", ("ref_logprobs",))
-    assert not traits.whole and not traits.linear and not traits.reads
+    assert not traits.whole and not traits.linear and traits.says == "tokens"
     with pytest.raises(ConfigError, match="beta: got 0"):
         KTO(beta=0)

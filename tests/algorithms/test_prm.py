@@ -95,9 +95,9 @@ def test_terms_by_hand() -> None:
     """Steps said to be 3/4 and 3/4, one without a label; then 1/4, 1/4 and 3/4. Good bad - and bad bad neutral."""
     graded = {3: 0.0, 4: 0.0, 6: 0.5}
     group = [solution(range(5, 12), {2: 1.0, 4: 0.0, 6: NAN}, solved=0.0), solution(range(20, 27), graded)]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     said = torch.tensor([LN3, LN3, 0.0, -LN3, -LN3, LN3])[:, None]
-    loss, shares = normalise(PRM().loss(Outputs(torch.zeros(0), scores_RK=said), batch)["policy"], batch.totals)
+    loss, shares = normalise(PRM().loss(Outputs(torch.zeros(0), scores_RK=said), batch), batch.totals)
     right, wrong = math.log(4 / 3), math.log(4)
     assert batch.totals["reads", "main"] == 5
     assert loss.item() == pytest.approx((3.5 * right + 1.5 * wrong) / 5)
@@ -111,13 +111,13 @@ def test_terms_by_hand() -> None:
             "solution_accuracy": (1 + 0.5) / 2,  # the first failed and is called so; nobody knows about the second
         }
     )
-    least = PRM(aggregate="min").loss(Outputs(torch.zeros(0), scores_RK=said), batch)["policy"]["solution"]
+    least = PRM(aggregate="min").loss(Outputs(torch.zeros(0), scores_RK=said), batch)["solution"]
     assert least.x.tolist() == pytest.approx([1 / 2, 1 / 4])
 
 
 def test_a_head_of_two_dimensions_is_refused() -> None:
     group = [solution(range(5, 9), {3: 1.0})]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     with pytest.raises(ValueError, match="expected a head of one dimension"):
         PRM().loss(Outputs(torch.zeros(0), scores_RK=torch.zeros(1, 2)), batch)
 
@@ -180,8 +180,8 @@ def accumulate(judge: Judge, groups: Sequence[Group], cuts: Sequence[Sequence[Gr
     judge.zero_grad()
     sums, whole = totals(groups), 0.0
     for mine in cuts:
-        batch = pack(mine, sums, targets=False)
-        terms = prm.loss(Outputs(torch.zeros(0), scores_RK=judge(batch)), batch)["policy"]
+        batch = pack(mine, sums, says="reads")
+        terms = prm.loss(Outputs(torch.zeros(0), scores_RK=judge(batch)), batch)
         loss, _ = normalise(terms, sums)
         loss.backward()
         whole += loss.item()

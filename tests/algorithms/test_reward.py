@@ -42,8 +42,8 @@ def ranked(number: int, labels: list[float], grades: list[tuple[float, ...]] | N
 
 
 def terms_of(algorithm: Reward, groups: Groups, scores: Tensor) -> dict[str, Term]:
-    batch = pack(groups, totals(groups), targets=False)
-    return algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores.view(len(batch.samples), -1)), batch)["policy"]
+    batch = pack(groups, totals(groups), says="reads")
+    return algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores.view(len(batch.samples), -1)), batch)
 
 
 def said(algorithm: Reward, groups: Groups, scores: list[Any]) -> tuple[float, dict[str, float], list[float]]:
@@ -106,9 +106,9 @@ def test_splits_add_up(algorithm: Reward) -> None:
     parts: dict[str, float] = {}
     at = 0
     for group in groups:
-        batch = pack([group], totals(groups), targets=False)
+        batch = pack([group], totals(groups), says="reads")
         own = Outputs(torch.zeros(0), scores_RK=scores[at : at + len(group), None])
-        _, shares = normalise(algorithm.loss(own, batch)["policy"], totals(groups))
+        _, shares = normalise(algorithm.loss(own, batch), totals(groups))
         at += len(group)
         for name, x in shares.items():
             parts[name] = parts.get(name, 0.0) + x.item()
@@ -212,13 +212,13 @@ def test_dimensions_without_grades_train_the_total_alone() -> None:
 def test_every_sample_is_read_once() -> None:
     group = ranked(0, [1, 0])
     group[1].reads = [2, 4]
-    batch = pack([group], totals([group]), targets=False)
+    batch = pack([group], totals([group]), says="reads")
     with pytest.raises(ValueError, match="got 2 reads of a sample, expected 1"):
         Reward().loss(Outputs(torch.zeros(0), scores_RK=torch.zeros(3, 1)), batch)
 
 
 def batch_of(group: list[Sample]) -> Batch:
-    return pack([group], totals([group]), targets=False)
+    return pack([group], totals([group]), says="reads")
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1)])
@@ -248,7 +248,7 @@ def test_margins_need_labels() -> None:
 @pytest.mark.parametrize(
     ("fields", "said_"),
     [
-        ({"objective": "pointwise", "centering": 0.1}, "centering is of pairs"),
+        ({"objective": "pointwise", "centering": 0.1}, "centering is about pairs"),
         ({"objective": "pointwise", "pointwise_coef": 0.1}, "beside comparisons"),
         ({"objective": "plackett_luce", "margin": 1.0}, "margin is for bradley_terry"),
         ({"objective": "plackett_luce", "ties": "davidson"}, "ties is for bradley_terry"),
@@ -259,8 +259,8 @@ def test_margins_need_labels() -> None:
         ({"label_smoothing": 0.5}, "label_smoothing: got 0.5"),
         ({"grade_low": 5.0, "grade_high": 5.0}, "grade_low is not below"),
         ({"calibrate_on": "none", "calibrate_scale": True}, "calibrate_scale is given"),
-        ({"dimensions": ("a", "a")}, "expected each name once"),
-        ({"dimensions": ("a=x",)}, "expected each name once"),
+        ({"dimensions": ("a", "a")}, "expected a once, as a or a=WEIGHT"),
+        ({"dimensions": ("a=x",)}, "expected a once, as a or a=WEIGHT"),
         ({"dimensions": ("a=0", "b=0")}, "all weigh 0"),
     ],
 )
@@ -272,7 +272,7 @@ def test_configs_that_contradict_themselves(fields: dict[str, Any], said_: str) 
 def test_what_it_asks_of_the_loop() -> None:
     traits = Reward().traits
     assert (traits.consumes, traits.wants, traits.needs) == ("ranking", "pairs", ())
-    assert traits.reads and traits.whole and not traits.linear
+    assert traits.says == "reads" and traits.whole and not traits.linear
     assert total_weights(()) == {}
 
 

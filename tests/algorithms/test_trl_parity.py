@@ -160,7 +160,7 @@ def on_random_logits(algorithm: Any, name: str, dtype: torch.dtype) -> tuple[Ten
     sums = totals(groups)
     batch = pack(groups, sums)
     batch.streams["ref_logprobs"] = logprobs(random_logits(name, "reference").to(dtype))
-    loss, _ = normalise(algorithm.loss(Outputs(logprobs(leaf)), batch)["policy"], sums)
+    loss, _ = normalise(algorithm.loss(Outputs(logprobs(leaf)), batch), sums)
     loss.backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
@@ -172,14 +172,14 @@ def on_the_model(algorithm: Any, name: str, dtype: torch.dtype) -> tuple[float, 
     policy, reference = (
         TorchLearner(Policy(m.to(dtype), "forest"), OptimConfig(), LearnerOptions(budget=10_000)) for m in models()
     )
-    for s, out in zip((s for g in groups for s in g), reference.forward(groups), strict=True):
-        s.streams["ref_logprobs"] = out["logprobs"]
+    for s, out in zip((s for g in groups for s in g), reference.say(groups, ["logprobs"]), strict=True):
+        s.streams["ref_logprobs"] = out.logprobs
 
     def loss(outputs: Outputs, batch: Batch) -> Any:
         if dtype == torch.float64:  # a batch keeps streams in float32, whose rounding is larger than what is measured
             exact = [s.streams["ref_logprobs"][t] for s in batch.samples for t, m in enumerate(s.mask) if m]
             batch.streams["ref_logprobs"] = torch.tensor(exact, dtype=dtype)
-        return algorithm.loss(outputs, batch)["policy"]
+        return algorithm.loss(outputs, batch)
 
     result = policy.forward_backward(groups, loss, {}, 0)
     return result.loss, {n: p.grad for n, p in policy.policy.model.named_parameters() if p.grad is not None}

@@ -110,7 +110,7 @@ def on_tokens(algorithm: Any, case: dict[str, Any], state: dict[str, float]) -> 
     batch = pack(groups, totals(groups), state=state)
     batch.streams["ref_logprobs"] = torch.tensor([x for row in case["reference"] for x in row], dtype=WIDE)
     leaf = torch.tensor([x for row in case["logprobs"] for x in row], dtype=WIDE, requires_grad=True)
-    loss, _ = normalise(algorithm.loss(Outputs(leaf), batch)["policy"], batch.totals)
+    loss, _ = normalise(algorithm.loss(Outputs(leaf), batch), batch.totals)
     loss.backward()
     assert leaf.grad is not None
     return loss.item(), leaf.grad.tolist()
@@ -129,8 +129,8 @@ def on_scores(algorithm: Any, case: dict[str, Any]) -> tuple[float, list[float]]
         groups.append(pair)
     leaf = torch.tensor(case["scores"], dtype=WIDE, requires_grad=True)
     scores_RK = leaf.view(2, 4).T.reshape(8, 1)
-    batch = pack(groups, totals(groups), targets=False)
-    loss, _ = normalise(algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores_RK), batch)["policy"], batch.totals)
+    batch = pack(groups, totals(groups), says="reads")
+    loss, _ = normalise(algorithm.loss(Outputs(torch.zeros(0), scores_RK=scores_RK), batch), batch.totals)
     loss.backward()
     assert leaf.grad is not None
     return loss.item(), leaf.grad.tolist()
@@ -198,8 +198,9 @@ def policy_of(kind: str) -> TorchLearner:
     model = tiny_model(FAMILY)
     if kind == "reward":
         heads.attach(model, 1, seed=3)
-    options = LearnerOptions(budget=10_000, whole=kind == "reward", reads=kind == "reward")
-    return TorchLearner(Policy(model.to(WIDE), "forest", reads=kind == "reward"), OptimConfig(), options)
+    options = LearnerOptions(budget=10_000, whole=kind == "reward")
+    says = "reads" if kind == "reward" else "tokens"
+    return TorchLearner(Policy(model.to(WIDE), "forest", says=says), OptimConfig(), options)
 
 
 def reference_model() -> Any:
@@ -220,7 +221,7 @@ class Beside:
         self.learner = TorchLearner(Policy(reference_model(), "forest"), OptimConfig(), LearnerOptions(budget=10_000))
 
     def logprobs(self, groups: Groups) -> list[list[float]]:
-        return [said["logprobs"] for said in self.learner.forward(groups)]
+        return [outputs.logprobs for outputs in self.learner.say(groups, ["logprobs"])]
 
 
 def rows_of(kind: str) -> Groups:
@@ -292,7 +293,7 @@ def on_the_model(algorithm: Any, kind: str) -> tuple[float, dict[str, Tensor]]:
         if reference is not None:  # a batch keeps streams in float32, whose rounding is larger than what is measured
             exact = [s.streams["ref_logprobs"][t] for s in batch.samples for t, m in enumerate(s.mask) if m]
             batch.streams["ref_logprobs"] = torch.tensor(exact, dtype=WIDE)
-        return algorithm.loss(outputs, batch)["policy"]
+        return algorithm.loss(outputs, batch)
 
     result = learner.forward_backward(groups, loss, state, 0)
     return result.loss, {n: p.grad for n, p in learner.policy.model.named_parameters() if p.grad is not None}

@@ -41,7 +41,7 @@ def every_label(state: dict[str, float]) -> tuple[Batch, Tensor]:
 
 
 def value(algorithm: Any, logits: Tensor, batch: Batch, answers: Tensor) -> Tensor:
-    terms = algorithm.loss(Outputs(logits.log_softmax(0)[answers]), batch)["policy"]
+    terms = algorithm.loss(Outputs(logits.log_softmax(0)[answers]), batch)
     return normalise(terms, batch.totals)[0]
 
 
@@ -116,7 +116,7 @@ def test_kto_raises_an_answer_exactly_where_good_outweighs_bad() -> None:
         batch, answers = every_label({"kl": 0.2})
         algorithm = KTO(desirable_weight=weights[0], undesirable_weight=weights[1])
         logprobs = REFERENCE.log()[answers].requires_grad_()
-        normalise(algorithm.loss(Outputs(logprobs), batch)["policy"], batch.totals)[0].backward()
+        normalise(algorithm.loss(Outputs(logprobs), batch), batch.totals)[0].backward()
         assert logprobs.grad is not None
         slopes = [logprobs.grad[answers == a].sum().item() for a in range(4)]
         assert slopes[still] == pytest.approx(0.0, abs=1e-15)

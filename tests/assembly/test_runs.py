@@ -14,17 +14,16 @@ import torch
 
 from desk import PAIRS, Desk, saved, write
 from espalier.algorithms.dpo import DPO
-from espalier.assembly import learner as build_module
 from espalier.assembly.runs import RUNS, RunConfig, unread_in_judging
 from espalier.checks.firstloss import expected_first_loss
 from espalier.config.options import Parser, build, options
 from espalier.config.sections import PreferenceConfig
 from espalier.data.formats.reviews import read_reviews
-from espalier.data.render.rankings import comparisons, levels, settled
+from espalier.data.render.rankings import comparisons, levels
 from espalier.errors import ConfigError
-from espalier.forest.microbatches import Layout, forward_size
+from espalier.forest.microbatches import Packing, forward_size
 from espalier.losses.lists import plackett_luce
-from espalier.types import Message, Ranking, Response
+from espalier.types import Message, Ranking, Response, settled
 from espalier.workbench.from_groups import compared
 from espalier.workbench.records import Judged, JudgedResponse
 from preferences import pair_groups
@@ -157,7 +156,11 @@ def test_answers_that_stand_alone_have_no_pairs_to_cap(command: str) -> None:
     ("unread", "read", "why"),
     [
         ({"tie_share": 0.2}, {"ties": "davidson"}, "tie_share is given, but ties is none"),
-        ({"grade_low": 0}, {"pointwise_coef": 1}, "grade_low and grade_high are ends of a scale that nothing learns"),
+        (
+            {"grade_low": 0},
+            {"pointwise_coef": 1},
+            "grade_low and grade_high are the ends of a scale that nothing learns",
+        ),
         ({"grade_high": 5}, {"objective": "pointwise"}, "give objective pointwise or pointwise_coef, or drop them"),
     ],
     ids=str,
@@ -231,7 +234,7 @@ SHORT = ("--samples-per-step", 8, "--steps", 1)
 
 def test_kto_says_where_min_gap_touches_nothing(desk: Desk) -> None:
     desk.run("kto", "--min-gap", 0.5, *SHORT, data=desk.rows("labels", LABELS), name="labels")
-    assert "min_gap touches no row that is kept" in desk.out and "judgements:" not in desk.out
+    assert "min_gap changes no row" in desk.out and "judgements:" not in desk.out
     desk.run("kto", "--min-gap", 0.5, *SHORT, data=desk.rows("scored", SCORED), name="scored")
     assert "judgements: those less than 0.5 apart are left out" in desk.out and "touches no row" not in desk.out
 
@@ -250,7 +253,7 @@ def test_score_weights_are_said_to_apply_to_named_scores_alone(desk: Desk) -> No
     for name, command in (("pairs", "dpo"), ("scores", "kto")):
         data = desk.pairs if name == "pairs" else desk.rows(name, SCORED)
         desk.run(command, "--score-weights", "many=1", *SHORT, data=data, name=name)
-        assert "score_weights touch no row that is kept" in desk.out and "score dimensions weigh" not in desk.out
+        assert "score_weights change no row" in desk.out and "score dimensions weigh" not in desk.out
     desk.run("kto", "--score-weights", "many=1", *SHORT, data=desk.rows("named", NAMED), name="named")
     assert "judgements: score dimensions weigh many=1" in desk.out and "touch no row" not in desk.out
 
@@ -262,7 +265,9 @@ def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monke
     desk.run("check dpo", "--tokens-per-microbatch", 4096, data=data)
     assert "never cut" not in desk.out and "of at most 4,096" in desk.out
     asked: list[int] = []
-    monkeypatch.setattr(build_module, "estimate", lambda *given, **how: asked.append(given[1]) or {"activations": 0})
+    monkeypatch.setattr(
+        "espalier.assembly.describe.estimate", lambda *given, **how: asked.append(given[1]) or {"activations": 0}
+    )
     desk.run("check dpo", "--tokens-per-microbatch", 64, "--steps", 1, data=data)
     (said,) = re.findall(r"a group is never cut: the largest one has (\d+) tokens and runs alone", desk.out)
     assert asked == [int(said)] and 64 < int(said) < 1000
@@ -271,8 +276,8 @@ def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monke
 def test_tokens_of_a_forward() -> None:
     """A prompt of 20, answers of 6 and 9, whose last tokens nothing reads: 20 + 5 + 8, 25 + 28, and 4 * 28 padded."""
     (group,) = pair_groups(1)
-    assert forward_size([group], Layout(whole=True)) == 33 and forward_size([group], Layout(share=False)) == 53
-    assert forward_size([group, group], Layout(padded=True)) == 112
+    assert forward_size([group], Packing(whole=True)) == 33 and forward_size([group], Packing(share=False)) == 53
+    assert forward_size([group, group], Packing(padded=True)) == 112
 
 
 def test_what_means_nothing_in_this_run_is_said(desk: Desk) -> None:

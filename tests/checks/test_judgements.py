@@ -1,178 +1,21 @@
-"""Every gate passes on what is right and fails on the fault it is there for; first losses against numbers by hand."""
+"""The check of judgements passes on what is right and fails on the fault it is there for."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
 
-import pytest
-import torch
-
-from espalier.algorithms.bco import BCO
-from espalier.algorithms.cpo import CPO
-from espalier.algorithms.dpo import DPO
-from espalier.algorithms.kto import KTO
-from espalier.algorithms.orpo import ORPO
-from espalier.algorithms.reward import Reward
-from espalier.algorithms.simpo import SimPO
-from espalier.checks import judgements as gates
-from espalier.checks.firstloss import expected_first_loss, expected_terms
-from espalier.forest.pack import pack, totals
-from espalier.losses.ops import normalise
-from espalier.types import Outputs, Sample
+from espalier.checks import judgements
+from espalier.checks.judgements import PreferenceStats
+from espalier.types import Sample
 from samples import sample
 
-PAIR = (-4.0, -6.0, -5.0, -5.0, 2.0, 3.0)
-STILL = (-4.0, -6.0, -4.0, -6.0, 2.0, 3.0)
-LN2 = math.log(2)
 
-
-def test_expected_losses_by_hand() -> None:
-    margin = math.log1p(math.exp(-0.2))
-    assert expected_first_loss(DPO(), [PAIR]) == pytest.approx(margin) == pytest.approx(0.5981, abs=1e-4)
-    assert expected_first_loss(SimPO(), [PAIR]) == pytest.approx(math.log(1 + math.e))
-    assert expected_first_loss(ORPO(), [PAIR]) == pytest.approx(0.1 * LN2 + 2)
-    assert expected_first_loss(CPO(), [PAIR]) == pytest.approx(margin + 2)
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, LN2), ({"label_smoothing": 0.1}, LN2), ({"variant": ("robust",), "label_smoothing": 0.1}, LN2),
-        ({"variant": ("sigmoid_norm",)}, LN2), ({"variant": ("ipo",)}, 25.0), ({"variant": ("hinge",)}, 1.0),
-        ({"variant": ("ipo",), "ipo_average": True, "beta": 0.25}, 4.0), ({"variant": ("apo_zero",)}, 1.0),
-        ({"variant": ("apo_down",)}, 1.0), ({"variant": ("plackett_luce",)}, LN2), ({"sft_coef": 0.5}, LN2 + 1.0),
-        ({"variant": ("sigmoid", "hinge=0.5")}, LN2 + 0.5), ({"f_divergence": "js"}, LN2), ({"ld_alpha": 0.5}, LN2),
-    ],
-)  # fmt: skip
-def test_known_first_losses_where_the_reference_is_the_policy(fields: dict[str, Any], expected: float) -> None:
-    assert expected_first_loss(DPO(**fields), [STILL, STILL]) == pytest.approx(expected)
-
-
-def test_orders_of_several_answers_and_what_pairs_do_not_say() -> None:
-    assert expected_first_loss(DPO(variant=("plackett_luce",)), [STILL], sizes=[3, 2]) == pytest.approx(
-        (math.log(6) + LN2) / 2
-    )
-    assert expected_first_loss(DPO(variant=("plackett_luce",)), [PAIR], sizes=[3]) is None
-    assert expected_first_loss(DPO(ld_alpha=0.5), [PAIR]) is None
-    assert expected_first_loss(Reward(objective="pointwise"), [PAIR]) is None
-    assert expected_first_loss(Reward(margin=1.0), [PAIR]) is None
-    assert expected_first_loss(SimpleNamespace(), [PAIR]) is None
-    with pytest.raises(ValueError, match="no pairs"):
-        expected_first_loss(DPO(), [])
-
-
-def test_reward_weighs_groups_or_pairs() -> None:
-    """Gaps ln 3, ln 3 in one prompt, 0 in another: -log sigma is ln 4/3, ln 4/3, ln 2."""
-    three = math.log(3)
-    facts = [(three, 0, 0, 0, 1, 1), (three, 0, 0, 0, 1, 1), (1.0, 1.0, 0, 0, 1, 1)]
-    easy = math.log(4 / 3)
-    by_group = expected_first_loss(Reward(), facts, groups=[0, 0, 1])
-    assert by_group == pytest.approx((easy + LN2) / 2)
-    assert expected_first_loss(Reward(weighting="pairs"), facts, groups=[0, 0, 1]) == pytest.approx(
-        (2 * easy + LN2) / 3
-    )
-    terms = expected_terms(Reward(centering=0.01), facts, groups=[0, 0, 1])
-    assert terms is not None and terms["centering"] == (pytest.approx((three**2 + 4) / 2), 0.01)
-
-
-def test_single_answers_by_hand() -> None:
-    """Two good answers and a bad one: at ratios of 0 each costs half its weight, or ln 2."""
-    facts = [STILL, (-3.0, 0.0, -3.0, 0.0, 2.0, 0.0)]
-    assert expected_first_loss(KTO(undesirable_weight=3.0), facts) == pytest.approx((0.5 + 1.5 + 0.5) / 3)
-    assert expected_first_loss(BCO(), facts) == pytest.approx(LN2)
-    good = [(-3.0, 0.0, -4.0, 0.0, 2.0, 0.0)]
-    assert expected_first_loss(KTO(beta=1.0), good) == pytest.approx(1 / (1 + math.e))
-    assert expected_first_loss(BCO(beta=1.0), good, moving=1.0) == pytest.approx(LN2)
-
-
-@pytest.mark.parametrize("algorithm", [KTO(beta=0.5, undesirable_weight=2.0), BCO(beta=0.5)], ids=str)
-def test_expected_losses_of_single_answers_equal_the_algorithms(algorithm: Any) -> None:
-    groups, said, facts = run_of(4)
-    single = [[replace(s, beats=[])] for group in groups for s in group]
-    sums = totals(single)
-    batch = pack(single, sums, state={"kl": 0.3, "delta": 0.3})
-    loss, _ = normalise(algorithm.loss(Outputs(said), batch)["policy"], sums)
-    assert float(loss) == pytest.approx(expected_first_loss(algorithm, facts, moving=0.3), rel=1e-6)
-
-
-def run_of(seed: int) -> tuple[list[list[Sample]], torch.Tensor, list[tuple[float, float, float, float, float, float]]]:
-    """Groups of a pair, the log-probabilities of a model, and the facts of each pair, summed in plain Python."""
-    draw = torch.Generator().manual_seed(seed)
-    groups: list[list[Sample]] = []
-    said: list[float] = []
-    facts = []
-    for number in range(3):
-        chosen, rejected = sample([5, 6], range(7, 10 + number), group=number), sample([5, 6], range(30, 34))
-        chosen.beats, chosen.label, rejected.label = [1], 1.0, 0.0
-        sums = []
-        for s in (chosen, rejected):
-            policy, ref = (-torch.rand(sum(s.mask), generator=draw).double() * 3 - 0.1 for _ in range(2))
-            s.streams["ref_logprobs"] = [0.0, 0.0, *ref.tolist()]
-            said += policy.tolist()
-            sums.append((float(policy.sum()), float(ref.sum())))
-        groups.append([chosen, rejected])
-        (w, ref_w), (l, ref_l) = sums
-        facts.append((w, l, ref_w, ref_l, float(sum(chosen.mask)), float(sum(rejected.mask))))
-    return groups, torch.tensor(said, dtype=torch.float64), facts
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        DPO(), DPO(variant=("sigmoid_norm",)), DPO(label_smoothing=0.2), DPO(variant=("ipo",)),
-        DPO(variant=("robust",), label_smoothing=0.2), DPO(variant=("ipo",), ipo_average=True), DPO(sft_coef=0.7),
-        DPO(variant=("hinge", "apo_zero=2", "apo_down=0.3")), DPO(f_divergence="js"), DPO(f_divergence="alpha"),
-        DPO(variant=("plackett_luce",)), SimPO(sft_coef=0.3), ORPO(), CPO(),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_expected_losses_equal_those_of_the_algorithms(algorithm: Any) -> None:
-    groups, said, facts = run_of(3)
-    sums = totals(groups)
-    batch = pack(groups, sums)
-    loss, _ = normalise(algorithm.loss(Outputs(said), batch)["policy"], sums)
-    assert float(loss) == pytest.approx(expected_first_loss(algorithm, facts), rel=1e-6)
-
-
-# ----------------------------------------------------------------------------------------------------------- the gates
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype", "probe", "verdict", "limit"),
-    [
-        (0.0, torch.float32, 0.0, "pass", "1.0e-05"), (9e-6, torch.float32, 0.0, "pass", "1.0e-05"),
-        (2e-5, torch.float32, 0.0, "fail", "1.0e-05"), (2e-5, torch.float32, 1.1e-5, "pass", "2.2e-05"),
-        (0.01, torch.float32, 1.0, "fail", "2.0e-03"), (0.0, torch.bfloat16, 0.0, "pass", "0.0e+00"),
-        (0.15, torch.bfloat16, 0.1, "pass", "2.0e-01"), (0.3, torch.bfloat16, 0.2, "fail", "2.5e-01"),
-        (math.inf, torch.bfloat16, 0.1, "fail", "2.0e-01"), (math.nan, torch.float32, 0.0, "fail", "1.0e-05"),
-    ],
-)  # fmt: skip
-def test_reference_limits(value: float, dtype: torch.dtype, probe: float, verdict: str, limit: str) -> None:
-    check = gates.reference_equals_policy(value, dtype, probe)
-    assert check.verdict == verdict and f"<= {limit}" in check.limit and str(dtype)[6:] in check.limit
-    assert bool(check.way_out) == (verdict == "fail")
-
-
-def test_the_probe_finds_what_packing_changes() -> None:
-    groups = [[sample([5], [6, 7]), sample([5], [8])], [sample([5], [9])]]
-
-    def crowded(some: Any) -> list[list[float]]:
-        return [[-1.0 - 0.001 * len(some)] * len(s) for g in some for s in g]
-
-    assert gates.rounding(crowded, groups) == pytest.approx(0.001)
-    assert gates.rounding(lambda some: [[-1.0] * len(s) for g in some for s in g], groups) == 0
-    assert gates.apart([[0.0, math.nan]], [[0.0, math.nan]]) == math.inf
-
-
-def test_first_loss_gate() -> None:
-    assert gates.first_loss(0.69315, LN2, 1e-4, "loss").verdict == "pass"
-    assert gates.first_loss(0.6941, LN2, 1e-4, "loss").verdict == "fail"
-    assert gates.first_loss(math.nan, LN2, 1e-4, "loss").verdict == "fail"
-    assert gates.first_loss(-1e-3, 0.0, 1e-4, "margin").verdict == "fail"
-    assert gates.first_loss(3.0, None, 1e-4, "loss").verdict == "skipped"
+def counted(groups: Sequence[Sequence[Sample]], dropped: dict[str, int] | None = None) -> PreferenceStats:
+    stats = PreferenceStats(dropped=dropped or {})
+    for group in groups:
+        stats.add(group)
+    return stats
 
 
 def judged(*, win: int = 3, lose: int = 2, tie: bool = False, label: float | None = None) -> list[Sample]:
@@ -188,38 +31,38 @@ def judged(*, win: int = 3, lose: int = 2, tie: bool = False, label: float | Non
 
 
 def test_preferences_are_counted() -> None:
-    stats = gates.counted([judged(), judged(win=1), judged(win=2), judged(tie=True)], {"gap below min_gap": 7})
+    stats = counted([judged(), judged(win=1), judged(win=2), judged(tie=True)], {"gap below min_gap": 7})
     assert (stats.groups, stats.pairs, stats.ties, stats.longer, stats.shorter) == (4, 3, 1, 1, 1)
-    check = gates.preferences(stats)
+    check = judgements.preferences(stats)
     assert check.verdict == "pass"
     for part in ("3 pairs", "1 ties", "longer in 33%, shorter in 33%", "7 dropped: gap below min_gap"):
         assert part in check.value
 
 
 def test_no_strict_preference_at_all_is_refused() -> None:
-    stats = gates.counted([judged(tie=True)])
-    assert gates.preferences(stats).verdict == "fail"
-    assert gates.preferences(stats, "comparisons").verdict == "pass"
-    assert gates.preferences(gates.counted([]), "labels").verdict == "fail"
-    assert gates.preferences(stats, "grades").verdict == "fail"
+    stats = counted([judged(tie=True)])
+    assert judgements.preferences(stats).verdict == "fail"
+    assert judgements.preferences(stats, "comparisons").verdict == "pass"
+    assert judgements.preferences(counted([]), "labels").verdict == "fail"
+    assert judgements.preferences(stats, "grades").verdict == "fail"
 
 
 def test_one_sided_data_are_warned_about() -> None:
     labels = [judged(label=1.0)] * 91 + [judged(label=0.0)] * 9
-    check = gates.preferences(gates.counted(labels), "labels")
+    check = judgements.preferences(counted(labels), "labels")
     assert check.verdict == "warn" and "91%" in check.way_out and "91 good; 9 bad" in check.value
-    assert gates.preferences(gates.counted([*labels[1:], judged(label=0.0)]), "labels").verdict == "pass"
-    for label, said in ((1.0, "no bad answer at all"), (0.0, "no good answer at all")):
-        check = gates.preferences(gates.counted([judged(label=label)] * 30), "labels")
-        assert check.verdict == "fail" and said in check.way_out and "weigh" not in check.way_out
-    longer = gates.preferences(gates.counted([judged()] * 20))
+    assert judgements.preferences(counted([*labels[1:], judged(label=0.0)]), "labels").verdict == "pass"
+    for label, said in ((1.0, "All labels are good. Add bad"), (0.0, "All labels are bad. Add good")):
+        check = judgements.preferences(counted([judged(label=label)] * 30), "labels")
+        assert check.verdict == "fail" and said in check.way_out and "raise the weight" not in check.way_out
+    longer = judgements.preferences(counted([judged()] * 20))
     assert longer.verdict == "warn" and "longer one" in longer.way_out
-    assert gates.preferences(gates.counted([judged(win=1)] * 20)).way_out.count("shorter one") == 1
-    assert gates.preferences(gates.counted([judged()] * 19)).verdict == "pass"
+    assert judgements.preferences(counted([judged(win=1)] * 20)).way_out.count("shorter one") == 1
+    assert judgements.preferences(counted([judged()] * 19)).verdict == "pass"
 
 
 def test_grades_of_which_one_is_known_count() -> None:
     group = [sample([5], [6]), sample([5], [7])]
     group[0].reads, group[0].grades = [1], [(math.nan, 3.0)]
     group[1].reads, group[1].grades = [1], [(math.nan, math.nan)]
-    assert gates.counted([group]).graded == 1
+    assert counted([group]).graded == 1

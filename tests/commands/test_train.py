@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from espalier.assembly.runs import SFTRun
+from espalier.assembly.runs import RUNS, RunConfig
 from espalier.commands import main as cli
 from espalier.commands import train as run
 from espalier.commands.check import run as check
@@ -40,8 +40,8 @@ def data(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def config(model: str, data: str, tmp_path: Path) -> Callable[..., SFTRun]:
-    def build(**more: Any) -> SFTRun:
+def config(model: str, data: str, tmp_path: Path) -> Callable[..., RunConfig]:
+    def build(**more: Any) -> RunConfig:
         parts: dict[str, dict[str, Any]] = {
             "model": {"model": model},
             "data": {"data": (data,), "cache": str(tmp_path / "cache")},
@@ -55,7 +55,7 @@ def config(model: str, data: str, tmp_path: Path) -> Callable[..., SFTRun]:
         built = {name: kind(**parts[name]) for name, kind in kinds.items()}
         from espalier.algorithms.sft import SFT
 
-        return SFTRun(**built, algorithm=SFT(**parts["sft"]))
+        return RUNS["sft"](**built, algorithm=SFT(**parts["sft"]))
 
     return build
 

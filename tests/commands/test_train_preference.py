@@ -193,7 +193,7 @@ def test_a_moving_reference_starts_the_margin_again(desk: Desk) -> None:
     ("command", "flags", "said"),
     [
         ("dpo", ("--sync-every", 2), "the reference moves every 2 steps"),
-        ("kto", (), "KTO builds samples across the groups of each step"),
+        ("kto", (), "kto builds samples across the groups of each step"),
     ],
 )
 def test_what_a_table_cannot_be_is_refused_with_the_way_out(
@@ -225,7 +225,7 @@ def test_sides_that_are_mixed_up_in_the_loss_stop_the_run(
     monkeypatch.setattr(pairs, "means", lambda *given: means(*given).flip(1))
     run = desk.run(command, code=2)
     assert run.checks["first_loss"]["verdict"] == "fail"
-    assert "chosen and rejected are mixed up" in desk.err and "espalier inspect" in desk.err
+    assert "chosen and rejected are swapped" in desk.err and "espalier inspect" in desk.err
 
 
 def test_bfloat16_passes_within_the_bound_that_it_prints(desk: Desk) -> None:
@@ -290,7 +290,7 @@ def test_judgements_are_left_out_capped_and_flipped_as_asked_and_it_is_printed(d
         if name == "few":
             assert "12 dropped: over max_pairs" in values and "judgements: at most 1 a prompt" in desk.out
         if name == "flip":
-            assert "judgements: a share of 0.9999 is turned around" in desk.out
+            assert "judgements: 99.99 % are flipped, held-out ones never" in desk.out
         assert ("judgements:" in desk.out) == (name != "all")
     assert runs["few"].steps[0]["groups"] == 9, "answers that are in no comparison are not computed"
     assert runs["all"].steps[0]["groups"] == 6
@@ -309,4 +309,4 @@ def test_held_out_judgements_are_never_flipped(desk: Desk) -> None:
     assert turned["eval_logprobs_chosen"] == pytest.approx(plain["eval_logprobs_chosen"], rel=1e-4)
     assert turned["eval_logprobs_chosen"] != pytest.approx(turned["eval_logprobs_rejected"], rel=1e-3)
     desk.run("dpo", "--flip", 0.5, "--eval-fraction", 0.2, data=data, name="refused", code=2)
-    assert "flip would turn held-out judgements around" in desk.err
+    assert "flip would flip held-out judgements" in desk.err

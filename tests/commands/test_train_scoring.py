@@ -83,16 +83,17 @@ def test_every_objective_learns_the_rule(place: Place, name: str) -> None:
 def trained(place: Place) -> tuple[Path, dict[tuple[int, ...], float]]:
     """A calibrated reward model whose base had pad == eos, and what the learner said of each held-out sample last."""
     said: dict[tuple[int, ...], float] = {}
-    score = TorchLearner.score
+    say = TorchLearner.say
 
-    def heard(self: TorchLearner, groups: Any) -> Any:
-        found = score(self, groups)
-        said.update({tuple(s.tokens): f[0][0] for s, f in zip((s for g in groups for s in g), found, strict=True)})
-        return found
+    def heard(self: TorchLearner, groups: Any, what: Any) -> Any:
+        outputs = say(self, groups, what)
+        for s, of_sample in zip((s for g in groups for s in g), outputs, strict=True):
+            said[tuple(s.tokens)] = of_sample.scores[0][0]
+        return outputs
 
     base = place.save("llama", "padded", pad_token="</s>")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchLearner, "score", heard)
+        patch.setattr(TorchLearner, "say", heard)
         more = ("--steps", "12", "--calibrate-on", "all", "--calibrate-scale", "--ties", "davidson")
         held = files(place, "held", "held_lists")
         run = place.run(
@@ -118,15 +119,15 @@ def test_transformers_alone_says_what_the_learner_said(trained: Any) -> None:
 def test_reference_answers_have_mean_0_and_deviation_1_after_a_reload(place: Place, trained: Any) -> None:
     run, _ = trained
     told: list[float] = []
-    score = TorchLearner.score
+    say = TorchLearner.say
 
-    def heard(self: TorchLearner, groups: Any) -> Any:
-        found = score(self, groups)
-        told.extend(f[0][0] for f in found)
-        return found
+    def heard(self: TorchLearner, groups: Any, what: Any) -> Any:
+        outputs = say(self, groups, what)
+        told.extend(of_sample.scores[0][0] for of_sample in outputs)
+        return outputs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchLearner, "score", heard)
+        patch.setattr(TorchLearner, "say", heard)
         patch.setattr("espalier.commands.judge.sensitivity", lambda *_, **__: None)
         more = ("--data", *files(place, "lists"), "--eval-only", "--ties", "davidson")
         place.run("reward", "reference", *more, model=str(run / "model"))
@@ -329,7 +330,7 @@ def test_grades_outside_the_scale_are_found_at_the_start(place: Place) -> None:
 
 
 def test_a_misspelt_score_weight_is_refused(place: Place) -> None:
-    with pytest.raises(RowError, match=r"got mny; expected one of many, few\. Did you mean 'many'"):
+    with pytest.raises(RowError, match=r"got mny; expected one of many, few\. Did you mean many\?"):
         refused(place, "--data", *files(place, "two"), "--score-weights", "mny=1")
 
 

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.assembly.runs import RUNS, SFTRun
+from espalier.assembly.runs import RUNS, RunConfig
 from espalier.config.fields import infos
-from espalier.config.options import PER_CALL, Parser, build, dump, flat, load, options
+from espalier.config.options import PER_CALL, Parser, build, dump, flat, groups, load, options
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 
 NEEDED = {"model": "m", "data": ["d.jsonl"], "out": "runs/x"}
 NEEDED_FLAGS = ["--model", "m", "--data", "d.jsonl", "--out", "runs/x"]
+SFTRun = RUNS["sft"]
 
 
-def parse(*argv: str) -> SFTRun:
-    config: SFTRun = Parser("espalier sft", "", "", SFTRun).read(list(argv))[0]
+def parse(*argv: str) -> RunConfig:
+    config: RunConfig = Parser("espalier sft", "", "", SFTRun).read(list(argv))[0]
     return config
 
 
@@ -173,7 +174,7 @@ def test_python_gets_the_same_errors() -> None:
 
 def test_every_field_has_a_unique_name_and_a_help_text() -> None:
     found = options(SFTRun)
-    assert len(found) == sum(len(infos(info.annotation)) for info in infos(SFTRun).values() if info.annotation)
+    assert len(found) == sum(len(infos(kind)) for kind in groups(SFTRun).values())
     assert [name for name, option in found.items() if not option.info.description] == []
 
 
@@ -244,5 +245,5 @@ def test_help_of_every_command_says_what_each_flag_does(
         text = capsys.readouterr().out
         assert "\nOptim  How gradients become updates.\n" in text and "('" not in text, name
         if name == "dpo":
-            assert "plackett_luce.  [sigmoid]" in text and "[1e-06]" in text
+            assert "added up.  [sigmoid]" in text and "[1e-06]" in text
             assert "DPO  Learns from pairs how far an answer's probability should leave the reference's.\n" in text

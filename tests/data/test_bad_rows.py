@@ -301,7 +301,7 @@ def test_every_bad_row_names_field_and_value(name: str, row: Any, reason: str, f
     ("role", "near"), [("usr", "user"), ("User", "user"), ("asistant", "assistant"), ("sytem", "system")]
 )
 def test_unknown_roles_suggest_the_nearest(role: str, near: str) -> None:
-    assert error(talk((role, "q"), A), "messages").fix == f"Did you mean {near!r}?"
+    assert error(talk((role, "q"), A), "messages").fix == f"Did you mean {near}?"
 
 
 def test_a_row_of_no_known_format_lists_its_keys(tmp_path: Path) -> None:

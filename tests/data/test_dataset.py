@@ -1,19 +1,24 @@
-"""What is held out, and by what name contents are known."""
+"""How sources are read, what is held out, and by what name contents are known."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from espalier.config.sections import DataConfig
+from espalier.data.dataset import open_data, sources_of
 from espalier.data.files.content import content_hash, content_key
+from espalier.data.read import Source, read
 from espalier.data.render.form import Form
 from espalier.data.store.store import split
 from espalier.errors import ConfigError, RowError
-from espalier.types import Chat, Example, Ranking, Response, Steps
+from espalier.types import Chat, Example, Ranking, Response, Steps, Text
 from judged_stores import build as judged
 from stores import build
 from toys import assistant, user
@@ -21,6 +26,75 @@ from toys import assistant, user
 
 def pair(prompt: str, better: str, worse: str) -> Ranking:
     return Ranking((user(prompt),), (Response(assistant(better), rank=0), Response(assistant(worse), rank=1)))
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+CONFIG = DataConfig(
+    data=("in/a.jsonl:prompt=0.5", "in/b.jsonl"),
+    format="alpaca",
+    replay=("in/r.txt", "in/s.jsonl:completion"),
+    eval_data=("in/e.jsonl",),
+    alpaca_prompt=True,
+)
+
+
+def test_a_source_knows_its_part_and_how_it_is_read() -> None:
+    sources = sources_of(CONFIG, "ranking")
+    assert [(s.name, s.part, s.read_as, s.proportion) for s in sources.trained] == [
+        ("a", "main", "prompt", 0.5),
+        ("b", "main", "alpaca", None),
+        ("r", "replay", "text", None),
+        ("s", "replay", "completion", None),
+    ]
+    assert [(s.name, s.part, s.read_as) for s in sources.held_out] == [("e", "main", "alpaca")]
+    assert all(s.alpaca_prompt and s.consumes == "ranking" for s in (*sources.trained, *sources.held_out))
+
+
+def test_tokens_are_cached_under_the_options_that_they_always_were() -> None:
+    """Another text here reads every source of every user again."""
+    sources = sources_of(CONFIG, "ranking")
+    assert [(s.format, s.options) for s in (*sources.trained, *sources.held_out)] == [
+        ("prompt", "3 ranking alpaca True"),
+        ("auto", "3 ranking alpaca True"),
+        ("auto", "3 ranking text True"),
+        ("completion", "3 ranking text True"),
+        ("auto", "3 ranking alpaca True"),
+    ]
+    (plain,) = sources_of(DataConfig(data=("a.jsonl",)), "chat").main
+    assert plain.options == "3 chat auto False"
+
+
+def test_stores_are_opened_with_what_their_sources_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def opened(source: Source, rows: Any, renderer: Any, **options: Any) -> Any:
+        calls.append((source.name, renderer.name, options["content_key"], options["options"], options["part"]))
+        return SimpleNamespace(stats=SimpleNamespace(dimensions=()))
+
+    monkeypatch.setattr("espalier.data.dataset.open_store", opened)
+    monkeypatch.setattr("espalier.data.dataset.content_key", lambda path, cache: f"key of {path}")
+    own, held = (SimpleNamespace(name=name, form=Form("chat")) for name in ("own", "held"))
+    open_data(CONFIG, own, cache=tmp_path, seed=0, held_renderer=held)  # type: ignore[arg-type]
+    assert calls == [
+        ("a", "own", "key of in/a.jsonl", "3 chat alpaca True", "main"),
+        ("b", "own", "key of in/b.jsonl", "3 chat alpaca True", "main"),
+        ("r", "own", "key of in/r.txt", "3 chat text True", "replay"),
+        ("s", "own", "key of in/s.jsonl", "3 chat text True", "replay"),
+        ("e", "held", "key of in/e.jsonl", "3 chat alpaca True", "main"),
+    ]
+
+
+def test_read_needs_nothing_beside_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "Add.", "output": "3", "score": 1, "text": "t"}\n')
+    config = DataConfig(data=(str(path),), replay=(str(path),), alpaca_prompt=True)
+    (main,), (replay,) = (sources_of(config, "chat").main, sources_of(config, "chat").replay)
+    (chat,), (text,) = read(main), read(replay)
+    assert isinstance(chat, Chat) and chat.messages[0].content.endswith("### Instruction:\nAdd.\n\n### Response:")
+    assert isinstance(text, Text) and text.text == "t"
+    (scored,) = read(sources_of(config, "ranking").main[0])
+    assert isinstance(scored, Ranking) and scored.responses[0].scores == (1.0,)
 
 
 # --------------------------------------------------------------------------------------------------------------- split

@@ -1,9 +1,12 @@
 """Containers and sources: what is written is what is read, in bounded memory, under the name the user gave."""
 
+import doctest
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +18,9 @@ from hypothesis import strategies as st
 import espalier.data.files.json_rows as json_rows
 import espalier.data.files.plain as plain
 import espalier.data.files.rows as rows
+import espalier.data.read as data_read
+from espalier.data import interleave
+from espalier.data.files import content
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import open_file
 from espalier.data.read import Source, parse_source, parse_sources, read
@@ -29,7 +35,7 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def examples(path: str | Path, **options: Any) -> list[Any]:
-    return list(read(parse_source(str(path)), **options))
+    return list(read(replace(parse_source(str(path)), **options)))
 
 
 # --------------------------------------------------------------------------------------------------------- containers
@@ -263,6 +269,12 @@ def test_problems_of_the_whole_file_are_raised_before_the_first_row_is_asked_for
 # ------------------------------------------------------------------------------------------------------------ sources
 
 
+@pytest.mark.parametrize("module", [content, interleave, data_read], ids=lambda module: module.__name__)
+def test_worked_examples(module: ModuleType) -> None:
+    failed, tried = doctest.testmod(module)
+    assert failed == 0 and tried >= 1
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -293,7 +305,7 @@ def test_a_path_that_exists_is_taken_whole(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("a.jsonl:alpacca", "got format 'alpacca'; expected one of auto, alpaca, .* Did you mean 'alpaca'"),
+        ("a.jsonl:alpacca", "got format 'alpacca'; expected one of auto, alpaca, .* Did you mean alpaca"),
         ("a.jsonl=half", "got proportion 'half'; expected a number above 0"),
         ("a.jsonl=0", "got proportion 0; expected a finite number above 0"),
         ("a.jsonl=nan", "got proportion nan"),
@@ -319,7 +331,7 @@ def test_the_format_is_the_sources_own_else_the_default(tmp_path: Path) -> None:
     assert [type(e) for e in examples(path, default_format="text")] == [Text]
     assert [type(e) for e in examples(f"{path}:completion", default_format="text")] == [Completion]
     with pytest.raises(ConfigError, match="got format 'txt'"):
-        read(Source(str(path)), default_format="txt")
+        read(Source(str(path), default_format="txt"))
     (tmp_path / "b.md").write_text("one")
     assert [e.text for e in examples(f"{tmp_path}/b.md:text")] == ["one"]
     (tmp_path / "c.txt").write_text("one")

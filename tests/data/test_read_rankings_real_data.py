@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 
 from espalier.config.sections import PreferenceConfig
-from espalier.data.read import parse_source, read
+from espalier.data.read import Source, read
 from espalier.data.render.rankings import comparisons, levels
 from espalier.data.render.trees import threads
 from espalier.errors import RowError
-from espalier.types import Chat, Ranking, Tree
+from espalier.types import Chat, Consumes, Ranking, Tree
 
 pytestmark = pytest.mark.real_data
 
 
-def split(path: Path, form: Any = "ranking") -> tuple[list[Any], list[RowError]]:
-    found = list(read(parse_source(str(path)), form=form))
+def split(path: Path, consumes: Consumes = "ranking") -> tuple[list[Any], list[RowError]]:
+    found = list(read(Source(str(path), consumes=consumes)))
     return [e for e in found if not isinstance(e, RowError)], [e for e in found if isinstance(e, RowError)]
 
 
 def compared(ranking: Ranking) -> tuple[int, int]:
     """How many strict preferences and ties a ranking has."""
     found = comparisons(levels(ranking, {}), PreferenceConfig(), key=0, seed=0)
-    return found.strict, sum(map(len, found.ties))
+    return sum(map(len, found.beats)), sum(map(len, found.ties))
 
 
 def test_pairs_of_hh(shared: Path) -> None:

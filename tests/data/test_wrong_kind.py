@@ -54,10 +54,10 @@ def test_the_command_that_fits_is_named(
 
 def test_labels_may_be_words(desk: Desk) -> None:
     rows = [{**row, "label": "good" if row["label"] else "Bad"} for row in LABELS]
-    found = list(read(Source(desk.rows("words", rows)), form="ranking"))
+    found = list(read(Source(desk.rows("words", rows), consumes="ranking")))
     assert [r.responses[0].good for r in found if isinstance(r, Ranking)] == [True, False] * 3
     assert sniff(rows[0]) != "labels", "of a conversation to learn from it may be any column"
-    (error,) = read(Source(desk.rows("odd", [{**LABELS[0], "label": "fine"}]), "labels"), form="ranking")
+    (error,) = read(Source(desk.rows("odd", [{**LABELS[0], "label": "fine"}]), "labels", consumes="ranking"))
     assert isinstance(error, RowError) and "string 'fine'; expected true or false, or good or bad" in str(error)
 
 

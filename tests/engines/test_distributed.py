@@ -69,7 +69,11 @@ def figures(out: Path, name: str) -> dict[str, Any]:
     return found
 
 
-COMPARED = [name for name in CHECKS if name not in ("save_and_load", "full_disk", "layout_check", "muon", *HELD)]
+COMPARED = [
+    name
+    for name in CHECKS
+    if name not in ("save_and_load", "full_disk", "layout_check", "bytes_of_all_ranks", "muon", *HELD)
+]
 # Relative, but for log-probabilities and entropies (nats), of numbers that rounding alone may part.
 LIMITS = {"loss": 1e-6, "terms": 1e-6, "norm": 1e-6, "gradients": 3e-6, "weights": 1e-6, "export": 1e-6}
 LIMITS |= {"logprobs": 1e-5, "entropy": 1e-5, "correct": 0.0, "exact": 0.0}
@@ -114,6 +118,16 @@ def test_a_full_disk_on_rank_0_is_everyone_s_error_at_once(out: Path) -> None:
 def test_the_start_up_checks_run_before_sharding(out: Path) -> None:
     found = figures(out, "layout_check")
     assert found["verdict"] == "pass" and found["share"] > 0.9
+
+
+def test_ranks_gather_bytes_and_hear_of_each_other_s_errors(out: Path) -> None:
+    found = figures(out, "bytes_of_all_ranks")
+    assert found["lengths"] == [0, 300] and found["rank"] == 0
+    assert found["value"] == {"a": [1.5, "\u00e4"], "rank": 0}
+    assert found["errors"] == [
+        "CheckpointError: nothing was done: rank 1 failed and says why",
+        "OSError: alone",
+    ]
 
 
 @pytest.mark.parametrize("name", HELD)

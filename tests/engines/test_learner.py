@@ -26,7 +26,7 @@ SFT_LOSS = SFT(replay_coef=0.1)
 
 
 def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    return SFT_LOSS.loss(outputs, batch)["policy"]
+    return SFT_LOSS.loss(outputs, batch)
 
 
 def learner(
@@ -65,23 +65,23 @@ def values(made: TorchLearner) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in made.optimizer.parameters().items()}
 
 
-def test_forward_places_logprobs_at_their_tokens() -> None:
+def test_say_places_logprobs_at_their_tokens() -> None:
     made = learner(budget=40)
     reference: Any = tiny_model("gpt2").double()
     groups = mixed_groups()
-    got = made.forward(groups, entropy=True, correct=True)
+    got = made.say(groups, ["logprobs", "entropy", "correct"])
     for s, out in zip((s for g in groups for s in g), got, strict=True):
         logits = reference(input_ids=torch.tensor([s.tokens])).logits[0].detach()
         log_p = logits.log_softmax(-1)
-        assert set(out) == {"logprobs", "entropy", "correct"}
+        assert len(out.logprobs) == len(out.entropy) == len(out.correct) == len(s.tokens) and out.scores == []
         for t in range(len(s.tokens)):
             if t and s.mask[t]:
                 p = log_p[t - 1]
-                assert out["logprobs"][t] == pytest.approx(p[s.tokens[t]].item(), abs=1e-12)
-                assert out["entropy"][t] == pytest.approx(-(p.exp() * p).sum().item(), abs=1e-12)
-                assert out["correct"][t] == float(int(p.argmax()) == s.tokens[t])
+                assert out.logprobs[t] == pytest.approx(p[s.tokens[t]].item(), abs=1e-12)
+                assert out.entropy[t] == pytest.approx(-(p.exp() * p).sum().item(), abs=1e-12)
+                assert out.correct[t] == float(int(p.argmax()) == s.tokens[t])
             else:
-                assert out["logprobs"][t] == out["entropy"][t] == out["correct"][t] == 0
+                assert out.logprobs[t] == out.entropy[t] == out.correct[t] == 0
 
 
 def test_every_part_has_its_own_denominator() -> None:
@@ -89,10 +89,10 @@ def test_every_part_has_its_own_denominator() -> None:
     groups = mixed_groups()
     flat = [s for g in groups for s in g]
     sums = {"main": [0.0, 0.0], "replay": [0.0, 0.0]}
-    for s, out in zip(flat, made.forward(groups), strict=True):
+    for s, out in zip(flat, made.say(groups, ["logprobs"]), strict=True):
         for t in range(1, len(s.tokens)):
             if s.mask[t]:
-                sums[s.part][0] -= s.weights[t] * out["logprobs"][t]
+                sums[s.part][0] -= s.weights[t] * out.logprobs[t]
                 sums[s.part][1] += s.weights[t]
     assert sums["replay"][1] == 19 + 1  # the first token of a text is never scored
     result = made.forward_backward(groups, loss, {}, 0)
@@ -252,6 +252,18 @@ def test_frozen_weights_leave_as_exact_as_they_came() -> None:
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
 
 
+def test_frozen_weights_that_the_compute_dtype_holds_leave_in_it() -> None:
+    model = tiny_model("llama")
+    name, frozen = next((n, p) for n, p in model.named_parameters() if "layers.0" in n)
+    frozen.data = frozen.data.bfloat16().float()
+    frozen.requires_grad_(False)
+    exact = frozen.detach().clone()
+    made = TorchLearner(Policy(model, "forest"), OptimConfig(), LearnerOptions(compute=torch.bfloat16))
+    weights = dict(made.weights())
+    assert weights[name].dtype == torch.bfloat16 and torch.equal(weights[name].float(), exact)
+    assert {value.dtype for n, value in weights.items() if n != name} == {torch.float32}
+
+
 def test_gradients_of_microbatches_are_added_up_in_float32() -> None:
     copies = 40
     groups = [[sample(list(range(10, 20)), [5, 6, 7])] for _ in range(copies)]
@@ -355,13 +367,13 @@ def test_neftune_scales_by_the_whole_length_of_the_sample() -> None:
         torch.testing.assert_close(got, other.model.get_parameter(name).grad, rtol=1e-10, atol=1e-13)
 
 
-def test_forward_is_free_of_noise() -> None:
+def test_what_a_model_says_is_free_of_noise() -> None:
     groups = mixed_groups()
-    want = learner().forward(groups)
+    want = learner().say(groups, ["logprobs"])
     noisy = learner(**NOISY["dropout"])
     noisy.forward_backward(groups, loss, {}, 0)
-    for a, b in zip(noisy.forward(groups), want, strict=True):
-        assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-12)
+    for a, b in zip(noisy.say(groups, ["logprobs"]), want, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-12)
 
 
 def test_router_term_appears_only_where_it_is_asked_for() -> None:

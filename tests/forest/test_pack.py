@@ -127,7 +127,7 @@ def test_pairs_reads_and_the_part_chosen() -> None:
     ends = [path_tokens(batch, position) for position in batch.reads_R.tolist()]
     assert ends == [s.tokens for s in (alone, a, b, c, d)] and batch.read_rows_R.tolist() == [0, 1, 2, 3, 4]
     assert batch.grades_RK.shape == (5, 2) and batch.grades_RK[1:, 0].tolist() == [1.0] * 4
-    scalar = pack(groups, sums, targets=False)
+    scalar = pack(groups, sums, says="reads")
     assert scalar.score.numel() == scalar.rows.numel() == scalar.sources_U.numel() == 0
     assert scalar.reads_R.tolist() == batch.reads_R.tolist() and torch.equal(scalar.lengths_S, batch.lengths_S)
 

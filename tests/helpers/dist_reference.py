@@ -16,11 +16,10 @@ from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.processes import OneProcess
 from espalier.engines.reference import FILE, ModelReference, StartReference
 from espalier.files import file_to_tensors
-from espalier.loop.evaluate import loss_of
 from espalier.models import heads
 from espalier.models.adapters import add_adapter
 from espalier.models.policy import Policy
-from espalier.types import Batch, Outputs, Term
+from espalier.types import Batch, Outputs, Says, Term
 from preferences import Table, furthest, likelihood, pair_groups
 from samples import Groups
 from tiny import tiny_model
@@ -28,14 +27,14 @@ from tiny import tiny_model
 Figures = dict[str, Any]
 
 
-def make(on: Any, *, lora: bool = False, compute: torch.dtype = torch.float32, reads: bool = False) -> TorchLearner:
+def make(on: Any, *, lora: bool = False, compute: torch.dtype = torch.float32, says: Says = "tokens") -> TorchLearner:
     model = tiny_model("llama")
     if lora:
         add_adapter(model, ModelConfig(model="m", lora_rank=4), seed=3)
-    if reads:
+    if says == "reads":
         heads.attach(model, 2, seed=1)
-    options = LearnerOptions(budget=64, whole=True, compute=compute, reads=reads)
-    return TorchLearner(Policy(model, "forest", reads=reads), OptimConfig(eps=1e-4), options, world=on)
+    options = LearnerOptions(budget=64, whole=True, compute=compute)
+    return TorchLearner(Policy(model, "forest", says=says), OptimConfig(eps=1e-4), options, world=on)
 
 
 def train(learner: TorchLearner, groups: Groups, loss: Any = likelihood) -> None:
@@ -44,7 +43,7 @@ def train(learner: TorchLearner, groups: Groups, loss: Any = likelihood) -> None
 
 
 def policy_logprobs(learner: TorchLearner, groups: Groups) -> list[list[float]]:
-    return [said["logprobs"] for said in learner.forward(groups)]
+    return [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
 
 
 def shards(learner: TorchLearner) -> dict[str, torch.Tensor]:
@@ -137,7 +136,7 @@ def measure(world: Any, _: Path) -> Figures:
     for name, groups in (("all", pair_groups(4, seed=3)), ("idle", pair_groups(1, seed=4))):
         for s, said in zip((s for g in groups for s in g), references[0].logprobs(groups), strict=True):
             s.streams["ref_logprobs"] = said
-        found = [made.measure(groups, loss_of(DPO(sft_coef=0.5)), {}) for made in learners]
+        found = [made.measure(groups, DPO(sft_coef=0.5).loss, {}) for made in learners]
         assert list(found[0]) == list(found[1]) and found[0]["sigmoid"].total == len(groups)
         for one, two in zip(found[0].values(), found[1].values(), strict=True):
             assert (one.total, one.coef) == (two.total, two.coef)
@@ -157,21 +156,22 @@ def reads(world: Any, _: Path) -> Figures:
         groups = pair_groups(count)
         for s in (s for g in groups for s in g):
             s.reads, s.beats = [len(s.tokens) - 1], []
-        alone, spread = make(OneProcess(), reads=True), make(world, reads=True)
+        alone, spread = make(OneProcess(), says="reads"), make(world, says="reads")
         for _ in range(2):
             one, two = (made.forward_backward(groups, squares, {}, 0) for made in (alone, spread))
             assert one.terms.keys() == two.terms.keys() == {"squares"}
             out["loss"] = max(out["loss"], abs(one.loss - two.loss))
             for made in (alone, spread):
                 made.optim_step(1e-2)
-        scores = [[list(row) for rows in made.score(groups) for row in rows] for made in (alone, spread)]
+        said = [made.say(groups, ["scores"]) for made in (alone, spread)]
+        scores = [[list(row) for outputs in samples for row in outputs.scores] for samples in said]
         out["score"] = max(out["score"], furthest(*scores))
         ours, theirs = ({n: t.clone() for n, t in made.optimizer.weights()} for made in (alone, spread))
         out["weights"] = max(out["weights"], *((ours[n] - theirs[n]).abs().max().item() for n in ours))
-    low = make(world, reads=True, compute=torch.bfloat16)
+    low = make(world, says="reads", compute=torch.bfloat16)
     seen: list[torch.dtype] = []
     low.policy.model.score.register_forward_pre_hook(lambda head, _: seen.append(head.weight.dtype))
-    low.score(groups)
+    low.say(groups, ["scores"])
     out["heads not in float32"] = float(set(seen) != {torch.float32})
     return out
 

@@ -28,6 +28,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from dist_processes import bytes_of_all_ranks
 from dist_reference import HELD
 from espalier.algorithms.sft import SFT
 from espalier.checks.model import layout
@@ -37,9 +38,10 @@ from espalier.engines import fsdp
 from espalier.engines import learner as learners
 from espalier.engines import processes as worlds
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
+from espalier.engines.protocols import together
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors
-from espalier.forest.microbatches import Layout, microbatches
+from espalier.forest.microbatches import Packing, microbatches
 from espalier.loop import checkpoint
 from espalier.loop.train import FRESH, Trainer
 from espalier.models.adapters import add_adapter
@@ -58,7 +60,7 @@ Figures = dict[str, Any]
 
 
 def linear(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    return SFT_LOSS.loss(outputs, batch)["policy"]
+    return SFT_LOSS.loss(outputs, batch)
 
 
 def squared(outputs: Outputs, batch: Batch) -> dict[str, Term]:
@@ -142,9 +144,10 @@ def compare(family: str = "llama", *, groups: Groups | None = None, loss: Any = 
     out |= {"weights": apart(weights(alone), weights(spread)), "grad_norm": norms[0]}
     out["moved"] = apart(weights(alone), weights(make(family, worlds.OneProcess(), **how)))
     out["packed"] = [one.packed, two.packed]
-    said = [made.forward(groups, entropy=True, correct=True) for made in (alone, spread)]
-    for name in ("logprobs", "entropy", "correct"):
-        pairs = [(a[name], b[name]) for a, b in zip(*said, strict=True)]
+    quantities = ("logprobs", "entropy", "correct")
+    said = [made.say(groups, quantities) for made in (alone, spread)]
+    for name in quantities:
+        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(*said, strict=True)]
         out[name] = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
     assert all(isinstance(p, DTensor) for p in spread.policy.parameters()), "an evaluation leaves whole parameters"
     spread.export(folder / "spread")
@@ -167,7 +170,7 @@ def replay_on_one_rank() -> Figures:
     replay = Sample(part="replay", key=1)
     replay.append(list(range(30, 85)), trained=True)
     groups = [[sample(range(5, 40), range(40, 60))], [replay]]
-    plan = microbatches(groups, 64, Layout(), ranks=2)
+    plan = microbatches(groups, 64, Packing(), ranks=2)
     assert [[g[0].part for g in forward] for forward in plan] in ([["main"], ["replay"]], [["replay"], ["main"]])
     return compare(groups=groups)
 
@@ -242,7 +245,7 @@ def full_disk() -> Figures:
     state = replace(FRESH, step=1)
 
     def write(target: Path) -> None:
-        checkpoint.together(lambda: spread.save(target), "not written", world)
+        together(lambda: spread.save(target), "not written", world, CheckpointError)
         spread.export(target / "model")
 
     root = folder / "disk"
@@ -302,6 +305,7 @@ CHECKS: dict[str, Callable[[], Figures]] = {
     "save_and_load": save_and_load,
     "full_disk": full_disk,
     "layout_check": layout_check,
+    "bytes_of_all_ranks": lambda: bytes_of_all_ranks(world),
     **{name: lambda check=check: check(world, folder) for name, check in HELD.items()},  # type: ignore[misc]
 }
 

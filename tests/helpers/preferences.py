@@ -59,7 +59,7 @@ def train(learner: TorchLearner, groups: Groups, steps: int = 2) -> None:
 
 
 def policy_logprobs(learner: TorchLearner, groups: Groups) -> list[list[float]]:
-    return [said["logprobs"] for said in learner.forward(groups)]
+    return [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
 
 
 def furthest(a: list[list[float]], b: list[list[float]]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espalier.data.render.drafts import Rendered, Span
 from espalier.data.store.store import Store, open_store
 from espalier.errors import RowError
 from espalier.types import Example, Origin, Sample, Text
@@ -20,19 +21,6 @@ class FakeSource:
     format: str = "text"
 
 
-@dataclass(frozen=True)
-class FakeSpan:
-    start: int
-    end: int
-    role: str
-
-
-@dataclass(frozen=True)
-class FakeRendered:
-    sample: Sample
-    spans: list[FakeSpan]
-
-
 @dataclass
 class FakeRenderer:
     """Letters are tokens: "ab|cd" is BOS a b (user), c d STOP (assistant, trained); "&" parts samples of one group."""
@@ -43,14 +31,14 @@ class FakeRenderer:
     limit: int = 100
     calls: list[str] = field(default_factory=list)
 
-    def render(self, example: Example, key: int) -> list[FakeRendered]:
+    def render(self, example: Example, key: int) -> list[Rendered]:
         assert isinstance(example, Text)
         self.calls.append(example.text)
         if example.text.startswith("bad"):
             raise RowError("bad text", got=example.text, expected="better text")
         return [self._one(piece) for piece in example.text.split("&")] if example.text else []
 
-    def _one(self, piece: str) -> FakeRendered:
+    def _one(self, piece: str) -> Rendered:
         prompt, _, answer = piece.partition("|")
         s = Sample()
         s.append([BOS, *map(ord, prompt)], trained=False)
@@ -59,7 +47,7 @@ class FakeRenderer:
         if len(s) > self.limit:
             s.stop = "length"
             s.tokens, s.mask, s.weights = s.tokens[: self.limit], s.mask[: self.limit], s.weights[: self.limit]
-        return FakeRendered(s, [FakeSpan(1, middle, "user"), FakeSpan(middle, len(s), "assistant")])
+        return Rendered(s, [Span(1, middle, "user", False), Span(middle, len(s), "assistant", True)])
 
 
 @dataclass

@@ -13,10 +13,10 @@ from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
-from espalier.algorithms.traits import Traits
-from espalier.assembly.runs import check_reference
-from espalier.config.sections import ReferenceConfig
-from espalier.engines.protocols import Group
+from espalier.algorithms.traits import Algorithm, Traits
+from espalier.assembly.runs import RUNS, RunConfig
+from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
+from espalier.engines.protocols import Group, Quantity, SampleOutputs
 from espalier.errors import ConfigError
 from espalier.loop.annotate import annotate
 from espalier.types import Sample
@@ -39,19 +39,20 @@ class Model:
         self.asked.append([list(g) for g in groups])
         return [said(s, self.scale) for g in groups for s in g]
 
-    def forward(self, groups: Sequence[Group]) -> list[dict[str, list[float]]]:
-        return [{"logprobs": x} for x in self.logprobs(groups)]
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        assert list(what) == ["logprobs"]
+        return [SampleOutputs(logprobs=x) for x in self.logprobs(groups)]
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Algorithm):
     """One mate for each group: its prompt with the next group's answer."""
 
     needs: tuple[Any, ...] = ("ref_logprobs",)
 
     @property
     def traits(self) -> Traits:
-        return Traits("ranking", needs=self.needs)
+        return Traits("ranking", needs=self.needs, mates=True)
 
     def mates(self, groups: Sequence[Group]) -> list[Group]:
         return [
@@ -76,7 +77,7 @@ def two() -> Groups:
 def test_streams_are_the_reference_s_one_entry_a_token() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
     state = {"kept": 1.5}
-    assert annotate(groups, DPO(), policy, reference, state) is state  # type: ignore[arg-type]
+    assert annotate(groups, DPO(), policy, reference, state) == state  # type: ignore[arg-type]
     streams = [s.streams for g in groups for s in g]
     assert streams == [{"ref_logprobs": x} for x in ([0, 0, -6, -8], [0, 0, -10], [0, 0, -16])]
     assert policy.asked == [] and len(reference.asked) == 1
@@ -150,11 +151,17 @@ def test_a_missing_reference_is_said() -> None:
         annotate(two(), DPO(), Model(-1.0), None, {})  # type: ignore[arg-type]
 
 
+def run_of(reference: ReferenceConfig, algorithm: Any) -> RunConfig:
+    run = RUNS[type(algorithm).__name__.lower()]
+    sections = {"model": ModelConfig(model="m"), "data": DataConfig(data=("d",)), "loop": LoopConfig(out="o")}
+    return run(**sections, algorithm=algorithm, reference=reference)  # type: ignore[arg-type, call-arg]
+
+
 @pytest.mark.parametrize(
     ("config", "algorithm", "message"),
     [
         (ReferenceConfig(reference="precomputed"), DPO(sync_every=4), "moves every 4 steps.*set reference: memory"),
-        (ReferenceConfig(reference="precomputed"), KTO(), "KTO builds samples.*set reference: memory"),
+        (ReferenceConfig(reference="precomputed"), KTO(), "kto builds samples.*set reference: memory"),
         (ReferenceConfig(reference_model="m"), DPO(sync_every=4), "drop reference_model"),
         (ReferenceConfig(reference_model="m"), SimPO(), "uses no reference; drop reference_model"),
         (ReferenceConfig(reference="precomputed"), SimPO(), "uses no reference; drop reference"),
@@ -162,7 +169,7 @@ def test_a_missing_reference_is_said() -> None:
 )
 def test_references_that_cannot_be(config: ReferenceConfig, algorithm: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_reference(config, algorithm)
+        run_of(config, algorithm)
 
 
 @pytest.mark.parametrize(
@@ -176,4 +183,4 @@ def test_references_that_cannot_be(config: ReferenceConfig, algorithm: Any, mess
     ],
 )
 def test_references_that_can_be(config: ReferenceConfig, algorithm: Any) -> None:
-    check_reference(config, algorithm)
+    run_of(config, algorithm)

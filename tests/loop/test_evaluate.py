@@ -13,7 +13,7 @@ from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.reference import StartReference
-from espalier.loop.evaluate import evaluate, evaluate_loss, loss_of, shown
+from espalier.loop.evaluate import evaluate, evaluate_loss, shown
 from espalier.models import heads
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Term
@@ -26,8 +26,8 @@ def reader(family: str = "llama", *, dtype: torch.dtype = torch.float64, **optio
     """A learner of a tiny reward model of two dimensions."""
     model = tiny_model(family)
     heads.attach(model, 2, seed=1)
-    policy = Policy(model.to(dtype), "forest", reads=True)
-    return TorchLearner(policy, OptimConfig(), LearnerOptions(**{"budget": 64, "reads": True, **options}))
+    policy = Policy(model.to(dtype), "forest", says="reads")
+    return TorchLearner(policy, OptimConfig(), LearnerOptions(**{"budget": 64, **options}))
 
 
 def read_groups() -> Groups:
@@ -57,9 +57,9 @@ def test_measured_terms_are_those_of_a_step() -> None:
     groups = pair_groups(seed=5)
     for s, said in zip((s for g in groups for s in g), reference.logprobs(groups), strict=True):
         s.streams["ref_logprobs"] = said
-    measured = learner.measure(groups, loss_of(algorithm), {})
+    measured = learner.measure(groups, algorithm.loss, {})
     assert all(p.grad is None for p in learner.policy.parameters())
-    result = learner.forward_backward(groups, loss_of(algorithm), {}, 0)
+    result = learner.forward_backward(groups, algorithm.loss, {}, 0)
     assert {n: m.sum / m.total for n, m in measured.items()} == pytest.approx(result.terms, rel=1e-6)
     assert sum(m.coef * m.sum / m.total for m in measured.values()) == pytest.approx(result.loss, rel=1e-6)
     chosen = sum(sum(g[0].mask) for g in groups)
@@ -146,7 +146,7 @@ def test_scores_are_read_where_asked_and_calibrated() -> None:
     groups[2][1].reads = []
     heads.set_calibration(learner.policy.model, heads.Calibration((1.0, -2.0), (3.0, 0.5)))
     expected = by_hand(learner, groups)
-    said = learner.score(groups)
+    said = [outputs.scores for outputs in learner.say(groups, ["scores"])]
     assert [len(rows) for rows in said] == [1, 1, 2, 1, 1, 0, 1, 1]
     for rows, raw in zip(said, expected, strict=True):
         for row, (a, b) in zip(rows, raw, strict=True):
@@ -185,8 +185,8 @@ def test_the_head_is_neither_decayed_nor_orthogonalised() -> None:
     assert group["weight_decay"] == 0
 
 
-def test_a_loss_and_a_head_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="reads False, the policy True"):
-        reader(reads=False)
-    with pytest.raises(ValueError, match="reads True, the policy False"):
-        make(reads=True)
+def test_a_model_gives_what_its_head_gives_and_nothing_else() -> None:
+    with pytest.raises(ValueError, match="says reads gives scores, not logprobs"):
+        reader().say(read_groups(), ["logprobs"])
+    with pytest.raises(ValueError, match="says tokens gives logprobs, entropy, correct, not scores"):
+        make().say(pair_groups(), ["logprobs", "scores"])

@@ -39,7 +39,7 @@ POINTS: dict[str, list[Any]] = {
     "after an update, before its line": ["after", "espalier.engines.optimizer:Optimizer.step", 5],
     "inside a line of the metrics": ["in_line", 6],
     "after a line of the metrics": ["after", "espalier.loop.metrics:MetricsFile.append", 8],
-    "inside an evaluation": ["after", "espalier.engines.learner:TorchLearner.forward", 3],
+    "inside an evaluation": ["after", "espalier.engines.learner:TorchLearner.say", 3],
     "a save: nothing but state": ["before", SAVE, 3],
     "a save: weights without optimizer": ["after", SAVE, 3],
     "a save: optimizer without model": ["after", SAVE, 4],

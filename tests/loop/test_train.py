@@ -15,7 +15,7 @@ import torch
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group
 from espalier.engines.reference import FILE, StartReference
@@ -52,7 +52,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(Algorithm):
     """DPO of pairs whose loss and gradient depend on a moving mean of how far the policy is from the reference."""
 
     inner: DPO = field(default_factory=lambda: DPO(beta=0.5, sync_every=2, sync_alpha=0.25))
@@ -70,10 +70,10 @@ class Shifted:
         apart = math.fsum(sum(x["old_logprobs"]) - sum(x["ref_logprobs"]) for x in streams) / len(streams)
         return {"mean": 0.9 * state.get("mean", 0.0) + 0.1 * apart, "steps": state.get("steps", 0.0) + 1}
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
-        terms = self.inner.loss(outputs, batch)["policy"]
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        terms = self.inner.loss(outputs, batch)
         terms["pull"] = Term(outputs.logprobs * batch.state["mean"], "tokens", coef=0.1)
-        return {"policy": terms}
+        return terms
 
 
 class Run:

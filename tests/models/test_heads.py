@@ -46,8 +46,8 @@ def read_last(groups: Groups) -> Groups:
 def scores(model: Any, groups: Groups, layout: str = "auto") -> Tensor:
     """Scores [R, K] through a Policy, in the order of the samples and their reads."""
     chosen, _ = choose(model, layout)
-    batch = pack(groups, totals(groups), share=chosen == "forest", targets=False)
-    out = Policy(model, chosen, reads=True)(batch)
+    batch = pack(groups, totals(groups), share=chosen == "forest", says="reads")
+    out = Policy(model, chosen, says="reads")(batch)
     assert set(out) == {"scores_RK"} and batch.sources_U.numel() == 0
     result: Tensor = out["scores_RK"]
     return result
@@ -138,14 +138,14 @@ def test_a_class_that_computes_more_than_the_backbone_and_a_matrix_is_refused() 
 
 def test_a_policy_and_its_model_agree_on_the_head() -> None:
     with pytest.raises(ModelError, match="has no scalar head; expected one"):
-        Policy(tiny_model("llama"), "forest", reads=True)
+        Policy(tiny_model("llama"), "forest", says="reads")
     with pytest.raises(ModelError, match="has a scalar head; expected a token head"):
         Policy(rewarding(), "forest")
     groups = read_last(tree_groups())
-    policy = Policy(rewarding(), "forest", reads=True)
-    assert policy.reads and not Policy(tiny_model("llama"), "forest").reads
+    policy = Policy(rewarding(), "forest", says="reads")
+    assert policy.says == "reads" and Policy(tiny_model("llama"), "forest").says == "tokens"
     with pytest.raises(ValueError, match="no entropy"):
-        policy(pack(groups, totals(groups), targets=False), entropy=True)
+        policy(pack(groups, totals(groups), says="reads"), entropy=True)
 
 
 # --------------------------------------------------------------------------------------------------- where it is read
@@ -226,8 +226,8 @@ def test_a_batch_without_reads_joins_the_backward_pass_and_adds_nothing() -> Non
 def test_the_router_loss_goes_on_beside_the_reads() -> None:
     model = rewarding("qwen3_moe")
     groups = read_last(tree_groups())
-    policy = Policy(model, "forest", reads=True, router_loss=True)
-    out = policy(pack(groups, totals(groups), targets=False, count_uses=True))
+    policy = Policy(model, "forest", says="reads", router_loss=True)
+    out = policy(pack(groups, totals(groups), says="reads", count_uses=True))
     rows = [s for g in groups for s in g]
     model.set_attn_implementation("eager")
     logits = [

@@ -76,7 +76,7 @@ def ours(model: Any) -> Tensor:
     """Calibrated scores of `groups()` through a Policy."""
     model = copy.deepcopy(model)
     chosen, _ = choose(model, "auto")
-    said = Policy(model, chosen, reads=True)(pack(groups(), totals(groups()), targets=False))["scores_RK"]
+    said = Policy(model, chosen, says="reads")(pack(groups(), totals(groups()), says="reads"))["scores_RK"]
     return heads.calibration_of(model).apply(said.detach())
 
 
@@ -187,7 +187,7 @@ def test_a_process_reward_model_reads_every_step_when_loaded(tmp_path: Path) -> 
     group = [sample([5, 6], [7, 8, 9, 2], reads=[2, 3, 5])]
     said = [
         heads.calibration_of(m).apply(
-            Policy(m, "forest", reads=True)(pack([group], totals([group]), targets=False))["scores_RK"]
+            Policy(m, "forest", says="reads")(pack([group], totals([group]), says="reads"))["scores_RK"]
         )
         for m in (loaded.model, again.model)
     ]

@@ -54,8 +54,8 @@ def groups_of(rows: list[dict[str, Any]], learner: TorchLearner) -> Groups:
             [sample(row["prompt"], y, group=number, beats=b) for y, b in zip(row["answers"], beats, strict=True)]
         )
     flat = [s for g in groups for s in g]
-    for s, out in zip(flat, learner.forward(groups), strict=True):
-        s.streams["ref_logprobs"] = out["logprobs"]
+    for s, out in zip(flat, learner.say(groups, ["logprobs"]), strict=True):
+        s.streams["ref_logprobs"] = out.logprobs
     return groups
 
 
@@ -77,7 +77,7 @@ def test_dpo_is_the_same_as_in_the_library(family: str, fields: dict[str, float]
     reference = TorchLearner(Policy(copy.deepcopy(held), "forest"), optim, LearnerOptions())
 
     def loss(outputs: Outputs, batch: Batch) -> Any:
-        return algorithm.loss(outputs, batch)["policy"]
+        return algorithm.loss(outputs, batch)
 
     want = flat.train(spec, ([flat.Ranking(**row) for row in rankings(step)] for step in range(STEPS)), settings)
     for step in range(STEPS):

@@ -88,7 +88,7 @@ def test_sft_is_the_same_as_in_the_library(
     for step in range(STEPS):
         probe = copy.deepcopy(reference)
         flat.backward(probe, sequences(step), 0.1)
-        result = learner.forward_backward(step_data(step), lambda o, b: algorithm.loss(o, b)["policy"], {}, step)
+        result = learner.forward_backward(step_data(step), lambda o, b: algorithm.loss(o, b), {}, step)
         scale = max(p.grad.abs().max() for p in probe.parameters())
         for name, p in probe.named_parameters():
             got = model.get_parameter(name).grad

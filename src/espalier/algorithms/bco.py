@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from espalier.algorithms.labelled import is_good, ratio
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, Share, section
 from espalier.types import Batch, Outputs, Sample, Term
 
 
 @section
-class BCO:
+class BCO(Algorithm):
     """Trains the policy as a classifier of good and bad answers, whose logit is the reward less a shift:
 
         L = 1/S sum_S x      good   x = -log sigma(beta r - delta)      bad   x = -log sigma(-(beta r - delta))
@@ -54,7 +54,7 @@ class BCO:
                 moved[name] = self.delta_decay * moved.get(name, mean) + (1 - self.delta_decay) * mean
         return {**moved, "delta": sum(moved.values()) / 2}
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """`bco` over sequences; the metrics of `losses.unpaired.metrics`, rewards being beta r - delta, and `delta`.
 
         Raises ValueError for a label other than 1 and 0, and KeyError where `credit` has not filled `state`.
@@ -71,4 +71,4 @@ class BCO:
         metrics = unpaired.metrics(self.beta * ratios_S - delta, logprobs_S, good_S)
         metrics["delta"] = Term(torch.full_like(ratios_S, delta).detach(), "sequences", coef=0.0)
         x_S = unpaired.bco(ratios_S, good_S, delta, beta=self.beta)
-        return {"policy": {"bco": Term(x_S, "sequences"), **metrics}}
+        return {"bco": Term(x_S, "sequences"), **metrics}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import NotNegative, Positive, section
 from espalier.types import Batch, Outputs, Term
 
 
 @section
-class CPO:
+class CPO(Algorithm):
     """DPO against a uniform reference, held by the likelihood of preferred answers:
 
         L = sum_pairs -log sigma(beta (log pi(y_w|x) - log pi(y_l|x))) / pairs
@@ -29,7 +29,7 @@ class CPO:
 
     traits: ClassVar[Traits] = Traits("ranking", whole=True)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """The term `cpo`, `nll` where it is on, and metrics, whose rewards are beta log pi."""
         from espalier.losses import pairs
 
@@ -38,4 +38,4 @@ class CPO:
         terms = {"cpo": Term(x_P, "pairs"), **pairs.metrics(rewards_P2, outputs.logprobs, batch)}
         if self.sft_coef:
             terms["nll"] = pairs.chosen_nll(outputs.logprobs, batch, self.sft_coef)
-        return {"policy": terms}
+        return terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from espalier.config.fields import named_weights
 from espalier.errors import ConfigError, DataError
 from espalier.types import Sample
 
@@ -20,20 +21,11 @@ def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, fl
     Raises ConfigError about field `key` for a name that is empty or there twice, a weight that is not a finite number,
     and weights that are all 0.
     """
-    found: dict[str, float] = {}
-    for text in given:
-        name, equals, number = text.partition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if not name or name in found or not math.isfinite(weight):
-            raise ConfigError(f"{key}: got {text!r}, expected each name once, as NAME or NAME=WEIGHT", key=key)
-        found[name] = weight
-    whole = sum(map(abs, found.values()))
-    if found and not whole:
+    weights = named_weights(given, key)
+    whole = sum(map(abs, weights.values()))
+    if weights and not whole:
         raise ConfigError(f"{key}: all weigh 0 in the total; give one a weight", key=key)
-    return {name: weight / whole for name, weight in found.items()}
+    return {name: weight / whole for name, weight in weights.items()}
 
 
 def check_dimensions(given: Sequence[str], found: Sequence[str], *, learned: bool) -> None:

@@ -6,35 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from espalier.algorithms.traits import Traits
-from espalier.algorithms.variants import weighted
-from espalier.config.fields import CountOrZero, Fraction, Names, NotNegative, Number, section
-from espalier.errors import ConfigError
+from espalier.algorithms import combinations
+from espalier.algorithms.traits import Algorithm, Traits
+from espalier.config.fields import CountOrZero, Fraction, Known, Names, NotNegative, Number, named_weights, section
+from espalier.losses.variants import VARIANTS
 from espalier.types import Batch, Outputs, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMOOTHED = ("sigmoid", "sigmoid_norm", "robust")
-VARIANTS = (*SMOOTHED, "ipo", "hinge", "apo_zero", "apo_down", "plackett_luce")
-
 
 @section
-class DPO:
+class DPO(Algorithm):
     """Learns from pairs how far an answer's probability should leave the reference's:
 
         L = sum_v weight_v sum_pairs loss_v(m) / pairs  +  sft_coef * sum_chosen -log pi(y_t) / |chosen tokens|
 
         m = beta (s_w - s_l)      s = log pi(y|x) - log ref(y|x), a sum over tokens, or f'(pi / ref) (f_divergence)
 
-        sigmoid        -log sigma(m)                                                             arXiv:2305.18290
-        sigmoid_norm   -log sigma(m) of scores averaged over tokens; beta 5                      arXiv:2411.15124
-        robust         sigmoid made unbiased for a share label_smoothing of flipped labels       arXiv:2403.00409
-        ipo            (m / beta - 1 / (2 beta))^2; of averages over tokens with ipo_average     arXiv:2310.12036
-        hinge          max(0, 1 - m)                                                             arXiv:2309.06657
-        apo_zero       1 - sigma(beta s_w) + sigma(beta s_l): w up, l down                       arXiv:2408.06266
-        apo_down       sigma(beta s_w) + 1 - sigma(m): both down, l more                         arXiv:2408.06266
-        plackett_luce  -log P(whole order), strengths beta s, over groups in place of pairs      arXiv:2305.18290, A.3
+    with the losses of `losses.variants.VARIANTS`, over groups in place of pairs for plackett_luce.
 
     sigmoid at m = 0 is ln 2. With sft_coef it is RPO (arXiv:2404.19733, where it is 1, of each answer's mean per token
     in place of one mean over the step's chosen tokens), with label_smoothing conservative DPO. beta 0.1 to 0.5: less
@@ -42,9 +32,8 @@ class DPO:
     and more for models of some millions.
     """
 
-    variant: Annotated[Names, MinLen(1)] = ("sigmoid",)
-    """One or several losses, each NAME or NAME=WEIGHT, added up: sigmoid, sigmoid_norm, robust, ipo, hinge, apo_zero,
-    apo_down, plackett_luce."""
+    variant: Annotated[Names, MinLen(1), Known({name: v.formula for name, v in VARIANTS.items()})] = ("sigmoid",)
+    """One or several losses, each NAME or NAME=WEIGHT, added up."""
     beta: NotNegative = 0.0
     """Strength of the KL to the reference, IPO's tau; 0 takes 0.1, and of sigmoid_norm alone the 5 of its paper."""
     label_smoothing: Annotated[Number, Ge(0), Lt(0.5)] = 0.0
@@ -65,26 +54,12 @@ class DPO:
     """Share of the policy in the moved reference; 1 replaces it."""
 
     def __post_init__(self) -> None:
-        names, smoothed = self.weights.keys(), self.label_smoothing > 0
-        for wrong, message in (
-            (smoothed and not names & set(SMOOTHED), f"label_smoothing is for {', '.join(SMOOTHED)} only; drop it"),
-            ("robust" in names and not smoothed, "robust needs label_smoothing, the share of flipped labels; give it"),
-            (self.ipo_average and "ipo" not in names, "ipo_average is on, but ipo is no variant; drop it"),
-            (self.f_divergence != "reverse_kl" and names & {"apo_zero", "apo_down"}, "f_divergence cannot be had with "
-             "apo_zero or apo_down, whose single rewards are known up to a constant that cancels in a pair; drop one"),
-            (self.divergence_alpha != 0.5 and self.f_divergence != "alpha", "divergence_alpha is given, f_divergence "
-             f"is {self.f_divergence}; set that to alpha, or drop it"),
-            (self.ld_alpha != 1 and "plackett_luce" in names, "ld_alpha cuts at the length that two answers share, and "
-             "plackett_luce compares more; drop one"),
-            (self.sync_alpha != 0.6 and not self.sync_every, "sync_alpha is given, sync_every is 0; give both or none"),
-        ):  # fmt: skip
-            if wrong:
-                raise ConfigError(message)
+        combinations.check_dpo(self)
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each variant."""
-        return weighted(self.variant, VARIANTS, "variant")
+        return named_weights(self.variant, "variant", VARIANTS, positive=True)
 
     @property
     def strength(self) -> float:
@@ -93,10 +68,25 @@ class DPO:
 
     @property
     def traits(self) -> Traits:
-        orders, every, alpha = "plackett_luce" in self.weights, self.sync_every, self.sync_alpha * (self.sync_every > 0)
-        return Traits("ranking", needs=("ref_logprobs",), whole=True, orders=orders, sync_every=every, sync_alpha=alpha)
+        return Traits(
+            "ranking",
+            needs=("ref_logprobs",),
+            whole=True,
+            orders="plackett_luce" in self.weights,
+            sync_every=self.sync_every,
+            sync_alpha=self.sync_alpha if self.sync_every else 0.0,
+            notes=self._notes(),
+        )
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def _notes(self) -> tuple[str, ...]:
+        if self.beta:
+            return ()
+        note = f"beta {self.strength:g}"
+        if "sigmoid_norm" in self.weights and len(self.weights) > 1:
+            note += " for all variants, where sigmoid_norm alone has 5"
+        return (note,)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """A term for each variant, `nll` where it is on, and metrics, whose rewards are beta times the ratio."""
         from espalier.losses import lists, pairs
         from espalier.losses.ops import by_sample
@@ -117,4 +107,4 @@ class DPO:
                 terms[name] = Term(x_P, "pairs", coef=weight)
         if self.sft_coef:
             terms["nll"] = pairs.chosen_nll(outputs.logprobs, batch, self.sft_coef)
-        return {"policy": {**terms, **pairs.metrics(beta * ratios_P2, outputs.logprobs, batch)}}
+        return {**terms, **pairs.metrics(beta * ratios_P2, outputs.logprobs, batch)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from espalier.algorithms.labelled import is_good, mismatched, ratio
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, section
 from espalier.types import Batch, Outputs, Sample, Term
 
@@ -15,7 +15,7 @@ MATES = "kl"
 
 
 @section
-class KTO:
+class KTO(Algorithm):
     """Learns from answers that are good or bad, each on its own, no two of one prompt needed:
 
         L = 1/S sum_S x    good   x = lambda_D (1 - sigma(beta (r - z)))    bad   x = lambda_U (1 - sigma(beta (z - r)))
@@ -40,7 +40,7 @@ class KTO:
     undesirable_weight: Positive = 1.0
     """Weight of bad answers (lambda_U)."""
 
-    traits: ClassVar[Traits] = Traits("ranking", "labels", needs=("ref_logprobs",))
+    traits: ClassVar[Traits] = Traits("ranking", "labels", needs=("ref_logprobs",), mates=True)
 
     def mates(self, groups: Sequence[list[Sample]]) -> list[list[Sample]]:
         """Every prompt with a response to another one, part "kl"; see `labelled.mismatched`. A step with a single
@@ -57,7 +57,7 @@ class KTO:
             return {"kl": state.get("kl", 0.0)}
         return {"kl": max(0.0, math.fsum(ratios) / len(ratios))}
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """`kto` over sequences; the metrics of `losses.unpaired.metrics`, whose rewards are beta r, and `kl`.
 
         Raises ValueError for a label other than 1 and 0, and KeyError where `credit` has not filled `state`.
@@ -74,4 +74,4 @@ class KTO:
         x_S = unpaired.kto(ratios_S, good_S, kl, beta=self.beta, desirable=weights[0], undesirable=weights[1])
         metrics = unpaired.metrics(self.beta * ratios_S, logprobs_S, good_S, *weights)
         metrics["kl"] = Term(torch.full_like(ratios_S, kl).detach(), "sequences", coef=0.0)
-        return {"policy": {"kto": Term(x_S, "sequences"), **metrics}}
+        return {"kto": Term(x_S, "sequences"), **metrics}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, section
 from espalier.types import Batch, Outputs, Term
 
 
 @section
-class ORPO:
+class ORPO(Algorithm):
     """Fine-tunes on preferred answers and, in the same step, raises their odds over the others'; no reference:
 
         L = sum_chosen nll_t / |chosen tokens|  +  odds_coef * sum_pairs -log sigma(log odds_w - log odds_l) / pairs
@@ -27,15 +27,13 @@ class ORPO:
 
     traits: ClassVar[Traits] = Traits("ranking", whole=True)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """The terms `nll` and `odds_ratio`, and metrics, whose rewards are odds_coef times log odds."""
         from espalier.losses import pairs
 
         means_P2 = pairs.means(outputs.logprobs, batch)
         return {
-            "policy": {
-                "nll": pairs.chosen_nll(outputs.logprobs, batch, 1.0),
-                "odds_ratio": Term(pairs.odds_ratio(means_P2), "pairs", coef=self.odds_coef),
-                **pairs.metrics(self.odds_coef * pairs.log_odds(means_P2), outputs.logprobs, batch),
-            }
+            "nll": pairs.chosen_nll(outputs.logprobs, batch, 1.0),
+            "odds_ratio": Term(pairs.odds_ratio(means_P2), "pairs", coef=self.odds_coef),
+            **pairs.metrics(self.odds_coef * pairs.log_odds(means_P2), outputs.logprobs, batch),
         }

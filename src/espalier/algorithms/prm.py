@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, section
 from espalier.types import Batch, Outputs, Term
 
 
 @section
-class PRM:
+class PRM(Algorithm):
     """Step-end classification: a scalar head is read after each step and says the logit s of "this step is good".
 
         L = sum_r [ -y_r log sigma(s_r) - bad_weight (1 - y_r) log(1 - sigma(s_r)) ] / |labelled steps|
@@ -39,9 +39,9 @@ class PRM:
     bad_weight: Positive = 1.0
     """Weight of bad steps; above 1 where they are few and must be found."""
 
-    traits: ClassVar[Traits] = Traits(consumes="steps", reads=True)
+    traits: ClassVar[Traits] = Traits(consumes="steps", says="reads")
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """Cross-entropy over reads. Raises ValueError for a head of more than one dimension."""
         import torch
 
@@ -56,12 +56,10 @@ class PRM:
         lengths_S = torch.bincount(batch.read_rows_R, minlength=len(batch.samples))
         whole_S = aggregate(s_R, lengths_S, self.aggregate).nan_to_num(0.5)
         return {
-            "policy": {
-                "cross_entropy": Term(cross_entropy(scores_R, grades_R, self.bad_weight), "reads"),
-                "accuracy": Term(right_side(s_R, grades_R) * known_R, "reads", coef=0.0),
-                "bad": Term(bad_R.float(), "reads", coef=0.0),
-                "bad_found": Term((bad_R & (s_R < 0)).float(), "reads", coef=0.0),
-                "solution": Term(whole_S, "sequences", coef=0.0),
-                "solution_accuracy": Term(right_side(whole_S - 0.5, batch.labels_S), "sequences", coef=0.0),
-            }
+            "cross_entropy": Term(cross_entropy(scores_R, grades_R, self.bad_weight), "reads"),
+            "accuracy": Term(right_side(s_R, grades_R) * known_R, "reads", coef=0.0),
+            "bad": Term(bad_R.float(), "reads", coef=0.0),
+            "bad_found": Term((bad_R & (s_R < 0)).float(), "reads", coef=0.0),
+            "solution": Term(whole_S, "sequences", coef=0.0),
+            "solution_accuracy": Term(right_side(whole_S - 0.5, batch.labels_S), "sequences", coef=0.0),
         }

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from espalier.algorithms import combinations
 from espalier.algorithms.dimensions import check_grades, total_weights
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Calibration, Grades, Traits
 from espalier.config.fields import Names, NotNegative, Number, section
-from espalier.errors import ConfigError
 from espalier.types import Batch, Outputs, Term, Wants
 
 
 @section
-class Reward:
+class Reward(Algorithm):
     """Scores whole answers, so that preferred ones score higher. With s = sum_k w_k s_k / sum_k |w_k| over dimensions:
 
         bradley_terry    1/G sum_groups 1/|pairs| sum_pairs -log sigma(s_w - s_l - margin |label_w - label_l|)
@@ -55,24 +55,7 @@ class Reward:
     """After training, scale scores to a standard deviation of 1 over the same answers."""
 
     def __post_init__(self) -> None:
-        total_weights(self.dimensions)
-        pairs, ties, flat = self.objective == "bradley_terry", self.ties != "none", self.weighting == "pairs"
-        own = {"margin": self.margin, "label_smoothing": self.label_smoothing, "ties": ties, "weighting pairs": flat}
-        for wrong, why in (
-            *((on and not pairs, f"{name} is for bradley_terry; drop it") for name, on in own.items()),
-            (self.tie_share != 1 / 3 and not ties, "tie_share is given, but ties is none; give ties, or drop it"),
-            (ties and self.margin, "margin and ties are both given, and a tie has no margin; drop one"),
-            (ties and self.label_smoothing, "label_smoothing and ties are both given, and only wins flip; drop one"),
-            (ties and flat, "weighting pairs counts no ties; keep weighting groups, or drop ties"),
-            (self.centering and self.objective == "pointwise", "centering is of pairs; drop it"),
-            (self.pointwise_coef and self.objective == "pointwise", "pointwise_coef is beside comparisons; drop it"),
-            (self.grade_low >= self.grade_high, "grade_low is not below grade_high; give the ends of the human scale"),
-            ((self.grade_low, self.grade_high) != (1, 10) and not self.learns_grades, "grade_low and grade_high are "
-             "ends of a scale that nothing learns from; give objective pointwise or pointwise_coef, or drop them"),
-            (self.calibrate_scale and self.calibrate_on == "none", "calibrate_scale is given; set calibrate_on, too"),
-        ):  # fmt: skip
-            if wrong:
-                raise ConfigError(why)
+        combinations.check_reward(self)
 
     @property
     def learns_grades(self) -> bool:
@@ -81,10 +64,23 @@ class Reward:
 
     @property
     def traits(self) -> Traits:
-        wants: Wants = "grades" if self.objective == "pointwise" else "pairs" if self.ties == "none" else "comparisons"
-        return Traits("ranking", wants, whole=True, orders=self.objective == "plackett_luce", reads=True)
+        wants: Wants = "pairs"
+        if self.objective == "pointwise":
+            wants = "grades"
+        elif self.ties != "none":
+            wants = "comparisons"
+        return Traits(
+            "ranking",
+            wants,
+            whole=True,
+            orders=self.objective == "plackett_luce",
+            says="reads",
+            dimensions=total_weights(self.dimensions),
+            grades=Grades(self.grade_low, self.grade_high) if self.learns_grades else None,
+            calibration=None if self.calibrate_on == "none" else Calibration(self.calibrate_on, self.calibrate_scale),
+        )
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """A term for the objective and for each that stands beside it, and metrics over strict pairs.
 
         Raises ValueError for a sample with other than one read, scores of other dimensions than these, and a margin
@@ -100,7 +96,7 @@ class Reward:
             grades_SK = scores.standard(batch.grades_RK, self.grade_low, self.grade_high)
             terms["pointwise"] = Term(scores.pointwise(scores_SK, grades_SK), "reads", coef=self.pointwise_coef or 1.0)
         if self.objective == "pointwise":
-            return {"policy": terms}
+            return terms
         total_S = scores_SK @ scores_SK.new_tensor(weights)
         if self.objective == "plackett_luce":
             terms["plackett_luce"] = Term(lists.plackett_luce(total_S, batch.labels_S, batch.group_S), "groups")
@@ -117,4 +113,4 @@ class Reward:
             terms["bradley_terry"] = Term(x_C * share_C, self.weighting)
         if self.centering:
             terms["centering"] = Term(scores.centering(scores_C2) * share_C, self.weighting, coef=self.centering)
-        return {"policy": {**terms, **scores.metrics(total_S, batch)}}
+        return {**terms, **scores.metrics(total_S, batch)}

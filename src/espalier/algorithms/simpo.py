@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from espalier.algorithms.traits import Traits
+from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import NotNegative, Positive, section
 from espalier.types import Batch, Outputs, Term
 
 
 @section
-class SimPO:
+class SimPO(Algorithm):
     """Learns from pairs with the mean log-probability of a token as the reward, and no reference:
 
         L = sum_pairs -log sigma(beta (a_w - a_l) - gamma) / pairs  +  sft_coef * sum_chosen nll_t / |chosen tokens|
@@ -31,7 +31,7 @@ class SimPO:
 
     traits: ClassVar[Traits] = Traits("ranking", whole=True)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, dict[str, Term]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """The term `simpo`, `nll` where it is on, and metrics, whose rewards are beta a."""
         from espalier.losses import pairs
 
@@ -40,4 +40,4 @@ class SimPO:
         terms = {"simpo": Term(x_P, "pairs"), **pairs.metrics(rewards_P2, outputs.logprobs, batch)}
         if self.sft_coef:
             terms["nll"] = pairs.chosen_nll(outputs.logprobs, batch, self.sft_coef)
-        return {"policy": terms}
+        return terms

@@ -7,56 +7,56 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from espalier.algorithms.dimensions import check_dimensions, total_weights
-from espalier.algorithms.reward import Reward
-from espalier.assembly.runs import RunConfig, judge_of, labels_of, preference_of
+from espalier.algorithms.dimensions import check_dimensions
+from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
+from espalier.data.store.store import Store
 from espalier.errors import DataError
 from espalier.models.load import Loaded
-from espalier.types import TrainOn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def cache_folder(asked: str) -> Path:
-    """Where tokenised data is kept: as asked, else the user's cache folder."""
-    if asked:
-        return Path(asked).expanduser()
+def cache_folder(cache: str) -> Path:
+    """Where tokenised data is kept: the folder that the config names, else the user's cache folder."""
+    if cache:
+        return Path(cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
 
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return _renderer(config, loaded, form_of(config))
+    return renderer_of(config, loaded.tokenizer, loaded.limit)
 
 
 def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
-    """The renderer of files that are held out, where it is another one: labels there are never turned around."""
-    form = form_of(config)
-    if not form.preference.flip:
+    """The renderer of files that are held out, if it is another one: labels there are never flipped."""
+    if not config.preference.flip:
         return None
-    return _renderer(config, loaded, replace(form, preference=replace(form.preference, flip=0.0)))
+    unflipped = replace(config, preference=replace(config.preference, flip=0.0))
+    return renderer_of(unflipped, loaded.tokenizer, loaded.limit)
 
 
-def _renderer(config: RunConfig, loaded: Loaded, form: Form) -> Renderer:
-    limit = longest(config.data, loaded.limit)
-    return Renderer(loaded.tokenizer, train_on=train_on(config), max_length=limit, form=form)
-
-
-def train_on(config: RunConfig) -> TrainOn:
-    """Which turns of a conversation are trained; of an algorithm that does not ask, the assistant's."""
-    asked: TrainOn = getattr(config.algorithm, "train_on", "assistant")
-    return asked
+def renderer_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Renderer:
+    """The renderer of a run's data under a tokenizer. limit: the most tokens that the model takes."""
+    longest_sample = longest(config.data, limit)
+    train_on = config.algorithm.traits.train_on
+    return Renderer(tokenizer, train_on=train_on, max_length=longest_sample, form=form_of(config))
 
 
 def form_of(config: RunConfig) -> Form:
     """In which form the run reads its examples."""
     traits = config.algorithm.traits
-    judged = preference_of(config), config.loop.seed, labels_of(config)
-    # Nothing is trained: groups of equals alone say something, too (how often a best of n is right).
-    wants = "comparisons" if judge_of(config).eval_only and traits.wants == "pairs" else traits.wants
-    return Form(traits.consumes, wants, traits.reads, *judged)
+    wants = traits.wants
+    if config.judge.eval_only and wants == "pairs":
+        # Nothing is trained, and groups of equals count, too: in how many is a best of n right?
+        wants = "comparisons"
+    return Form(traits.consumes, wants, traits.says == "reads", config.preference, config.loop.seed, config.labels)
 
 
 def build_data(
@@ -65,34 +65,42 @@ def build_data(
     on_progress: Callable[[str, int], None] | None = None,
     held_renderer: Renderer | None = None,
 ) -> tuple[Opened, Dataset]:
-    """Tokenise (or find tokenised) all data, and put it in order. Raises ConfigError and DataError, for grades that the
-    algorithm does not take, too."""
-    opened = open_data(
-        config.data, renderer, cache=cache_folder(config.data.cache), seed=config.loop.seed,
-        held_renderer=held_renderer, on_progress=on_progress,
-    )  # fmt: skip
-    check_grades(config, opened)
+    """Tokenise (or find tokenised) all data, and put it in order.
+
+    Raises ConfigError and DataError, also for grades that the algorithm does not take.
+    """
     loop = config.loop
+    opened = open_data(
+        config.data,
+        renderer,
+        cache=cache_folder(config.data.cache),
+        seed=loop.seed,
+        held_renderer=held_renderer,
+        on_progress=on_progress,
+    )
+    check_grades(config, opened)
     dataset = Dataset(
-        opened, seed=loop.seed, samples_per_step=loop.samples_per_step, tokens_per_step=loop.tokens_per_step,
-        replay_fraction=config.data.replay_fraction, epochs=loop.epochs, steps=loop.steps,
-    )  # fmt: skip
+        opened,
+        seed=loop.seed,
+        samples_per_step=loop.samples_per_step,
+        tokens_per_step=loop.tokens_per_step,
+        replay_fraction=config.data.replay_fraction,
+        epochs=loop.epochs,
+        steps=loop.steps,
+    )
     return opened, dataset
 
 
 def check_grades(config: RunConfig, opened: Opened) -> None:
-    """Whether the stored grades are about the run's dimensions and, where it learns from them, on its scale.
+    """Whether the stored grades are about the run's dimensions and, if it learns from them, on its scale.
 
     Raises ConfigError for other dimensions, DataError that names a row outside the scale or a source of other ones.
     """
-    algorithm = config.algorithm
-    if not isinstance(algorithm, Reward):
+    traits = config.algorithm.traits
+    check_dimensions(tuple(traits.dimensions), opened.dimensions, learned=traits.grades is not None)
+    if traits.grades is None:
         return
-    learned = algorithm.learns_grades
-    check_dimensions(tuple(total_weights(algorithm.dimensions)), opened.dimensions, learned=learned)
-    if not learned:
-        return
-    low, high = algorithm.grade_low, algorithm.grade_high
+    low, high = traits.grades.low, traits.grades.high
     for store in opened.all:
         if store.stats.dimensions not in ((), opened.dimensions):
             raise DataError(
@@ -102,10 +110,20 @@ def check_grades(config: RunConfig, opened: Opened) -> None:
         lowest, highest = store.stats.lowest, store.stats.highest
         if lowest is None or highest is None or low <= lowest <= highest <= high:
             continue
-        given = ((i, x) for i in range(len(store)) for s in store.group(i) for grade in s.grades for x in grade)
-        i, x = next((i, x) for i, x in given if not math.isnan(x) and not low <= x <= high)
+        line, grade = _outside(store, low, high)
         raise DataError(
-            f"{store.path}:{store.origin(i).line}: a response has the grade {x:g}, expected {low:g} to {high:g} (the "
-            f"source has {lowest:g} to {highest:g}); set grade_low and grade_high to the ends of the scale that people "
-            "used, or leave the row out"
+            f"{store.path}:{line}: a response has the grade {grade:g}, expected {low:g} to {high:g} (the source has "
+            f"{lowest:g} to {highest:g}); set grade_low and grade_high to the ends of the scale that people used, or "
+            "leave the row out"
         )
+
+
+def _outside(store: Store, low: float, high: float) -> tuple[int, float]:
+    """The line and the value of the first grade of a store that is not between low and high."""
+    for i in range(len(store)):
+        for s in store.group(i):
+            for grade in s.grades:
+                for x in grade:
+                    if not math.isnan(x) and not low <= x <= high:
+                        return store.origin(i).line, x
+    raise ValueError(f"{store.path}: the statistics have a grade outside {low:g} to {high:g}, but no row has")

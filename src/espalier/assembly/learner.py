@@ -1,4 +1,4 @@
-"""From a config to the learner of a run, and what it will need."""
+"""From a session to its learner, and what that will need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 
 from espalier.assembly.model import Model
 from espalier.assembly.runs import RunConfig
-from espalier.data.render.renderer import Renderer
+from espalier.assembly.session import Session
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
-from espalier.engines.processes import Distributed, OneProcess
-from espalier.forest.microbatches import Layout
+from espalier.forest.microbatches import Packing
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -19,37 +18,47 @@ CUDA_BUDGET = 8192
 
 def budget(config: RunConfig, device: torch.device) -> int:
     """Packed tokens in a forward."""
-    return config.loop.tokens_per_microbatch or (CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET)
+    default = CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET
+    return config.loop.tokens_per_microbatch or default
 
 
-def token_layout(model: Model, *, whole: bool = False) -> Layout:
+def token_layout(model: Model, *, whole: bool = False) -> Packing:
     """How tokens are counted against the budget; `whole` keeps groups in one piece."""
     loaded, policy = model.loaded, model.policy
     stretched = loaded.original_limit if loaded.original_limit != loaded.limit else None
-    return Layout(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
+    return Packing(policy.shares, policy.layout == "padded", whole=whole, long_from=stretched or 0)
 
 
-def build_learner(
-    config: RunConfig, model: Model, renderer: Renderer, world: OneProcess | Distributed, device: torch.device
-) -> TorchLearner:
-    """The learner of a run; shards the policy under a distributed world."""
-    loaded = model.loaded
+def build_learner(session: Session) -> TorchLearner:
+    """Build the session's learner; shards the policy if several processes train together.
+
+    Raises ValueError if the algorithm and the policy disagree on what the model says.
+    """
+    config, model, traits = session.config, session.model, session.traits
+    if traits.says != model.policy.says:
+        raise ValueError(
+            f"the loss is about {traits.says}, the policy says {model.policy.says}; expected the same of both"
+        )
     options = LearnerOptions(
-        budget=budget(config, device),
+        budget=budget(config, session.device),
         compute=model.compute,
-        linear=config.algorithm.traits.linear,
-        whole=config.algorithm.traits.whole,
-        reads=config.algorithm.traits.reads,
+        linear=traits.linear,
+        whole=traits.whole,
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,
         compile=config.loop.compile,
         long_from=token_layout(model).long_from,
         seed=config.loop.seed,
     )
+    loaded = model.loaded
     export = ExportOptions(
-        loaded.tokenizer, loaded.source_dtype, renderer.stop_ids, adapter_only=config.model.export == "adapter"
+        loaded.tokenizer,
+        loaded.source_dtype,
+        session.renderer.stop_ids,
+        adapter_only=config.model.export == "adapter",
     )
-    return TorchLearner(model.policy, config.optim, options, world=world, export_options=export)
+    session.learner = TorchLearner(model.policy, config.optim, options, world=session.processes, export_options=export)
+    return session.learner
 
 
 def estimate(model: Model, tokens: int, *, ranks: int, checkpointing: bool) -> dict[str, int]:
@@ -59,16 +68,18 @@ def estimate(model: Model, tokens: int, *, ranks: int, checkpointing: bool) -> d
     matrices, norms, attention, gates); checkpointing keeps one hidden width a layer and recomputes one layer.
     """
     config: Any = model.loaded.model.config.get_text_config()
-    size = torch.empty(0, dtype=model.compute).element_size()
+    size = model.compute.itemsize
     masters = 0 if model.compute == torch.float32 else 4 * model.frozen.trainable
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = (18 * hidden + 6 * inner) * size
     layers = config.num_hidden_layers
-    per_token = layers * hidden * size + layer if checkpointing else layers * layer
+    layer = (18 * hidden + 6 * inner) * size
+    activations = layers * layer
+    if checkpointing:
+        activations = layers * hidden * size + layer
     return {
         "weights": (model.frozen.total * size + masters) // ranks,
         "gradients": 4 * model.frozen.trainable // ranks,
         "optimizer": 8 * model.frozen.trainable // ranks,
-        "activations": tokens * per_token,
+        "activations": tokens * activations,
     }

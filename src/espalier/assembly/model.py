@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from espalier.algorithms.dimensions import total_weights
-from espalier.assembly.runs import RunConfig, judge_of
+from espalier.assembly.runs import RunConfig
 from espalier.config.sections import ModelConfig
+from espalier.data.files.content import content_hash
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, ModelError
 from espalier.models import heads, layout
 from espalier.models.export import padding_of
 from espalier.models.freeze import FreezeSummary
-from espalier.models.load import Loaded, load_model, prepare
+from espalier.models.load import Loaded, check_causal, load_model, prepare
 from espalier.models.policy import Policy
 
 
@@ -38,8 +39,19 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def build_run_model(config: RunConfig, device: torch.device) -> Model:
+    """The model that a run trains or judges. Raises ModelError and ConfigError."""
+    noise = config.algorithm.traits.noise
+    return build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head_of(config))
+
+
 def build_model(
-    config: ModelConfig, device: torch.device, *, seed: int = 0, neftune_alpha: float = 0.0, head: Head | None = None
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    neftune_alpha: float = 0.0,
+    head: HeadSpec | None = None,
 ) -> Model:
     """Load, adapt, freeze; choose the layout. With `head`, the model is read by a scalar head: the one it comes with,
     or a new one. Raises ModelError and ConfigError."""
@@ -56,9 +68,13 @@ def build_model(
             f"router_loss needs a packed layout, but layout is padded: {reason}; drop it", key="router_loss"
         )
     policy = Policy(
-        loaded.model, chosen, neftune_alpha=neftune_alpha, dropout=config.dropout, router_loss=config.router_loss > 0,
-        reads=head is not None,
-    )  # fmt: skip
+        loaded.model,
+        chosen,
+        neftune_alpha=neftune_alpha,
+        dropout=config.dropout,
+        router_loss=config.router_loss > 0,
+        says="tokens" if head is None else "reads",
+    )
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
     if config.router_loss:
         notes.append(
@@ -67,53 +83,77 @@ def build_model(
     return Model(loaded, policy, frozen, compute_dtype(config.dtype, device), notes)
 
 
+def check_reference_model(config: RunConfig) -> None:
+    """Whether another model as the reference can be one, by its config alone, so that it is known before data is read.
+
+    Raises ConfigError if it is missing or not a causal language model, such as a reward model.
+    """
+    path = config.reference.reference_model
+    if not path:
+        return
+    try:
+        check_causal(path, trust_remote_code=config.model.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"reference_model: {error}", key="reference_model") from error
+
+
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The scalar head a run asks for: names of its dimensions (none is a single, nameless one) and where it is read.
-    trained: a model without one gets a new one."""
+class HeadSpec:
+    """The scalar head that a run asks for: names of its dimensions (none for a single, nameless one) and where it is
+    read. trained: a model without a head gets a new one; otherwise it is refused."""
 
     names: tuple[str, ...]
     kind: heads.Kind
     trained: bool = True
 
 
-def head_of(config: RunConfig) -> Head | None:
-    """The scalar head of a run whose algorithm reads one."""
-    if not config.algorithm.traits.reads:
+def head_of(config: RunConfig) -> HeadSpec | None:
+    """The scalar head of a run; None if its algorithm reads none."""
+    traits = config.algorithm.traits
+    if traits.says != "reads":
         return None
-    names = tuple(total_weights(getattr(config.algorithm, "dimensions", ())))
-    return Head(names, kind_of(config), trained=not judge_of(config).eval_only)
+    kind: heads.Kind = "steps" if traits.consumes == "steps" else "response"
+    return HeadSpec(tuple(traits.dimensions), kind, trained=not config.judge.eval_only)
 
 
-def kind_of(config: RunConfig) -> heads.Kind:
-    return "steps" if config.algorithm.traits.consumes == "steps" else "response"
-
-
-def put_head(loaded: Loaded, head: Head, seed: int) -> None:
-    """Attach the head, or keep the one the model has. Raises ConfigError where that is another one."""
+def put_head(loaded: Loaded, head: HeadSpec, seed: int) -> None:
+    """Attach the head, or keep the one the model has. Raises ConfigError if the model has another one."""
     size = max(1, len(head.names))
-    had = heads.scalar_head(loaded.model)
-    if had is None and not head.trained:
-        command = "prm" if head.kind == "steps" else "reward"
-        raise ConfigError(
-            f"{loaded.folder} has no scalar head, and one that nobody trained says nothing; expected a model that "
-            f"`espalier {command}` trained"
-        )
-    if had is None:
+    present = heads.scalar_head(loaded.model)
+    if present is None:
+        if not head.trained:
+            command = "prm" if head.kind == "steps" else "reward"
+            raise ConfigError(
+                f"{loaded.folder} has no scalar head, and the scores of an untrained one mean nothing; expected a "
+                f"model that `espalier {command}` trained"
+            )
         heads.attach(loaded.model, size, seed=seed, names=head.names, kind=head.kind)
         return
-    if had.dimensions != size or had.kind != head.kind or (head.names and had.names != head.names):
+    other_names = bool(head.names) and present.names != head.names
+    if present.dimensions != size or present.kind != head.kind or other_names:
         raise ConfigError(
-            f"the model has a head of {had.dimensions} dimensions ({', '.join(had.names) or 'nameless'}, {had.kind}); "
-            f"this run asks for {size} ({', '.join(head.names) or 'nameless'}, {head.kind}). Give its dimensions, or "
-            "start from a model without a head"
+            f"the model has a head of {present.dimensions} dimensions ({', '.join(present.names) or 'nameless'}, "
+            f"{present.kind}); this run asks for {size} ({', '.join(head.names) or 'nameless'}, {head.kind}). Give its "
+            "dimensions, or start from a model without a head"
         )
     loaded.notes.append("continues the scalar head that the model has")
 
 
 def padding_notes(model: Model, renderer: Renderer) -> list[str]:
-    """What to say of the pad token that a reward model will be exported with, where it is another one."""
-    if not model.policy.reads:
+    """What to say of the pad token that a reward model will be exported with, if it is a new one."""
+    if model.policy.says == "tokens":
         return []
     note = padding_of(model.loaded.model, model.loaded.tokenizer, renderer.stop_ids).note
     return [note] if note else []
+
+
+def weights_of(loaded: Loaded, adapter: str, cache: Path) -> dict[str, str]:
+    """Content hashes of what a model was read from: its weights and configs, and those of its adapter."""
+    folders = [loaded.folder]
+    if adapter:
+        folders.append(Path(adapter).expanduser())
+    hashes = {}
+    for folder in folders:
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json"))):
+            hashes[f"{path.parent.name}/{path.name}"] = content_hash(path, cache)[:16]
+    return hashes

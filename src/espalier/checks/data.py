@@ -4,144 +4,179 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from espalier.checks.table import Check
+from espalier.checks.table import Outcome, failed, passed, skipped, warned
 from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
+if TYPE_CHECKING:
+    from espalier.checks.evidence import Evidence, Row
+    from espalier.data.render.drafts import Rendered
+    from espalier.data.store.stats import StoreStats
+
 STOP_SHARE = 0.99
+TRUNCATED_SHARE = 0.1
 
 
-class Stats(Protocol):
-    """Counts of one data source: see `data.stats.StoreStats`."""
-
-    rows: int
-    kept: int
-    rejected: int
-    truncated: int
-    tokens: int
-    trained: int
-    whole: int
-    stopped: int
-    bos_0: int
-    bos_1: int
-    bos_more: int
-    samples: int
-    untrained: int
-    trained_by_role: dict[str, int]
-    reasons: dict[str, int]
+def check_rows(evidence: Evidence) -> Outcome:
+    """The rows of all sources."""
+    return rows([stats for _, stats in evidence.stats])
 
 
-Render = Callable[[Example], Sequence[Any]]
+def check_trained(evidence: Evidence) -> Outcome:
+    """The trained tokens of all sources."""
+    return trained(evidence.stats)
 
 
-def rows(stats: Sequence[Stats]) -> Check:
-    """Rows read, kept, rejected, truncated; every row read is one or the other."""
-    read, kept, rejected = (sum(getattr(s, n) for s in stats) for n in ("rows", "kept", "rejected"))
-    cut = sum(s.truncated for s in stats)
-    value = f"{read:,} read, {kept:,} kept, {rejected:,} rejected, {cut:,} truncated"
+def check_stop(evidence: Evidence) -> Outcome:
+    """The stop tokens of all sources but replay text, which may end anywhere."""
+    return stop([store.stats for store in evidence.session.opened.all if store.part == "main"])
+
+
+def check_bos(evidence: Evidence) -> Outcome:
+    """The begin-of-text tokens of all sources."""
+    return bos([stats for _, stats in evidence.stats], evidence.session.renderer.bos_id)
+
+
+def check_mask(evidence: Evidence) -> Outcome:
+    """The trained tokens of the first rows."""
+    tokenizer = evidence.session.model.loaded.tokenizer
+    return mask(evidence.rows, lambda ids: str(tokenizer.decode(ids)), evidence.session.renderer.train_on)
+
+
+def check_template(evidence: Evidence) -> Outcome:
+    """The first rows, rendered once more."""
+    return template(evidence.rows, evidence.session.renderer.render)
+
+
+# ------------------------------------------------------------------------------------------------------------- counts
+
+
+def rows(stats: Sequence[StoreStats]) -> Outcome:
+    """Rows read, kept, rejected, truncated; every row read is kept or rejected."""
+    read = kept = rejected = truncated = 0
+    for s in stats:
+        read += s.rows
+        kept += s.kept
+        rejected += s.rejected
+        truncated += s.truncated
+    value = f"{read:,} read, {kept:,} kept, {rejected:,} rejected, {truncated:,} truncated"
     if read != kept + rejected:
-        return Check(
-            "rows", value, "read = kept + rejected", "fail", "The token cache is damaged: use another --cache."
-        )
-    lost = cut > 0.1 * max(1, kept)
-    way_out = "More than a tenth of the rows lose their tail: raise max_length, or shorten the rows." if lost else ""
-    return Check("rows", value, "at most 10 % truncated", "warn" if lost else "pass", way_out)
+        return failed(value, "read = kept + rejected", "The token cache is damaged: use another --cache.")
+    limit = "at most 10 % truncated"
+    if truncated > TRUNCATED_SHARE * max(1, kept):
+        way_out = "More than a tenth of the rows lose their tail: raise max_length, or shorten the rows."
+        return warned(value, limit, way_out)
+    return passed(value, limit)
 
 
-def trained(stats: Sequence[tuple[str, Stats]]) -> Check:
+def trained(stats: Sequence[tuple[str, StoreStats]]) -> Outcome:
     """Trained tokens of all tokens, by source and role."""
-    total, of = sum(s.trained for _, s in stats), sum(s.tokens for _, s in stats)
-    sources = [
-        f"{name}: " + (", ".join(f"{role} {n:,}" for role, n in sorted(s.trained_by_role.items()) if n) or "none")
-        for name, s in stats
-    ]
-    value = f"{total:,} of {of:,} ({total / max(1, of):.1%}); {'; '.join(sources)}"
+    total = tokens = 0
+    sources = []
+    for name, s in stats:
+        total += s.trained
+        tokens += s.tokens
+        roles = [f"{role} {count:,}" for role, count in sorted(s.trained_by_role.items()) if count]
+        sources.append(f"{name}: {', '.join(roles) or 'none'}")
+    value = f"{total:,} of {tokens:,} ({total / max(1, tokens):.1%}); {'; '.join(sources)}"
     if not total:
-        return Check("trained", value, "some", "fail", "No token is trained: look at train_on and the rows' weights.")
-    return Check("trained", value, "some", "pass")
+        return failed(value, "some", "No token is trained: look at train_on and the rows' weights.")
+    return passed(value, "some")
 
 
-def stop(stats: Sequence[Stats]) -> Check:
+def stop(stats: Sequence[StoreStats]) -> Outcome:
     """Share of untruncated samples whose trained part ends in a stop token."""
     whole, stopped = sum(s.whole for s in stats), sum(s.stopped for s in stats)
     share = stopped / whole if whole else 1.0
-    ok = share >= STOP_SHARE
-    return Check(
-        "stop", f"{share:.2%} of {whole:,}", f">= {STOP_SHARE:.0%} train a stop token", "pass" if ok else "fail",
-        "" if ok else "The model would not learn to stop: look at the template's turn end with `espalier inspect`.",
-    )  # fmt: skip
+    value, limit = f"{share:.2%} of {whole:,}", f">= {STOP_SHARE:.0%} train a stop token"
+    if share < STOP_SHARE:
+        way_out = "The model would not learn to stop: look at the template's turn end with `espalier inspect`."
+        return failed(value, limit, way_out)
+    return passed(value, limit)
 
 
-def bos(stats: Sequence[Stats], bos_id: int | None) -> Check:
-    """Exactly one begin-of-text token in a sample, where the tokenizer has one."""
+def bos(stats: Sequence[StoreStats], bos_id: int | None) -> Outcome:
+    """Exactly one begin-of-text token in a sample, if the tokenizer has one."""
     if bos_id is None:
-        return Check("bos", "the tokenizer puts none", "none", "pass")
-    none, one, more = (sum(getattr(s, n) for s in stats) for n in ("bos_0", "bos_1", "bos_more"))
-    ok = not none and not more
-    return Check(
-        "bos", f"{one:,} with one, {none:,} with none, {more:,} with more", "exactly one", "pass" if ok else "fail",
-        "" if ok else "Template and tokenizer disagree about the begin-of-text token: give another --template.",
-    )  # fmt: skip
+        return passed("the tokenizer puts none", "none")
+    none, one, more = sum(s.bos_0 for s in stats), sum(s.bos_1 for s in stats), sum(s.bos_more for s in stats)
+    value = f"{one:,} with one, {none:,} with none, {more:,} with more"
+    if none or more:
+        way_out = "Template and tokenizer disagree about the begin-of-text token: give another --template."
+        return failed(value, "exactly one", way_out)
+    return passed(value, "exactly one")
 
 
-def mask(examples: Iterable[Example], render: Render, decode: Callable[[list[int]], str], train_on: str) -> Check:
-    """The trained tokens of the first rows, decoded, against the text that should be trained.
+# --------------------------------------------------------------------------------------------------------- first rows
+
+
+def mask(rows: Iterable[Row], decode: Callable[[list[int]], str], train_on: str) -> Outcome:
+    """The trained tokens of rows, decoded, against the text that should be trained.
 
     The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
     end: every trained message's content must stand in the decoded trained tokens, and every untrained one's in the
     decoded rest. Of a ranking each sample must train its own response and nothing of the prompt; of a solution, each
     step must stand between the place where the step before it is read and its own. What is cut to max_length is left
-    out; the check is skipped where nothing else is among the first rows.
+    out; the check is skipped if nothing else is among the rows.
     """
-    seen = wrong = 0
+    claims = wrong = 0
     first = ""
-    for example in examples:
-        group = render(example)
-        whole = [r for r in group if r.sample.stop != "length"]
-        if not whole or (len(whole) < len(group) and not isinstance(example, Ranking)):
+    for row in rows:
+        group = [r for r in row.rendered if r.sample.stop != "length"]
+        if not group or (len(group) < len(row.rendered) and not isinstance(row.example, Ranking)):
             continue
-        group = whole
-        for content, holds, said in _claims(example, group, decode, train_on):
-            seen += 1
+        for content, holds, fault in _claims(row.example, group, decode, train_on):
+            claims += 1
             if not holds:
                 wrong += 1
-                first = first or f"{example.origin}: {content[:60]!r} {said}"
-    if not seen:
-        return Check("mask", "no whole answer among the first rows", "all messages on the right side", "skipped")
-    ok = wrong == 0
-    return Check(
-        "mask", f"{seen - wrong} of {seen} messages on the right side", "all", "pass" if ok else "fail",
-        "" if ok else f"First in {first}. Look at it with `espalier inspect`.",
-    )  # fmt: skip
+                first = first or f"{row.example.origin}: {content[:60]!r} {fault}"
+    if not claims:
+        return skipped("no whole answer among the first rows", "all messages on the right side")
+    value = f"{claims - wrong} of {claims} messages on the right side"
+    if wrong:
+        return failed(value, "all", f"First in {first}. Look at it with `espalier inspect`.")
+    return passed(value, "all")
+
+
+Claim = tuple[str, bool, str]
+"""A text, whether it stands where it should, and what is wrong if it does not."""
 
 
 def _claims(
-    example: Example, group: Sequence[Any], decode: Callable[[list[int]], str], train_on: str
-) -> Iterator[tuple[str, bool, str]]:
-    """Texts, whether they stand where they should, and what is wrong where they do not."""
-    samples: list[Sample] = [r.sample for r in group]
-    trained, rest = ([_squash(decode(_side(s, side))) for s in samples] for side in (True, False))
-
-    def inside(contents: Iterable[str], text: str, said: str) -> Iterator[tuple[str, bool, str]]:
-        return ((content, _squash(content) in text, said) for content in contents)
-
+    example: Example, group: Sequence[Rendered], decode: Callable[[list[int]], str], train_on: str
+) -> Iterator[Claim]:
+    trained = [_squash(decode(_side(r.sample, True))) for r in group]
+    rest = [_squash(decode(_side(r.sample, False))) for r in group]
     if isinstance(example, Ranking):
+        prompt = [m.content for m in example.prompt]
         for r, own, before in zip(group, trained, rest, strict=True):
-            yield from inside([r.response.message.content], own, "is not trained")
-            yield from inside([m.content for m in example.prompt], before, "is trained")
+            if r.response is not None:
+                yield from _inside([r.response.message.content], own, "is not trained")
+            yield from _inside(prompt, before, "is trained")
     elif isinstance(example, Steps):
-        (sample,) = samples
-        start, said = sample.mask.index(True), "is read at another place than its end"
-        for step, read in zip(example.steps, sample.reads, strict=True):
-            text = _squash(decode(sample.tokens[start : read + 1]))
-            last = read == sample.reads[-1]  # others may share a token with what follows them
-            yield step, text.endswith(_squash(step)) if last else _squash(step) in text, said
-            start = read + 1
-        yield from inside([m.content for m in example.prompt], rest[0], "is trained")
+        (rendered,) = group
+        yield from _step_claims(example, rendered.sample, decode)
+        yield from _inside([m.content for m in example.prompt], rest[0], "is trained")
     else:
-        yield from inside(_wanted(example, train_on), "".join(trained), "is not trained")
-        yield from inside(_unwanted(example, train_on), "".join(rest), "is trained")
+        yield from _inside(_wanted(example, train_on), "".join(trained), "is not trained")
+        yield from _inside(_unwanted(example, train_on), "".join(rest), "is trained")
+
+
+def _inside(contents: Iterable[str], text: str, fault: str) -> Iterator[Claim]:
+    for content in contents:
+        yield content, _squash(content) in text, fault
+
+
+def _step_claims(example: Steps, sample: Sample, decode: Callable[[list[int]], str]) -> Iterator[Claim]:
+    start = sample.mask.index(True)
+    # Steps behind the cut are not read, and are left out here.
+    for step, read in zip(example.steps, sample.reads, strict=True):
+        text = _squash(decode(sample.tokens[start : read + 1]))
+        # The last step is read at its last token; others may share a token with what follows them.
+        holds = text.endswith(_squash(step)) if read == sample.reads[-1] else _squash(step) in text
+        yield step, holds, "is read at another place than its end"
+        start = read + 1
 
 
 def _side(sample: Sample, trained: bool) -> list[int]:
@@ -185,22 +220,26 @@ def _messages(example: Chat | Tree) -> list[Message]:
     return list(example.messages) if isinstance(example, Chat) else [node.message for node in example.nodes]
 
 
-def template(examples: Iterable[Example], render: Render, stored: Iterable[list[Sample]]) -> Check:
+def template(rows: Iterable[Row], render: Callable[[Example], Sequence[Rendered]]) -> Outcome:
     """Rows render now to the tokens and judgements that are stored, and twice to the same."""
+    limit = "the same tokens each time"
     count = 0
-    for example, group in zip(examples, stored, strict=False):
-        now, again = ([_told(r.sample) for r in render(example)] for _ in range(2))
-        if now != again or now != [_told(s) for s in group]:
-            return Check(
-                "template", f"{example.origin} renders differently now", "the same tokens each time", "fail",
+    for row in rows:
+        now = [_content(r.sample) for r in row.rendered]
+        again = [_content(r.sample) for r in render(row.example)]
+        if now != again or now != [_content(s) for s in row.stored]:
+            return failed(
+                f"{row.example.origin} renders differently now",
+                limit,
                 "The template depends on more than the row (a date, a random number): take one that does not.",
-            )  # fmt: skip
+            )
         count += 1
-    return Check("template", f"{count} rows render to the same tokens", "the same tokens each time", "pass")
+    return passed(f"{count} rows render to the same tokens", limit)
 
 
-def _told(sample: Sample) -> tuple[Any, ...]:
-    # nan differs from itself, and a store fills in nan for rows without grades beside rows that have some
+def _content(sample: Sample) -> tuple[Any, ...]:
+    """The tokens and judgements of a sample, in a form that compares equal."""
+    # nan differs from itself, and a store fills in nan for rows without grades beside rows that have some.
     known = any(not math.isnan(x) for grade in sample.grades for x in grade)
     grades = [str(grade) for grade in sample.grades] if known else []
     return sample.tokens, sample.label, sample.beats, sample.ties, sample.reads, grades

@@ -1,144 +1,121 @@
-"""The checks before the first step."""
+"""The table of checks before the first step, and the order in which they run.
+
+Most post-training bugs are silent: the loss falls and the model is wrong. So every run looks at its own model and data
+before it trains, and stops with the cause. `--skip-checks NAME` leaves a check out, and the printed table says so.
+
+This module loads without torch, because the help names the checks.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from itertools import groupby, islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from espalier.checks import data, judgements, model, preference, table
+from espalier.checks.table import Outcome, skipped
+from espalier.errors import ConfigError
 
-from espalier.assembly import learner as build
-from espalier.assembly.parts import Parts
-from espalier.assembly.reference import build_reference
-from espalier.assembly.runs import RunConfig, preference_of
-from espalier.checks import data as preflight
-from espalier.checks import table
-from espalier.checks.model import layout, loss, update
-from espalier.checks.table import Check, run
-from espalier.data.plan import REPLAY
-from espalier.data.read import read
-from espalier.data.render.drafts import Judged, Rendered
-from espalier.data.render.renderer import Renderer
-from espalier.data.store.store import Store
-from espalier.engines.learner import TorchLearner
-from espalier.engines.protocols import Reference
-from espalier.errors import RowError
-from espalier.loop.annotate import annotate
-from espalier.loop.evaluate import loss_of
-from espalier.loop.progress import Progress
-from espalier.types import Example, Sample
+if TYPE_CHECKING:
+    from espalier.assembly.session import Session
+    from espalier.checks.evidence import Evidence
 
-CHECKED_ROWS = 32
+When = Literal["before", "after"]
 
 
-def checks_before(config: RunConfig, p: Parts) -> list[Check]:
-    """Checks of the data, and, where it will be sharded, of the model as it is before that."""
-    stats = [(s.source, s.stats) for s in p.opened.all]
-    counts = [s for _, s in stats]
-    tokenizer = p.model.loaded.tokenizer
-    rows = list(_rows(config, p))
-    examples = [example for example, _ in rows]
-    stored = [group for _, group in rows]
-    checks: list[tuple[str, Callable[[], Check]]] = [
-        ("rows", lambda: preflight.rows(counts)),
-        ("trained", lambda: preflight.trained(stats)),
-        ("stop", lambda: preflight.stop([s.stats for s in p.opened.all if s.part == "main"])),
-        ("bos", lambda: preflight.bos(counts, p.renderer.bos_id)),
-        (
-            "mask",
-            lambda: preflight.mask(
-                examples, p.renderer.render, lambda ids: str(tokenizer.decode(ids)), p.renderer.train_on
-            ),
-        ),
-        ("template", lambda: preflight.template(examples, p.renderer.render, stored)),
-    ]
-    if p.world.size > 1:
-        checks.append(("layout", lambda: layout(p.model.policy, p.dataset.groups(0), torch.float32)))
-    return run(checks, config.loop.skip_checks)
+def before(session: Session) -> When | None:
+    """Before there is a learner."""
+    return "before"
 
 
-def _rows(config: RunConfig, p: Parts) -> Iterator[tuple[Example, list[Sample]]]:
-    """The first rows of every source that can be rendered, each with what is stored of it."""
-    flipped = preference_of(config).flip  # held-out files are rendered without it, by another renderer
-    held = zip(p.opened.held_sources, p.opened.held_out, strict=False) if not flipped else ()
-    for source, store in (*zip(p.opened.sources, (*p.opened.main, *p.opened.replay), strict=True), *held):
-        default = "text" if store.part == REPLAY else config.data.format
-        form = config.algorithm.traits.consumes
-        found = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
-        examples = (e for e in found if not isinstance(e, RowError))
-        yield from islice(matched(p.renderer, store, examples), CHECKED_ROWS)
+def after(session: Session) -> When | None:
+    """Once there is a learner, of which nothing is updated."""
+    return "after"
 
 
-def matched(renderer: Renderer, store: Store, examples: Iterable[Example]) -> Iterator[tuple[Example, list[Sample]]]:
-    """The examples that can be rendered, in the order of the source, each with the group that is stored of it.
+def unsharded(session: Session) -> When | None:
+    """While the model is in one piece. One process checks it after the learner has cast it to the dtype that trains;
+    several check it before they shard it."""
+    return "after" if session.processes.size == 1 else "before"
 
-    They are matched by line: a store refuses rows that can be rendered (scores in other dimensions than those of the
-    rows before). A line of several examples of which it refused some, or whose grades it left out, is skipped.
+
+def judged(session: Session) -> When | None:
+    """In runs that learn from judgements."""
+    return "after" if session.traits.consumes == "ranking" else None
+
+
+def referred(session: Session) -> When | None:
+    """In runs that learn from judgements against a reference."""
+    return judged(session) if "ref_logprobs" in session.traits.needs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: its name, what must hold, the function that finds out, and when it runs (None: not in this run)."""
+
+    name: str
+    about: str
+    function: Callable[[Evidence], Outcome]
+    when: Callable[[Session], When | None]
+
+
+CHECKS = (
+    Check("rows", "Every row read is kept or rejected; at most 10 % lose their tail.", data.check_rows, before),
+    Check("trained", "Some tokens are trained.", data.check_trained, before),
+    Check("stop", "Answers that are not cut train a stop token.", data.check_stop, before),
+    Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
+    Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", data.check_mask, before),
+    Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
+    Check("layout", "The layout in use says what one-by-one forwards say.", model.check_layout, unsharded),
+    Check("loss", "The first loss is finite and better than twice a uniform guess.", model.check_loss, after),
+    Check("update", "One step changes most weights that have a gradient.", model.check_update, after),
+    Check("preferences", "The judgements offer what the loss learns from.", judgements.check_preferences, judged),
+    Check("reference", "The reference is the policy as it starts.", preference.check_reference, referred),
+    Check("first_loss", "The first loss is the one that arithmetic gives.", preference.check_first_loss, judged),
+)
+NAMES = tuple(check.name for check in CHECKS)
+
+
+def run_checks(session: Session) -> dict[str, Outcome]:
+    """Build the session's learner and reference, and run every check that applies; nothing is updated.
+
+    Raises ConfigError for a name in `skip_checks` that no check has.
     """
-    at = 0
-    for line, several in groupby(examples, key=lambda example: example.origin.line):
-        rendered = [(example, group) for example in several if (group := _rendered(renderer, example)) is not None]
-        stored = store.groups_of(line, at)
-        at = stored.stop
-        kept = store.stats.dimensions
-        odd = any(isinstance(group, Judged) and group.dimensions not in ((), kept) for _, group in rendered)
-        if len(stored) == len(rendered) and not odd and store.dimensions == kept:
-            yield from ((example, store.group(i)) for (example, _), i in zip(rendered, stored, strict=True))
-        if at == len(store):
-            return
+    from espalier.assembly.learner import build_learner
+    from espalier.assembly.reference import build_reference
+    from espalier.checks.evidence import Evidence
+
+    skip = session.config.loop.skip_checks
+    refuse_unknown(skip)
+    evidence = Evidence(session)
+    outcomes: dict[str, Outcome] = {}
+    _run("before", evidence, skip, outcomes)
+    build_learner(session)
+    build_reference(session)
+    _run("after", evidence, skip, outcomes)
+    return {name: outcomes[name] for name in NAMES if name in outcomes}
 
 
-def _rendered(renderer: Renderer, example: Example) -> list[Rendered] | None:
-    try:
-        return renderer.render(example)
-    except RowError:
-        return None
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that no check has."""
+    for name in names:
+        if name not in NAMES:
+            raise ConfigError(f"skip_checks: got {name}, expected some of {', '.join(NAMES)}", key="skip_checks")
 
 
-def prepared(config: RunConfig, p: Parts) -> tuple[TorchLearner, Reference | None, list[Check]]:
-    """The learner and the reference of a run, and what all checks say of them; nothing is updated."""
-    from espalier.checks.preference import gated
-
-    before = checks_before(config, p)
-    learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-    reference = build_reference(config, p.model, p.opened, learner, p.say.reading("groups held against the reference"))
-    after = checks_after(config, p, learner, reference)
-    return (
-        learner,
-        reference,
-        [*before, *after, *run(gated(config, p, learner, reference), config.loop.skip_checks)],
-    )
+def _run(when: When, evidence: Evidence, skip: Sequence[str], outcomes: dict[str, Outcome]) -> None:
+    """Run the checks of one moment in the order of the table."""
+    for check in CHECKS:
+        if check.when(evidence.session) == when:
+            outcomes[check.name] = skipped() if check.name in skip else check.function(evidence)
 
 
-def checks_after(config: RunConfig, p: Parts, learner: TorchLearner, reference: Reference | None) -> list[Check]:
-    """Checks that need a gradient; nothing is updated."""
-    algorithm = config.algorithm
-
-    @cache
-    def probe() -> tuple[float, dict[str, float]]:
-        groups = p.dataset.groups(0)[: max(4, p.world.size)]
-        state = annotate(groups, algorithm, learner, reference, {})
-        result = learner.forward_backward(groups, loss_of(algorithm), state, 0)
-        shares = learner.probe_update(config.optim.lr, p.model.loaded.source_dtype)
-        return result.terms.get("nll", result.loss) if algorithm.traits.likelihood else result.loss, shares
-
-    guess = math.log(p.model.loaded.model.config.get_text_config().vocab_size) if algorithm.traits.likelihood else None
-    checks: list[tuple[str, Callable[[], Check]]] = [
-        ("loss", lambda: loss(probe()[0], guess)),
-        ("update", lambda: update(probe()[1])),
-    ]
-    if p.world.size == 1:  # the learner has cast the model: this is the path that trains
-        policy, compute = p.model.policy, p.model.compute
-        checks.insert(0, ("layout", lambda: layout(policy, p.dataset.groups(0), compute)))
-    return run(checks, config.loop.skip_checks)
-
-
-def settle(say: Progress, checks: list[Check], path: Path | None) -> None:
-    say.table("Checks", ("check", "value", "limit", "verdict"), [(c.name, c.value, c.limit, c.verdict) for c in checks])
-    for c in checks:
-        if c.verdict == "warn":
-            say.note(f"{c.name}: {c.way_out}")
-    table.settle(checks, path)
+def settle(session: Session, outcomes: dict[str, Outcome], path: Path | None) -> None:
+    """Print what the checks found, write it to `path`, and raise CheckError if one failed."""
+    rows = [(name, o.value, o.limit, o.verdict) for name, o in outcomes.items()]
+    session.console.table("Checks", ("check", "value", "limit", "verdict"), rows)
+    for name, outcome in outcomes.items():
+        if outcome.verdict == "warn":
+            session.console.note(f"{name}: {outcome.way_out}")
+    table.settle(outcomes, path)

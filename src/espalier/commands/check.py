@@ -6,19 +6,19 @@ from pathlib import Path
 
 from espalier import files
 from espalier.assembly.describe import describe
-from espalier.assembly.parts import parts
 from espalier.assembly.runs import RunConfig
-from espalier.checks.start import prepared, settle
+from espalier.assembly.session import open_session
+from espalier.checks.start import run_checks, settle
 
 
 def run(config: RunConfig) -> None:
-    """Run every check of `train` and stop there. Raises CheckError where one fails."""
-    with parts(config) as p:
-        describe(config, p)
-        _, _, checks = prepared(config, p)
+    """Run every check of a training command and stop there. Raises CheckError if one fails."""
+    with open_session(config) as session:
+        describe(session)
+        outcomes = run_checks(session)
         out = Path(config.loop.out)
-        if (out / "run.yaml").exists() or p.world.rank:  # a run's own preflight.json stays
-            settle(p.say, checks, None)
+        if (out / "run.yaml").exists() or not session.main:  # a run's own preflight.json stays
+            settle(session, outcomes, None)
         else:
             files.make_dir(out)
-            settle(p.say, checks, out / "preflight.json")
+            settle(session, outcomes, out / "preflight.json")

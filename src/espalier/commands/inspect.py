@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from espalier.assembly.data import form_of, train_on
+from espalier.assembly.data import renderer_of
 from espalier.assembly.runs import RunConfig
 from espalier.commands import rows_view
 from espalier.config.sections import InspectConfig
-from espalier.data.dataset import longest
-from espalier.data.read import Source, parse_sources, read
+from espalier.data.dataset import sources_of
+from espalier.data.read import Source, read
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template
 from espalier.errors import RowError
@@ -26,26 +26,20 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
-    limit = longest(config.data, read_limit(config.model.model))
-    renderer = Renderer(tokenizer, train_on=train_on(config), max_length=limit, form=form_of(config))
+    renderer = renderer_of(config, tokenizer, read_limit(config.model.model))
     console = Console(highlight=False)
-    main = [(source, config.data.format) for source in parse_sources(config.data.data)]
-    replay = [(source, "text") for source in parse_sources(config.data.replay)]
     rows: list[tuple[str, list[Any]]] = []
-    for source, default in (*main, *replay):
-        rows += _rendered(source, default, config, renderer, view.rows, console)
+    for source in sources_of(config.data, renderer.form.consumes).trained:
+        rows += _rendered(source, renderer, view.rows, console)
     rows_view.show(rows, tokenizer, console)
     if view.html:
         rows_view.html(rows, tokenizer, Path(view.html))
         console.print(f"written: {view.html}", markup=False)
 
 
-def _rendered(
-    source: Source, default: str, config: RunConfig, renderer: Renderer, count: int, console: Console
-) -> Iterator[tuple[str, list[Any]]]:
+def _rendered(source: Source, renderer: Renderer, count: int, console: Console) -> Iterator[tuple[str, list[Any]]]:
     """The rows of a source that can be rendered, up to `count`, each with its place; prints why others cannot."""
-    form = renderer.form.consumes
-    examples = read(source, default_format=default, alpaca_prompt=config.data.alpaca_prompt, form=form)
+    examples = read(source)
     good = rejected = 0
     while good < count and (example := next(examples, None)) is not None:
         where = source.path if isinstance(example, RowError) else f"{source.path}:{example.origin.line}"

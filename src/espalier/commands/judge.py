@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from espalier import files
-from espalier.algorithms.dimensions import NAMELESS, total_weights
-from espalier.assembly.model import Head, build_model, kind_of
-from espalier.assembly.parts import Parts
-from espalier.assembly.runs import RunConfig, judge_of, preference_of
+from espalier.algorithms.dimensions import NAMELESS
+from espalier.assembly.model import HeadSpec, build_model
+from espalier.assembly.session import Session
 from espalier.config.sections import ModelConfig
-from espalier.data.render.rankings import score_weights
 from espalier.data.store.store import Store
 from espalier.engines.forwards import Forwards
-from espalier.engines.learner import TorchLearner
 from espalier.engines.reference import frozen
 from espalier.errors import ConfigError
 from espalier.loop import checkpoint
@@ -36,99 +36,117 @@ CALIBRATED = 1024  # training groups whose answers are scored for the calibratio
 PROBED = 16  # held-out groups scored in other orders and alone
 CHUNK = 64
 
+Scores = list[tuple[float, ...]]
+Report = dict[str, Any]
 
-def finish(config: RunConfig, p: Parts, learner: TorchLearner, finished: Finished, run: RunDir) -> None:
+
+def finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Calibrate the model that was chosen, write it as `model/`, and judge it on held-out data."""
     if finished.chosen is not None and finished.chosen.name != checkpoint.step_name(finished.state.step):
-        learner.load(finished.chosen)
-    if note := _calibrate(config, p, learner):
-        p.say.note(note)
-    learner.export(run.model)
-    judge(config, p, learner, held_out(p, judge_of(config).judged), run.path)
+        session.learner.load(finished.chosen)
+    _calibrate(session)
+    session.learner.export(run.model)
+    judge(session, held_out(session, session.config.judge.judged), run.path)
 
 
-def judge(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, out: Path) -> None:
+def judge(session: Session, groups: Groups, out: Path) -> None:
     """Score groups, print what the workbench says of them, and write `workbench.json` and a page beside it."""
+    config, console = session.config, session.console
     if not groups:
-        p.say.note("nothing is held out, so the model is not judged: give eval_data or eval_fraction")
+        console.note("nothing is held out, so the model is not judged: give eval_data or eval_fraction")
         return
-    how = Resampling(seed=config.loop.seed, resamples=judge_of(config).resamples)
-    steps = kind_of(config) == "steps"
-    report = _steps(config, p, learner, groups, how) if steps else _answers(config, p, learner, groups, how)
-    if p.world.rank:
+    resampling = Resampling(seed=config.loop.seed, resamples=config.judge.resamples)
+    steps = session.traits.consumes == "steps"
+    report = _judge_steps(session, groups, resampling) if steps else _judge_answers(session, groups, resampling)
+    if not session.main:
         return
+    name = Path(config.model.model).name
+    if steps:
+        findings = process.findings(report, report.get("against_outcome"))
+        html = steps_page.page(report, f"Process reward model {name}")
+    else:
+        findings = tables.findings(report)
+        html = page.page(report, f"Reward model {name}")
     sections: dict[str, list[tuple[str, str]]] = {}
-    for section, what, value in (
-        process.findings(report, report.get("against_outcome")) if steps else tables.findings(report)
-    ):
+    for section, what, value in findings:
         if value != tables.NOTHING:
             sections.setdefault(section, []).append((what, value))
     for section, rows in sections.items():
-        p.say.table(section.capitalize(), ("what", "found"), rows)
+        console.table(section.capitalize(), ("what", "value"), rows)
     files.make_dir(out)
     files.write_atomic(out / "workbench.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    name = Path(config.model.model).name
-    shown = (
-        steps_page.page(report, f"Process reward model {name}") if steps else page.page(report, f"Reward model {name}")
-    )
-    files.write_atomic(out / "workbench.html", shown)
-    p.say.note(f"judged on {len(groups):,} groups: {out / 'workbench.json'}")
+    files.write_atomic(out / "workbench.html", html)
+    console.note(f"judged on {len(groups):,} groups: {out / 'workbench.json'}")
 
 
 # ---------------------------------------------------------------------------------------------------------- calibration
 
 
-def _calibrate(config: RunConfig, p: Parts, learner: TorchLearner) -> str:
-    """Give the head its calibration; returns what to say of it."""
-    on, scale = getattr(config.algorithm, "calibrate_on", "none"), getattr(config.algorithm, "calibrate_scale", False)
-    model = learner.policy.model
-    if on == "none":
-        return ""
-    import torch
-
-    weights, graded = _weights(config), config.algorithm.traits.wants == "grades"
-    found: list[tuple[float, ...]] = []
-    for groups in _chunks(trained_on(p, CALIBRATED)):
-        said = iter(learner.score([g for _, g in groups]))
-        for _, group in groups:
-            taken = range(len(group)) if on == "all" else chosen(group, weights if graded else None)
-            for place, reads in enumerate([next(said) for _ in group]):
-                found += reads if place in taken else []
-    if not found:
-        return "not calibrated: no answer of the data is better than another to its prompt; use --calibrate-on all"
-    scores_SK = torch.tensor(found, dtype=torch.float64)
+def _calibrate(session: Session) -> None:
+    """Give the head its calibration, if the run asks for one, and print it."""
+    calibration = session.traits.calibration
+    if calibration is None:
+        return
+    scores = _calibrated_scores(session, every=calibration.on == "all")
+    if not scores:
+        session.console.note(
+            "not calibrated: no answer of the data is better than another to its prompt; use --calibrate-on all"
+        )
+        return
+    model = session.learner.policy.model
     try:
-        heads.recalibrate(model, scores_SK, scale)
+        heads.recalibrate(model, torch.tensor(scores, dtype=torch.float64), calibration.scale)
     except ValueError as error:
         raise ConfigError(f"calibrate_scale: {error}", key="calibrate_scale") from error
-    made = heads.calibration_of(model)
-    numbers = ", ".join(f"scale {s:.4g} bias {b:+.4g}" for s, b in zip(made.scale, made.bias, strict=True))
-    return f"calibrated on {len(found):,} answers ({on}) of the training data: {numbers}"
+    stored = heads.calibration_of(model)
+    numbers = [f"scale {s:.4g} bias {b:+.4g}" for s, b in zip(stored.scale, stored.bias, strict=True)]
+    session.console.note(
+        f"calibrated on {len(scores):,} answers ({calibration.on}) of the training data: {', '.join(numbers)}"
+    )
 
 
-def _weights(config: RunConfig) -> list[float]:
-    """The weight of each of the head's dimensions in the total."""
-    return list(total_weights(getattr(config.algorithm, "dimensions", ())).values()) or [1.0]
+def _calibrated_scores(session: Session, *, every: bool) -> Scores:
+    """Scores of training answers: of all, or of the best one of each group."""
+    weights = session.traits.weights if session.traits.wants == "grades" else None
+    scores: Scores = []
+    for groups in _chunks(trained_on(session, CALIBRATED)):
+        reads = iter(_scores(session, [group for _, group in groups]))
+        for _, group in groups:
+            best = chosen(group, weights)
+            for place in range(len(group)):
+                of_answer = next(reads)
+                if every or place in best:
+                    scores += of_answer
+    return scores
 
 
-def trained_on(p: Parts, count: int) -> Groups:
+def trained_on(session: Session, count: int) -> Groups:
     """At most `count` groups of the training data, evenly spread over each source."""
-    return _spread(list(zip(p.opened.main, p.opened.chosen, strict=True)), count)
+    return _spread(list(zip(session.opened.main, session.opened.chosen, strict=True)), count)
 
 
-def held_out(p: Parts, count: int) -> Groups:
+def held_out(session: Session, count: int) -> Groups:
     """At most `count` held-out groups, evenly spread over each source."""
-    return _spread(list(zip(p.opened.held_out, p.opened.kept_back, strict=True)), count)
+    return _spread(list(zip(session.opened.held_out, session.opened.kept_back, strict=True)), count)
 
 
 def _spread(stores: Sequence[tuple[Store, Any]], count: int) -> Groups:
-    numbers = [list(range(len(s))) if kept is None else kept.tolist() for s, kept in stores]
+    """Groups of stores, of each the numbers that are given, or all."""
+    numbers = [list(range(len(store))) if kept is None else kept.tolist() for store, kept in stores]
     total = sum(map(len, numbers))
-    out: Groups = []
+    groups: Groups = []
     for (store, _), mine in zip(stores, numbers, strict=True):
+        if not mine:
+            continue
         take = len(mine) if total <= count else max(1, len(mine) * count // total)
-        out += [(store.source, store.group(mine[i * len(mine) // take])) for i in range(take if mine else 0)]
-    return out
+        for i in range(take):
+            groups.append((store.source, store.group(mine[i * len(mine) // take])))
+    return groups
+
+
+def _scores(session: Session, groups: Sequence[list[Sample]]) -> list[Scores]:
+    """For every sample, in order, what the head says after each of its reads."""
+    return [outputs.scores for outputs in session.learner.say(groups, ["scores"])]
 
 
 def _chunks(groups: Groups) -> Iterator[Groups]:
@@ -136,60 +154,79 @@ def _chunks(groups: Groups) -> Iterator[Groups]:
         yield groups[low : low + CHUNK]
 
 
-# ------------------------------------------------------------------------------------------------------------- judging
+# ------------------------------------------------------------------------------------------------------------- answers
 
 
-def _answers(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
-    weights = _weights(config)
-    graded, sources = config.algorithm.traits.wants == "grades", correctness(groups)
-    given = score_weights(preference_of(config))
-    asked = [given.get(name, 0.0) if given else 1.0 for name in p.opened.dimensions]
-    tokenizer = p.model.loaded.tokenizer
+def _judge_answers(session: Session, groups: Groups, resampling: Resampling) -> Report:
+    tokenizer, traits = session.model.loaded.tokenizer, session.traits
+    labelled = correctness(groups)
+    compared_by = _comparison_weights(session)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids))
+
     records: list[Judged] = []
     for chunk in _chunks(groups):
-        said = iter(learner.score([g for _, g in chunk]))
+        reads = iter(_scores(session, [group for _, group in chunk]))
         for source, group in chunk:
-            scores = [next(said)[0] for _ in group]
-            record = record_of(
-                lambda ids: str(tokenizer.decode(ids)), source, group, scores, weights, asked, known=source in sources
-            )
-            records.append(compared(record, weights) if graded else record)
-    alone = [[replace(s, beats=[], ties=[]) for s in g] for _, g in groups[:PROBED]]  # in any order, one by one
-    probed = sensitivity(learner.score, alone, seed=config.loop.seed)
-    return reward.judge(records, how, probed, {"" if name == NAMELESS else name: w for name, w in _people(config, p)})
+            scores = [next(reads)[0] for _ in group]
+            known = source in labelled
+            record = record_of(decode, source, group, scores, traits.weights, compared_by, known=known)
+            records.append(compared(record, traits.weights) if traits.wants == "grades" else record)
+    alone = [_unjudged(group) for _, group in groups[:PROBED]]  # in any order, one by one
+    probe = sensitivity(partial(_scores, session), alone, seed=session.config.loop.seed)
+    people = {"" if name == NAMELESS else name: weight for name, weight in _people_weights(session).items()}
+    return reward.judge(records, resampling, probe, people)
 
 
-def _people(config: RunConfig, p: Parts) -> list[tuple[str, float]]:
-    """Dimensions of the data's grades and what they weigh in people's total: as comparisons were made of them where
+def _unjudged(group: Sequence[Sample]) -> list[Sample]:
+    return [replace(s, beats=[], ties=[]) for s in group]
+
+
+def _comparison_weights(session: Session) -> list[float]:
+    """What each dimension of the data's grades weighs where comparisons are made of them."""
+    weights = session.config.preference.weights
+    return [weights.get(name, 0.0) if weights else 1.0 for name in session.opened.dimensions]
+
+
+def _people_weights(session: Session) -> dict[str, float]:
+    """What each dimension of the data's grades weighs in people's total: as comparisons were made of them if
     `score_weights` says so, else as in the model's total, else alike."""
-    asked = score_weights(preference_of(config)) or total_weights(getattr(config.algorithm, "dimensions", ()))
-    return [(name, asked.get(name, 0.0) if asked else 1.0) for name in p.opened.dimensions]
+    weights = session.config.preference.weights or session.traits.dimensions
+    return {name: weights.get(name, 0.0) if weights else 1.0 for name in session.opened.dimensions}
 
 
-def _steps(config: RunConfig, p: Parts, learner: TorchLearner, groups: Groups, how: Resampling) -> dict[str, Any]:
+# --------------------------------------------------------------------------------------------------------------- steps
+
+
+def _judge_steps(session: Session, groups: Groups, resampling: Resampling) -> Report:
     samples = [group for _, group in groups]
-    said = [reads for chunk in _chunks(groups) for reads in learner.score([g for _, g in chunk])]
-    solutions = from_samples(samples, said)
-    report = process.process(solutions, how)
-    if path := judge_of(config).outcome_model:
-        outcome = _outcome(config, path, p, learner)
-        whole = [[replace(s, reads=[len(s) - 1], grades=[]) for s in g] for g in samples]
-        scores = [said[0] for low in range(0, len(whole), CHUNK) for said in outcome(whole[low : low + CHUNK])]
-        report["against_outcome"] = process.against_outcome(solutions, scores, how)
+    reads: list[Scores] = []
+    for chunk in _chunks(groups):
+        reads += _scores(session, [group for _, group in chunk])
+    solutions = from_samples(samples, reads)
+    report = process.process(solutions, resampling)
+    path = session.config.judge.outcome_model
+    if path:
+        score = _outcome_scorer(session, path)
+        whole = [[replace(s, reads=[len(s) - 1], grades=[]) for s in group] for group in samples]
+        scores: list[float] = []
+        for low in range(0, len(whole), CHUNK):
+            scores += [of_solution[0] for of_solution in score(whole[low : low + CHUNK])]
+        report["against_outcome"] = process.against_outcome(solutions, scores, resampling)
     return report
 
 
-def _outcome(config: RunConfig, path: str, p: Parts, learner: TorchLearner) -> Any:
-    """Scores of an outcome reward model for whole solutions."""
-    how = config.model
-    asked = ModelConfig(model=path, dtype=how.dtype, layout=how.layout, template=how.template)
-    found = build_model(asked, learner.device, head=Head((), "response", trained=False))
-    if found.loaded.tokenizer.get_vocab() != p.model.loaded.tokenizer.get_vocab():
+def _outcome_scorer(session: Session, path: str) -> Callable[[Sequence[list[Sample]]], Scores]:
+    """Scores of an outcome reward model for whole solutions. Raises ConfigError for one with another tokenizer."""
+    own, learner = session.config.model, session.learner
+    settings = ModelConfig(model=path, dtype=own.dtype, layout=own.layout, template=own.template)
+    model = build_model(settings, learner.device, head=HeadSpec((), "response", trained=False))
+    if model.loaded.tokenizer.get_vocab() != session.model.loaded.tokenizer.get_vocab():
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
-    forwards: Forwards = frozen(found.policy, learner.options, learner.world)
-    calibration = heads.calibration_of(found.policy.model)
+    forwards: Forwards = frozen(model.policy, learner.options, learner.world)
 
-    def score(groups: Sequence[list[Sample]]) -> list[tuple[float, ...]]:
-        return [tuple(calibration.apply(said)[0].tolist()) for said in forwards.scores(groups)]
+    def score(groups: Sequence[list[Sample]]) -> Scores:
+        return [outputs.scores[0] for outputs in forwards.say(groups, ["scores"], calibrated=True)]
 
     return score

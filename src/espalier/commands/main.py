@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from espalier import __version__
 from espalier.assembly.runs import RUNS
-from espalier.config.fields import nearest
+from espalier.checks.start import NAMES as CHECK_NAMES
 from espalier.config.options import Parser
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
-from espalier.errors import ConfigError, EspalierError
+from espalier.errors import ConfigError, EspalierError, nearest
 
 Arguments = list[str]
 _FLAGS = "[--config F.yaml] [--field value ...]"
@@ -57,7 +57,15 @@ class Command:
         return self._parser(RUNS[training], *classes, hidden=hidden).read(rest, {"out": self.out})
 
     def _parser(self, *classes: type, hidden: tuple[str, ...] = (), file: bool = True) -> Parser:
-        return Parser(f"espalier {self.name}", self.usage, self.about, *classes, hidden=hidden, file=file)
+        return Parser(
+            f"espalier {self.name}",
+            self.usage,
+            self.about,
+            *classes,
+            hidden=hidden,
+            file=file,
+            names={"skip_checks": CHECK_NAMES},
+        )
 
 
 COMMANDS = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from espalier.data.render.drafts import Judged, Rendered
+from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.errors import EspalierError
 from espalier.files import write_atomic
 
@@ -146,16 +146,16 @@ def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
     """
     for count, (origin, group) in enumerate(rows, 1):
         shown = [tokens(row, tokenizer) for row in group]
-        if isinstance(group, Judged) and len(group) > 1:
+        if isinstance(group, RenderedGroup) and len(group) > 1:
             yield from _tree(str(count), origin, group, shown)
             continue
         for index, (row, cells) in enumerate(zip(group, shown, strict=True), 1):
             number = f"row {count}.{index}" if len(group) > 1 else f"row {count}"
-            told = (*judgement(row, group, str(count)), *_left_out(group)) if isinstance(group, Judged) else ()
+            told = (*judgement(row, group, str(count)), *_left_out(group)) if isinstance(group, RenderedGroup) else ()
             yield Block(header(number, origin, row, cells, told), cells)
 
 
-def _tree(number: str, origin: str, group: Judged, shown: Sequence[list[Token]]) -> Iterator[Block]:
+def _tree(number: str, origin: str, group: RenderedGroup, shown: Sequence[list[Token]]) -> Iterator[Block]:
     leaves = [(0, 0), *(_leaves(group, i) for i in range(1, len(group)))]
     stem = min(at for at, _ in leaves[1:])
     kind = f"{len(group)} responses to one prompt" if group.kind == "ranking" else f"{len(group)} threads of one tree"
@@ -169,7 +169,7 @@ def _tree(number: str, origin: str, group: Judged, shown: Sequence[list[Token]])
         yield Block(said, own, branch=True, last=i + 1 == len(group))
 
 
-def _leaves(group: Judged, i: int) -> tuple[int, int]:
+def _leaves(group: RenderedGroup, i: int) -> tuple[int, int]:
     """How many tokens, up to the beginning or end of a turn, sample `i` shares with the one before it that it shares
     most with; and that one's place."""
     row = group[i]
@@ -183,7 +183,7 @@ def _leaves(group: Judged, i: int) -> tuple[int, int]:
     return max((edge for edge in edges if edge <= common), default=0), -other
 
 
-def judgement(row: Rendered, group: Judged, number: str) -> list[str]:
+def judgement(row: Rendered, group: RenderedGroup, number: str) -> list[str]:
     """What is known of a sample of a group, and what a run takes from it."""
     sample, response, parts = row.sample, row.response, []
     if response is not None:
@@ -207,7 +207,7 @@ def judgement(row: Rendered, group: Judged, number: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _left_out(group: Judged) -> list[str]:
+def _left_out(group: RenderedGroup) -> list[str]:
     told = ", ".join(f"{reason} ({count:,})" for reason, count in group.dropped.items())
     return [f"left out: {told}"] if told else []
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier import files
-from espalier.assembly.data import cache_folder
-from espalier.assembly.runs import RunConfig, judge_of
+from espalier.assembly.runs import RunConfig
 from espalier.config.options import dump, flat
+from espalier.engines.protocols import together
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
@@ -17,8 +17,8 @@ from espalier.loop.progress import Progress, peak_memory
 from espalier.loop.rundir import HEADING, RunDir, resumption
 
 if TYPE_CHECKING:
-    from espalier.assembly.parts import Parts
-    from espalier.data.dataset import Opened
+    from espalier.assembly.session import Session
+    from espalier.loop.checkpoint import Checkpoint
     from espalier.loop.train import Finished
 
 
@@ -31,138 +31,137 @@ def run(config: RunConfig) -> None:
 
 
 def train(config: RunConfig) -> Path:
-    """Train; returns the exported model's folder (the newest checkpoint's where a signal ended the run). With
-    `eval_only`, judge a scoring model instead; returns the run's folder."""
-    loop = config.loop
-    run = RunDir(Path(loop.out))
-    if main := int(os.environ.get("RANK", "0")) == 0:  # before anything slow: the folder may be refused
-        text = f"{HEADING}{config.command}\n{dump(config)}"
-        run = RunDir.open(
-            run.path, text, resume=loop.resume, overwrite=loop.overwrite, accept_changes=loop.accept_changes
-        )
-    from espalier.assembly import learner as build
-    from espalier.assembly.describe import describe, describe_data
-    from espalier.assembly.parts import parts
-    from espalier.checks.start import prepared, settle
+    """Train; returns the exported model's folder (the newest checkpoint's if a signal ended the run). With `eval_only`,
+    judge a scoring model instead; returns the run's folder."""
+    run = _open(config)
+    # What follows imports torch, which takes seconds; a folder that cannot be used is refused before that.
+    from espalier.assembly.describe import describe
+    from espalier.assembly.session import open_session
+    from espalier.checks.start import run_checks, settle
 
     try:
-        with parts(config) as p:
-            checkpoint.together(
-                lambda: _enter(config, p, run) if main else None, f"{run.path} was not entered", p.world
-            )
-            if judge_of(config).eval_only:
-                from espalier.commands import judge as judging
-
-                describe_data(config, p)
-                learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-                judging.judge(config, p, learner, judging.trained_on(p, judge_of(config).judged), run.path)
-                return run.path
-            describe(config, p)
-            learner, reference, checks = prepared(config, p)
-            settle(p.say, checks, run.preflight if main else None)
-            finished = _train(config, p, learner, reference, run)
+        with open_session(config) as session:
+            if config.judge.eval_only:
+                return _judge(session, run)
+            _enter(session, run)
+            describe(session)
+            outcomes = run_checks(session)
+            settle(session, outcomes, run.preflight if session.main else None)
+            finished = _train(session, run)
             if finished.chosen is None:
-                name = checkpoint.step_name(finished.state.step)
-                saved = f"stopped by {finished.stopped}, saved as {name}"
-                if finished.stopped == "SIGINT":  # whoever catches it says how to go on
-                    p.say.note(saved)
-                    raise KeyboardInterrupt
-                p.say.note(f"{saved}; {resumption(run.path)}")
-                return run.checkpoints / name / "model"
-            _finish(config, p, learner, finished, run)
+                return _stopped(session, finished, run)
+            _finish(session, finished, run)
             return run.model
     finally:
         run.close()
 
 
-def _enter(config: RunConfig, p: Parts, run: RunDir) -> None:
-    """Write down what the run computes from, or, on resuming, compare it with what was written."""
-    from espalier.assembly import learner as build
-    from espalier.assembly.reference import weights_of
-
-    held = [f"{s.key} {n}" for s, n in zip(p.opened.held_out, p.opened.sizes_held, strict=True)]
-    run.pin("data", {"plan": p.dataset.plan.fingerprint, "steps": p.dataset.steps, "validation": held})
-    cache = cache_folder(config.data.cache)
-    run.pin("model", weights_of(p.model.loaded, config.model.adapter, cache))
-    run.pin("machine", _machine(p, build.budget(config, p.device)))
-    _write_rejected(p.opened, run.rejected)
-
-
-def _finish(config: RunConfig, p: Parts, learner: Any, finished: Finished, run: RunDir) -> None:
-    """Put the chosen model in place; a model that scores is calibrated and judged first."""
-    assert finished.chosen is not None
-    name = finished.chosen.name
-    if p.world.rank == 0:
-        if name != checkpoint.step_name(finished.state.step):  # written a while ago
-            checkpoint.verify(finished.chosen)
-        files.restore(run.path, run.model.name)  # what a kill inside the copy left
-    if config.algorithm.traits.reads:
-        from espalier.commands import judge as judging
-
-        judging.finish(config, p, learner, finished, run)
-    elif p.world.rank == 0:
-        files.copy_dir(finished.chosen / "model", run.model)
-    why = f" ({finished.stopped})" if finished.stopped else ""
-    best = finished.state.best_step
-    if best and checkpoint.step_name(best) != name:
-        p.say.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
-    p.say.note(f"done after step {finished.state.step}{why}: {run.model} holds {name}")
-    p.world.barrier()
+def _open(config: RunConfig) -> RunDir:
+    """The run's folder; rank 0 makes and locks it."""
+    loop = config.loop
+    if int(os.environ.get("RANK", "0")) != 0:
+        return RunDir(Path(loop.out))
+    return RunDir.open(
+        Path(loop.out),
+        f"{HEADING}{config.command}\n{dump(config)}",
+        resume=loop.resume,
+        overwrite=loop.overwrite,
+        accept_changes=loop.accept_changes,
+    )
 
 
-def _machine(p: Parts, budget: int) -> dict[str, Any]:
-    import torch
+def _enter(session: Session, run: RunDir) -> None:
+    """Write down what the run computes from, or, on resuming, compare it with what was written. If rank 0 fails, all
+    raise."""
 
-    name = torch.cuda.get_device_name() if p.device.type == "cuda" else "cpu"
-    threads = torch.get_num_threads() if p.device.type == "cpu" else 0
-    return {"device": name, "threads": threads, "ranks": p.world.size, "tokens_per_microbatch": budget}
+    def pin() -> None:
+        if session.main:
+            _pin(session, run)
+
+    together(pin, f"{run.path} was not entered", session.processes, CheckpointError)
 
 
-def _write_rejected(opened: Opened, path: Path) -> None:
+def _pin(session: Session, run: RunDir) -> None:
+    """Rank 0's part of `_enter`."""
+    from espalier.assembly.data import cache_folder
+    from espalier.assembly.learner import budget
+    from espalier.assembly.model import weights_of
     from espalier.data.store.rejected import write_rejected
 
-    if any(s.stats.rejected for s in opened.all):
-        write_rejected(opened.all, path)
+    config, opened, plan = session.config, session.opened, session.dataset.plan
+    held = [f"{store.key} {size}" for store, size in zip(opened.held_out, opened.sizes_held, strict=True)]
+    run.pin("data", {"plan": plan.fingerprint, "steps": session.dataset.steps, "validation": held})
+    cache = cache_folder(config.data.cache)
+    run.pin("model", weights_of(session.model.loaded, config.model.adapter, cache))
+    run.pin("machine", _machine(session, budget(config, session.device)))
+    if any(store.stats.rejected for store in opened.all):
+        write_rejected(opened.all, run.rejected)
+
+
+def _machine(session: Session, budget: int) -> dict[str, Any]:
+    """What a rerun needs to repeat the bits."""
+    import torch
+
+    on_cuda = session.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
+        "threads": 0 if on_cuda else torch.get_num_threads(),
+        "ranks": session.processes.size,
+        "tokens_per_microbatch": budget,
+    }
+
+
+def _judge(session: Session, run: RunDir) -> Path:
+    """Judge a scoring model on all data; nothing is trained."""
+    from espalier.assembly.describe import describe_data
+    from espalier.assembly.learner import build_learner
+    from espalier.commands import judge
+
+    _enter(session, run)
+    describe_data(session)
+    build_learner(session)
+    judge.judge(session, judge.trained_on(session, session.config.judge.judged), run.path)
+    return run.path
 
 
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDir) -> Finished:
+def _train(session: Session, run: RunDir) -> Finished:
+    """The loop, with the checkpoint it starts from, its files, trackers and watch."""
     from espalier.loop.track import Trackers
     from espalier.loop.train import Reporters, Trainer
     from espalier.watch.preference import PreferenceWatch, explain
 
-    loop = config.loop
-    main = p.world.rank == 0
-    found = checkpoint.choose(run.checkpoints, loop.resume_from, world=p.world) if loop.resume else None
-    if found is not None and found.state().step > p.dataset.steps:
-        raise CheckpointError(
-            f"{found.path.name} is beyond the {p.dataset.steps} steps of this config; give more --steps or --epochs"
-        )
-    start = found.state().step if found else 0
-    if found and main:
-        for path in checkpoint.set_aside(run.checkpoints, start):
-            p.say.note(f"set aside {path}")
+    config, steps, main = session.config, session.dataset.steps, session.main
+    start = _start(session, run)
+    first = start.state().step if start else 0
     metrics = MetricsFile(run.metrics) if main else None
-    if metrics is not None and found is None:
+    if metrics is not None and start is None:
         metrics.truncate_to(0)
-    trackers = Trackers(run.path, loop.track, flat(config), step=start, rank=p.world.rank)
-    progress = Progress(p.dataset.steps, rank=p.world.rank)
-    settings = {"warmup": round(config.optim.warmup * p.dataset.steps)}
-    watch = PreferenceWatch(**settings).see if config.algorithm.traits.consumes == "ranking" else None
+    trackers = Trackers(run.path, config.loop.track, flat(config), step=first, rank=session.processes.rank)
+    progress = Progress(steps, rank=session.processes.rank)
+    settings = {"warmup": round(config.optim.warmup * steps)}
+    watch = PreferenceWatch(**settings).see if session.traits.consumes == "ranking" else None
     try:
         with progress:
             trainer = Trainer(
-                learner, config.algorithm, p.dataset, optim=config.optim, loop=loop, root=run.checkpoints,
-                metrics=metrics, reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
-                reference=reference, watch=watch,
-            )  # fmt: skip
-            if found is not None:
-                trainer.resume(found)
+                session.learner,
+                config.algorithm,
+                session.dataset,
+                optim=config.optim,
+                loop=config.loop,
+                root=run.checkpoints,
+                metrics=metrics,
+                reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
+                reference=session.reference,
+                watch=watch,
+            )
+            if start is not None:
+                trainer.resume(start)
                 if trainer.watch is not None and main:
                     trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
-                progress.note(f"resumed from {found.path.name}")
+                progress.note(f"resumed from {start.path.name}")
             finished = trainer.run()
         if watch is not None and main:
             files.write_atomic(run.findings, files.json_text(explain(read_lines(run.metrics), **settings)))
@@ -173,4 +172,59 @@ def _train(config: RunConfig, p: Parts, learner: Any, reference: Any, run: RunDi
             metrics.close()
 
 
-# ------------------------------------------------------------------------------------------------------ other commands
+def _start(session: Session, run: RunDir) -> Checkpoint | None:
+    """The checkpoint that the run goes on from; later ones are set aside. None for a new run.
+
+    Raises CheckpointError for one beyond the last step.
+    """
+    loop, steps = session.config.loop, session.dataset.steps
+    if not loop.resume:
+        return None
+    start = checkpoint.choose(run.checkpoints, loop.resume_from, world=session.processes)
+    if start is None:
+        return None
+    step = start.state().step
+    if step > steps:
+        raise CheckpointError(
+            f"{start.path.name} is beyond the {steps} steps of this config; give more --steps or --epochs"
+        )
+    if session.main:
+        for path in checkpoint.set_aside(run.checkpoints, step):
+            session.console.note(f"set aside {path}")
+    return start
+
+
+# ---------------------------------------------------------------------------------------------------------- afterwards
+
+
+def _stopped(session: Session, finished: Finished, run: RunDir) -> Path:
+    """A signal ended the run: say how to go on. Raises KeyboardInterrupt for ctrl-C, whose handler says it."""
+    name = checkpoint.step_name(finished.state.step)
+    saved = f"stopped by {finished.stopped}, saved as {name}"
+    if finished.stopped == "SIGINT":
+        session.console.note(saved)
+        raise KeyboardInterrupt
+    session.console.note(f"{saved}; {resumption(run.path)}")
+    return run.checkpoints / name / "model"
+
+
+def _finish(session: Session, finished: Finished, run: RunDir) -> None:
+    """Put the chosen model in place; a model that scores is calibrated and judged first."""
+    assert finished.chosen is not None
+    name, console = finished.chosen.name, session.console
+    if session.main:
+        if name != checkpoint.step_name(finished.state.step):  # written a while ago
+            checkpoint.verify(finished.chosen)
+        files.restore(run.path, run.model.name)  # what a kill inside the copy left
+    if session.traits.says == "reads":
+        from espalier.commands import judge
+
+        judge.finish(session, finished, run)
+    elif session.main:
+        files.copy_dir(finished.chosen / "model", run.model)
+    why = f" ({finished.stopped})" if finished.stopped else ""
+    best = finished.state.best_step
+    if best and checkpoint.step_name(best) != name:
+        console.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
+    console.note(f"done after step {finished.state.step}{why}: {run.model} holds {name}")
+    session.processes.barrier()

@@ -7,9 +7,9 @@ flag. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -45,6 +45,13 @@ CountOrZero = Annotated[Integer, Ge(0)]
 Seed = Annotated[Integer, Ge(0), Lt(2**63)]
 Name = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Name, ...], OneOrMany]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Annotation of a field that holds names: which names there are, each with what it is, for the help."""
+
+    names: Mapping[str, str]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -121,10 +128,38 @@ def _limits(metadata: Iterable[Any]) -> list[str]:
     return [" and ".join(found)] if found else []
 
 
-def nearest(name: object, names: Iterable[str]) -> str:
-    """A sentence that suggests the known name closest to `name`; empty where none is close."""
-    close = difflib.get_close_matches(str(name).replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+def named_weights(
+    texts: Iterable[str], key: str, known: Iterable[str] = (), *, positive: bool = False
+) -> dict[str, float]:
+    """The weights that field `key` gives to names, each as NAME or NAME=WEIGHT; a name alone weighs 1.
+
+    >>> named_weights(["helpful=3", "brief"], "dimensions")
+    {'helpful': 3.0, 'brief': 1.0}
+
+    Raises ConfigError for a name that is empty, given twice, or not one of `known` (any, if that is empty), and for a
+    weight that is not a finite number, or, with `positive`, not above 0.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if known and name not in known:
+            way_out = nearest(name, known)
+            raise ConfigError(f"{key}: got {text!r}, expected one of {', '.join(known)}.{way_out}", key=key)
+        weight = _number(number) if equals else 1.0
+        if not name or name in weights or not math.isfinite(weight) or (positive and weight <= 0):
+            limit = " above 0" if positive else ""
+            expected = f"{name or 'each name'} once, as {name or 'NAME'} or {name or 'NAME'}=WEIGHT{limit}"
+            raise ConfigError(f"{key}: got {text!r}, expected {expected}", key=key)
+        weights[name] = weight
+    return weights
+
+
+def _number(text: str) -> float:
+    """The number that a text is; nan if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def show(value: Any) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar, get_origin
 
 from pydantic.fields import FieldInfo
 
-from espalier.config.fields import expected, infos, literals, nearest, show
-from espalier.errors import ConfigError
+from espalier.config.fields import Known, expected, infos, literals, show
+from espalier.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -38,9 +38,15 @@ class Option:
 
 
 def groups(cls: type) -> dict[str, type]:
-    """The sections of a config class by attribute name; a section alone stands under the empty name."""
-    found: dict[str, Any] = {name: info.annotation for name, info in infos(cls).items()}
-    return {name: kind for name, kind in found.items() if hasattr(kind, "__pydantic_fields__")} or {"": cls}
+    """The sections of a config class by attribute name; a section alone stands under the empty name.
+
+    A class with `sections` names those that a user sees, in their order; the others stay at their defaults.
+    """
+    kinds: dict[str, Any] = {name: info.annotation for name, info in infos(cls).items()}
+    sections = {name: kind for name, kind in kinds.items() if hasattr(kind, "__pydantic_fields__")}
+    if not sections:
+        return {"": cls}
+    return {name: sections[name] for name in getattr(cls, "sections", sections)}
 
 
 def options(cls: type) -> dict[str, Option]:
@@ -168,11 +174,20 @@ class Parser(argparse.ArgumentParser):
     """Flags of one command, generated from config classes. Errors are ConfigErrors; help is printed by section."""
 
     def __init__(
-        self, prog: str, usage: str, about: str, *classes: type, hidden: Collection[str] = (), file: bool = True
+        self,
+        prog: str,
+        usage: str,
+        about: str,
+        *classes: type,
+        hidden: Collection[str] = (),
+        file: bool = True,
+        names: Mapping[str, Sequence[str]] | None = None,
     ):
-        """`hidden` sections are accepted and left out of the help; `file` adds `--config`."""
+        """`hidden` sections are accepted and left out of the help; `file` adds `--config`; `names` are the values of
+        some keys that the help lists, by key."""
         super().__init__(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         self.usage_line, self.about, self.classes, self.hidden, self.file = usage, about, classes, hidden, file
+        self.names = names or {}
         if file:
             self.add_argument("--config")
         for cls in classes:
@@ -237,7 +252,7 @@ class Parser(argparse.ArgumentParser):
                 table.add_column(ratio=1)
                 for option in options(cls).values():
                     if option.group == group and option.name not in getattr(cls, "refused", ()):
-                        table.add_row(*_row(option))
+                        table.add_row(*_row(option, self.names.get(option.name, ())))
                 console.print(table)
         if self.file:
             console.print(
@@ -262,31 +277,46 @@ def _summary(kind: type) -> str:
     return f"{first[:-1]}." if first.endswith(":") else first
 
 
-def _row(option: Option) -> tuple[Any, Any]:
+def _placeholder(kind: Any) -> str:
+    if kind is int:
+        return "N"
+    return "X" if kind is float else "TEXT"
+
+
+def _row(option: Option, names: Sequence[str]) -> tuple[Any, Any]:
+    """One option of the help: the flag with what it holds, and its effect, values and default."""
     from rich.text import Text
 
     info, kind = option.info, option.info.annotation
-    choices, many = literals(kind), get_origin(kind) is tuple
+    choices, several = literals(kind), get_origin(kind) is tuple
     text = " ".join((info.description or "").split())
+    if names:
+        text += f" One or more of {', '.join(names)}."
     if kind is bool:
-        name = Text(f"  --[no-]{option.flag[2:]}", style="cyan")
+        flag = Text(f"  --[no-]{option.flag[2:]}", style="cyan")
     else:
-        hold = "|".join(choices) or ("N" if kind is int else "X" if kind is float else "TEXT")
-        if len(hold) > 18:
-            hold, text = "NAME", f"{text} One of {', '.join(choices)}."
-        name = Text.assemble((f"  {option.flag} ", "cyan"), (hold + " ..." * many, "dim"))
+        holds = "|".join(choices) or _placeholder(kind)
+        if len(holds) > 18:
+            holds, text = "NAME", f"{text} One of {', '.join(choices)}."
+        flag = Text.assemble((f"  {option.flag} ", "cyan"), (holds + (" ..." if several else ""), "dim"))
+    effect = Text(text)
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     if info.is_required():
-        tail = ("  required", "yellow")
-    elif default in ("", ()) or default is False:
-        tail = ("", "")
-    else:
-        tail = (f"  [{_default(default)}]", "dim")
-    return name, Text.assemble(text, tail)
+        effect.append("  required", "yellow")
+    elif default not in ("", ()) and default is not False:
+        effect.append(f"  [{_default(default)}]", "dim")
+    for known in info.metadata:
+        if isinstance(known, Known):
+            width = max(map(len, known.names))
+            for name, what in known.names.items():
+                effect.append(f"\n{name:{width}}  {what}", "dim")
+    return flag, effect
 
 
 def _default(value: Any) -> str:
     """A default as a user types it: the items of a list with spaces between."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is True:
+        return "on"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,6 @@ meet; each raises ConfigError. `options.py` says how files and flags meet.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -23,6 +22,7 @@ from espalier.config.fields import (
     Positive,
     Seed,
     Share,
+    named_weights,
     section,
 )
 from espalier.errors import ConfigError
@@ -202,7 +202,7 @@ class LoopConfig:
     track: Annotated[tuple[Literal["wandb", "trackio"], ...], OneOrMany] = ()
     """Trackers beside metrics.jsonl and TensorBoard."""
     skip_checks: Names = ()
-    """Names of preflight checks to skip."""
+    """Checks before the first step to skip."""
     overwrite: bool = False
     """Start anew in an existing run directory, whose old run is removed."""
 
@@ -231,22 +231,20 @@ class PreferenceConfig:
     max_pairs: CountOrZero = 0
     """Most comparisons of one prompt, drawn by seed; 0 keeps all."""
     flip: Share = 0.0
-    """Share of comparisons and labels turned around, drawn by seed: for studies of robustness."""
+    """Share of comparisons and labels to flip, sampled by seed: for studies of robustness."""
     score_weights: Names = ()
     """Weights of score dimensions in their total, as NAME=WEIGHT; empty weighs all alike."""
 
     def __post_init__(self) -> None:
-        for given in self.score_weights:
-            name, equals, weight = given.rpartition("=")
-            if not name or not equals or not _is_number(weight):
-                raise ConfigError(f"score_weights: got {given!r}, expected NAME=WEIGHT, such as helpful=1")
+        for text in self.score_weights:
+            if "=" not in text:
+                raise ConfigError(f"score_weights: got {text!r}, expected NAME=WEIGHT, such as helpful=1")
+        named_weights(self.score_weights, "score_weights")
 
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    @property
+    def weights(self) -> dict[str, float]:
+        """`score_weights` by name."""
+        return named_weights(self.score_weights, "score_weights")
 
 
 @section

@@ -1,32 +1,73 @@
-"""The data of a run: token stores, what is held out, and the order in which steps draw from them."""
+"""The data of a run: its sources, their token stores, what is held out, and the order in which steps draw from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from espalier.config.sections import DataConfig
 from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
-from espalier.data.read import READ_VERSION, Source, parse_sources, read
+from espalier.data.read import Source, parse_sources, read
 from espalier.data.store.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError
-from espalier.types import Sample
+from espalier.types import Consumes, Sample
 
 if TYPE_CHECKING:
     from espalier.data.render.renderer import Renderer
 
-EVAL_GROUPS = 64  # groups handed to an evaluation at a time
+EVAL_GROUPS = 64
+"""Groups handed to an evaluation at a time."""
+Selection = NDArray[np.int64] | None
+"""Numbers of groups of a store; None for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The sources of a data config: `main` and `replay` are trained on, `held_out` are the files named as held out."""
+
+    main: tuple[Source, ...]
+    replay: tuple[Source, ...]
+    held_out: tuple[Source, ...]
+
+    @property
+    def trained(self) -> tuple[Source, ...]:
+        return *self.main, *self.replay
+
+
+def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
+    """The sources of a config, each with all that `read` needs of it: this is the one place that decides it.
+
+    `consumes` is what the run learns from. Replay is text unless a source names another format. Raises ConfigError as
+    `parse_sources` does.
+    """
+
+    def sources(specs: Sequence[str], part: str, default_format: str) -> tuple[Source, ...]:
+        prompt = config.alpaca_prompt
+        return tuple(
+            replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
+            for source in parse_sources(specs)
+        )
+
+    return Sources(
+        main=sources(config.data, "main", config.format),
+        replay=sources(config.replay, REPLAY, "text"),
+        held_out=sources(config.eval_data, "main", config.format),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """The stores of a data config: `main` and `replay` are drawn from, `held_out` is evaluated on.
 
-    `sources` are those of main and replay, `held_sources` the files named as held out (none where a share of main is).
-    `chosen[i]` are the groups of main store i that are trained on, None for all; `kept_back` likewise for held_out.
+    `sources` are those of main and replay, `held_sources` the files named as held out (none if a share of main is held
+    out). `chosen[i]` are the groups of main store i that are trained on, None for all; `kept_back` likewise for
+    held_out.
     """
 
     main: list[Store]
@@ -34,24 +75,30 @@ class Opened:
     held_out: list[Store]
     sources: list[Source]
     held_sources: list[Source]
-    chosen: list[Any]
-    kept_back: list[Any]
+    chosen: list[Selection]
+    kept_back: list[Selection]
 
     @property
     def sizes_held(self) -> list[int]:
         """How many groups of each held-out store are evaluated on."""
-        return [len(s) if kept is None else len(kept) for s, kept in zip(self.held_out, self.kept_back, strict=True)]
+        sizes = []
+        for store, kept in zip(self.held_out, self.kept_back, strict=True):
+            sizes.append(len(store) if kept is None else len(kept))
+        return sizes
 
     @property
     def all(self) -> list[Store]:
         """Every store once."""
-        return [*self.main, *self.replay, *(s for s in self.held_out if s not in self.main)]
+        return [*self.main, *self.replay, *(store for store in self.held_out if store not in self.main)]
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What the samples' grades are about, in their order; nothing where they have none. Of sources that disagree,
-        those of the first one count, and the others' are left out."""
-        return next((s.stats.dimensions for s in self.all if s.stats.dimensions), ())
+        """The names of the samples' grades, in their order; none if they have no grades. If sources disagree, those of
+        the first one count, and the others' are left out."""
+        for store in self.all:
+            if store.stats.dimensions:
+                return store.stats.dimensions
+        return ()
 
 
 def open_data(
@@ -63,48 +110,56 @@ def open_data(
     held_renderer: Renderer | None = None,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Opened:
-    """Tokenise every source of a config, once, in the form that the renderer takes; files named as held out by
-    `held_renderer`, where it is another one.
+    """Tokenise every source of a config, once, in the form that the renderer takes.
 
-    Raises ConfigError, DataError or RowError, as `open_store` does.
+    Files named as held out are rendered by `held_renderer`, if it is given. `on_progress` is called with a source's
+    name and the number of rows read so far. Raises ConfigError, DataError or RowError, as `open_store` does.
     """
-    form = renderer.form.consumes
 
-    def store(source: Source, part: str, default_format: str, renderer: Renderer = renderer) -> Store:
+    def store(source: Source, renderer: Renderer) -> Store:
         return open_store(
             source,
-            lambda: read(source, default_format=default_format, alpaca_prompt=config.alpaca_prompt, form=form),
+            lambda: read(source),
             renderer,
             cache=cache,
             content_key=content_key(source.path, cache),
-            options=f"{READ_VERSION} {form} {default_format} {config.alpaca_prompt}",
-            part=part,
+            options=source.options,
+            part=source.part,
             on_bad_row=config.on_bad_row,
             on_progress=(lambda rows: on_progress(source.name, rows)) if on_progress else None,
         )
 
-    sources = list(parse_sources(config.data))
-    main = [store(s, "main", config.format) for s in sources]
-    texts = list(parse_sources(config.replay))
-    replay = [store(s, REPLAY, "text") for s in texts]
-    held_sources = list(parse_sources(config.eval_data))
-    held = [store(s, "main", config.format, held_renderer or renderer) for s in held_sources]
-    chosen: list[Any] = [None] * len(main)
-    kept_back: list[Any] = [None] * len(held)
+    sources = sources_of(config, renderer.form.consumes)
+    main = [store(source, renderer) for source in sources.main]
+    replay = [store(source, renderer) for source in sources.replay]
+    held_out = [store(source, held_renderer or renderer) for source in sources.held_out]
+    chosen: list[Selection] = [None] * len(main)
+    kept_back: list[Selection] = [None] * len(held_out)
     if config.eval_fraction:
-        sides = [split(s, config.eval_fraction, seed) for s in main]
-        chosen, kept_back, held = [train for train, _ in sides], [back for _, back in sides], main
-    opened = Opened(main, replay, held, [*sources, *texts], held_sources, chosen, kept_back)
+        chosen, kept_back, held_out = [], [], main
+        for one in main:
+            train, held = split(one, config.eval_fraction, seed)
+            chosen.append(train)
+            kept_back.append(held)
+    opened = Opened(main, replay, held_out, list(sources.trained), list(sources.held_out), chosen, kept_back)
+    _share_dimensions(opened, learned=renderer.form.wants == "grades")
+    return opened
+
+
+def _share_dimensions(opened: Opened, *, learned: bool) -> None:
+    """Give all stores the dimensions of the first graded one, by which batches are laid out.
+
+    Raises DataError if grades are `learned` and a source has others: one head learns them all.
+    """
     dimensions = opened.dimensions
-    for one in opened.all:
-        one.dimensions = dimensions
-        if renderer.form.wants == "grades" and one.stats.dimensions not in ((), dimensions):
-            got, expected = (", ".join(names) for names in (one.stats.dimensions, dimensions))
+    for store in opened.all:
+        store.dimensions = dimensions
+        if learned and store.stats.dimensions not in ((), dimensions):
+            got, expected = ", ".join(store.stats.dimensions), ", ".join(dimensions)
             raise DataError(
-                f"{one.path}: its scores are about {got}; expected {expected}, as in the sources before it, because "
+                f"{store.path}: its scores are about {got}; expected {expected}, as in the sources before it, because "
                 "one head learns them all. Train on one of them, or give all rows the same scores"
             )
-    return opened
 
 
 class Dataset:
@@ -124,39 +179,46 @@ class Dataset:
         self.opened = opened
         self._stores = [*opened.main, *opened.replay]
         choices = [*opened.chosen, *([None] * len(opened.replay))]
-        drawn = [
-            PlanSource.of(store, source.proportion, groups)
-            for store, source, groups in zip(self._stores, opened.sources, choices, strict=True)
-        ]
         self.plan = Plan(
-            drawn, seed=seed, samples_per_step=samples_per_step, tokens_per_step=tokens_per_step,
-            replay_fraction=replay_fraction if opened.replay else 0.0, epochs=epochs, steps=steps,
-        )  # fmt: skip
+            [
+                PlanSource.of(store, source.proportion, groups)
+                for store, source, groups in zip(self._stores, opened.sources, choices, strict=True)
+            ],
+            seed=seed,
+            samples_per_step=samples_per_step,
+            tokens_per_step=tokens_per_step,
+            replay_fraction=replay_fraction if opened.replay else 0.0,
+            epochs=epochs,
+            steps=steps,
+        )
         self.steps = self.plan.steps
 
     def groups(self, step: int) -> list[list[Sample]]:
         """The groups of a step, numbered in the order drawn, so that equal rows of two sources stay apart."""
-        found = [self._stores[s].group(g) for s, g in self.plan.step(step)]
-        for number, group in enumerate(found):
+        groups = [self._stores[source].group(i) for source, i in self.plan.step(step)]
+        for number, group in enumerate(groups):
             for sample in group:
                 sample.group = number
-        return found
+        return groups
 
     def held_out(self) -> Iterator[list[list[Sample]]]:
+        """The groups that are held out, EVAL_GROUPS at a time, store by store."""
         for store, kept in zip(self.opened.held_out, self.opened.kept_back, strict=True):
-            wanted: Sequence[int] = range(len(store)) if kept is None else kept.tolist()
-            for low in range(0, len(wanted), EVAL_GROUPS):
-                yield [store.group(i) for i in wanted[low : low + EVAL_GROUPS]]
+            numbers: Sequence[int] = range(len(store)) if kept is None else kept.tolist()
+            for low in range(0, len(numbers), EVAL_GROUPS):
+                yield [store.group(i) for i in numbers[low : low + EVAL_GROUPS]]
 
     def epoch_of(self, step: int) -> float:
+        """Epochs of main data drawn before `step`."""
         return self.plan.epoch_of(step)
 
     def consumed(self, step: int) -> str:
+        """sha256 of what the steps before `step` drew, in order."""
         return self.plan.consumed(step)
 
 
 def longest(config: DataConfig, limit: int | None) -> int:
-    """The length at which samples are cut, 0 for none. Raises ConfigError for one beyond the model's."""
+    """The length at which samples are cut, 0 for none; `limit` is the model's. Raises ConfigError for one beyond it."""
     if limit is not None and config.max_length > limit:
         raise ConfigError(
             f"max_length: got {config.max_length}, but the model takes at most {limit} tokens; expected 0 (the model's "

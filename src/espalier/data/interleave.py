@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRID = 1_000_000
+"""The longest period: shares are exact if a shorter one meets them."""
 
 
 def weights_of(shares: Sequence[Fraction]) -> list[int]:
@@ -40,11 +41,12 @@ def interleave(weights: Sequence[int]) -> NDArray[np.uint16]:
     least c, the one with the earliest deadline is drawn (Tijdeman, The chairman assignment problem, 1980).
     """
     total, kinds = sum(weights), range(len(weights))
-    if len(weights) == 1:
+    if len(kinds) == 1:
         return np.zeros(total, np.uint16)
     # Scaled by 2 (k - 1) W, all in integers: lag_i = w_i n - x_i W, c = W / (2 (k - 1)).
-    scale = 2 * (len(weights) - 1)
-    lags, counts, deadlines = [0] * len(weights), [0] * len(weights), [(scale - 1) / w for w in weights]
+    scale = 2 * (len(kinds) - 1)
+    lags, counts = [0] * len(kinds), [0] * len(kinds)
+    deadlines = [(scale - 1) / weight for weight in weights]
     drawn = np.empty(total, np.uint16)
     for n in range(total):
         best, chosen = math.inf, -1

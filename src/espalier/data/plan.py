@@ -12,7 +12,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from espalier.data.store.store import Store
 
 REPLAY = "replay"
+"""The part of samples that are replay."""
 SAMPLES_PER_STEP = 32
+"""The budget of a step if none is given."""
 _VERSION = 1
+# Draws looked at in one go.
 _CHUNK = 1 << 18
+# First draws that enter the fingerprint.
 _PROBE = 256
+# Proportions of all sources that sum to 1 within this are taken to be rounded, such as 0.333 three times.
 _ROUNDED = Fraction(1, 1000)
-_NONE = np.zeros(0, np.int64)
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class PlanSource:
 
     proportion: the share of draws that come from this source, in (0, 1]; None shares what is left with the others.
     part: "replay" for replay; everything else is main data.
-    groups: the numbers by which `step` names the groups, where they are a selection; None is 0, 1, 2 ...
+    groups: the numbers by which `step` names the groups, if they are a selection; None is 0, 1, 2 ...
     fingerprint: what the source contains.
     """
 
@@ -64,7 +70,7 @@ class _Pool:
     """Sources that are shuffled together, and the share of draws that comes from them. `ends` sums up their sizes."""
 
     members: tuple[int, ...]
-    ends: NDArray[np.int64]
+    ends: Numbers
     share: Fraction
     replay: bool
 
@@ -84,7 +90,7 @@ class Plan:
     several samples counts once. Replay takes `replay_fraction` of all draws in the same way.
 
     An epoch is as many main draws as there are main groups. `epochs` may be a fraction, rounded to whole draws;
-    `steps`, where given, decides instead, and no step is short.
+    `steps`, if given, decides instead, and no step is short.
 
     samples_per_step: a step takes whole groups for as long as their samples are at most this many, and at least one
         group. Both 0 is 32.
@@ -115,6 +121,7 @@ class Plan:
                 f"got samples_per_step {samples_per_step} and tokens_per_step {tokens_per_step}; give one of them",
                 key="tokens_per_step",
             )
+        _check_sizes(sources)
         self._sources, self._seed = list(sources), seed
         self._budget = tokens_per_step or samples_per_step or SAMPLES_PER_STEP
         self._by_tokens = bool(tokens_per_step)
@@ -122,13 +129,15 @@ class Plan:
         self._orders: dict[tuple[int, int], NDArray[Any]] = {}
         self._pattern = interleave(weights_of([pool.share for pool in self._pools]))
         self._per_period = np.bincount(self._pattern, minlength=len(self._pools)).astype(np.int64)
-        self._seen = np.empty(len(self._pattern), np.int64)  # draws of the same pool earlier in the period
-        for p, count in enumerate(self._per_period):
-            self._seen[self._pattern == p] = np.arange(count)
+        # Draws of the same pool earlier in the period, for each place of it.
+        self._seen = np.empty(len(self._pattern), np.int64)
+        for pool, count in enumerate(self._per_period):
+            self._seen[self._pattern == pool] = np.arange(count)
         main = np.array([not pool.replay for pool in self._pools])
         self._main_before = np.concatenate([[0], np.cumsum(main[self._pattern])])
         self._epoch = sum(pool.size for pool in self._pools if not pool.replay)
-        self._bounds = self._cut(steps, 0 if steps else self._draws_for(max(1, int(epochs * self._epoch + 0.5))))
+        total = 0 if steps else self._draws_for(max(1, int(epochs * self._epoch + 0.5)))
+        self._bounds = self._cut(steps, total)
         self.steps = len(self._bounds) - 1
         self.fingerprint = self._fingerprint()
         self._consumed = (0, hashlib.sha256())
@@ -144,7 +153,10 @@ class Plan:
         return list(zip(sources.tolist(), groups.tolist(), strict=True))
 
     def epoch_of(self, i: int) -> float:
-        """Epochs of main data drawn before step `i` (0 <= i <= steps); its integer part counts epochs from 0."""
+        """Epochs of main data drawn before step `i` (0 <= i <= steps); the integer part counts them from 0.
+
+        Raises IndexError outside that range.
+        """
         if not 0 <= i <= self.steps:
             raise IndexError(f"step {i} of a plan of {self.steps}")
         periods, place = divmod(int(self._bounds[i]), len(self._pattern))
@@ -168,81 +180,90 @@ class Plan:
         self._consumed = (step, state)
         return state.hexdigest()
 
-    def _named(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _named(self, first: int, last: int) -> tuple[Numbers, Numbers]:
         """Draws first ... last of the line, groups by the numbers that their sources give them."""
         sources, groups = self._draws(first, last)
-        for s, source in enumerate(self._sources):
+        for number, source in enumerate(self._sources):
             if source.groups is not None:
-                here = sources == s
+                here = sources == number
                 groups[here] = source.groups[groups[here]]
         return sources, groups
 
-    def _draws(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _draws(self, first: int, last: int) -> tuple[Numbers, Numbers]:
         """Source and position in that source of draws first ... last of the line."""
         periods, places = np.divmod(np.arange(first, last), len(self._pattern))
         pools = self._pattern[places]
         turns = periods * self._per_period[pools] + self._seen[places]
         sources, groups = np.empty_like(turns), np.empty_like(turns)
-        for p, pool in enumerate(self._pools):
-            here = np.flatnonzero(pools == p)
+        for number, pool in enumerate(self._pools):
+            here = np.flatnonzero(pools == number)
+            if not len(here):
+                continue
             passes, offsets = np.divmod(turns[here], pool.size)
-            for number in range(int(passes[0]), int(passes[-1]) + 1) if len(here) else ():
-                chosen = passes == number
-                drawn = self._order(p, number)[offsets[chosen]].astype(np.int64)
+            for pass_number in range(int(passes[0]), int(passes[-1]) + 1):
+                chosen = passes == pass_number
+                drawn = self._order(number, pass_number)[offsets[chosen]].astype(np.int64)
                 member = np.searchsorted(pool.ends, drawn, side="right")
                 sources[here[chosen]] = np.array(pool.members)[member]
                 groups[here[chosen]] = drawn - np.concatenate([[0], pool.ends])[member]
         return sources, groups
 
-    def _order(self, p: int, number: int) -> NDArray[Any]:
-        """The permutation of pool `p` in its pass `number`; the last two of each pool are kept."""
-        if (p, number) not in self._orders:
-            mine = sorted((key for key in self._orders if key[0] == p), key=lambda key: abs(key[1] - number))
-            for key in mine[1:]:
-                del self._orders[key]
-            size = self._pools[p].size
-            order = np.arange(size, dtype=np.int32 if size < 1 << 31 else np.int64)
-            name = self._pools[p].members[0]
-            np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, name, number)))).shuffle(order)
-            self._orders[p, number] = order
-        return self._orders[p, number]
+    def _order(self, pool: int, number: int) -> NDArray[Any]:
+        """The permutation of a pool in its pass `number`; the last two of each pool are kept."""
+        if (pool, number) in self._orders:
+            return self._orders[pool, number]
+        kept = sorted((key for key in self._orders if key[0] == pool), key=lambda key: abs(key[1] - number))
+        for key in kept[1:]:
+            del self._orders[key]
+        size = self._pools[pool].size
+        order = np.arange(size, dtype=np.int32 if size < 1 << 31 else np.int64)
+        # Keyed by a source, not by the place of the pool: a pool more leaves the orders of the others as they are.
+        entropy = (self._seed, self._pools[pool].members[0], number)
+        np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).shuffle(order)
+        self._orders[pool, number] = order
+        return order
 
     def _draws_for(self, main: int) -> int:
         """Length of the line up to and with its `main`-th draw (from 1) of main data."""
         periods, rest = divmod(main - 1, int(self._main_before[-1]))
         return periods * len(self._pattern) + int(np.searchsorted(self._main_before, rest + 1))
 
-    def _cut(self, steps: int, total: int) -> NDArray[np.int64]:
+    def _cut(self, steps: int, total: int) -> Numbers:
         """Where steps begin, and where the last one ends: `steps` of them, or as many as `total` draws make."""
         budget = self._budget
-        if not self._by_tokens and all(int(s.samples.max(initial=1)) == 1 for s in self._sources):
+        if not self._by_tokens and all(int(source.samples.max(initial=1)) == 1 for source in self._sources):
+            # Every group counts for one, so steps are equally long and nothing has to be looked at.
             count = steps or -(-total // budget)
             bounds = np.arange(count + 1, dtype=np.int64) * budget
             return bounds if steps else np.minimum(bounds, total)
-        cuts, base, read, held = array("q", [0]), 0, 0, _NONE
+        cuts = array("q", [0])
+        # `held` are the sizes of the draws base ... read, which are not in a step yet.
+        base, read, held = 0, 0, np.zeros(0, np.int64)
         while len(cuts) <= steps if steps else base < total:
-            # A group counts for one or more, so what is left takes at most so many draws: small data has many passes.
+            # A group counts for one or more, so the steps left take at most `left` draws. No more are looked at: small
+            # data has many passes, and each has an order to make.
             left = (steps - len(cuts) + 1) * budget + 1
             last = read + min(_CHUNK, left) if steps else min(total, read + _CHUNK)
             held = np.concatenate([held, self._sizes(read, last)])
             read = last
             ends = [0, *np.cumsum(held).tolist()]
-            a = 0
-            while a < len(held) and not 0 < steps < len(cuts):
-                b = max(a + 1, bisect_right(ends, ends[a] + budget, a + 1) - 1)
-                if b == len(held) and not (total and read == total):
-                    break  # the next chunk may hold groups that still fit
-                cuts.append(base + b)
-                a = b
-            base, held = base + a, held[a:]
+            at = 0
+            while at < len(held) and not 0 < steps < len(cuts):
+                end = max(at + 1, bisect_right(ends, ends[at] + budget, at + 1) - 1)
+                if end == len(held) and not (total and read == total):
+                    # The next chunk may hold groups that still fit.
+                    break
+                cuts.append(base + end)
+                at = end
+            base, held = base + at, held[at:]
         return np.array(cuts, np.int64)
 
-    def _sizes(self, first: int, last: int) -> NDArray[np.int64]:
+    def _sizes(self, first: int, last: int) -> Numbers:
         """Samples or tokens of the groups drawn."""
         sources, groups = self._draws(first, last)
         sizes = np.empty(len(sources), np.int64)
-        for s, source in enumerate(self._sources):
-            here = sources == s
+        for number, source in enumerate(self._sources):
+            here = sources == number
             sizes[here] = (source.lengths if self._by_tokens else source.samples)[groups[here]]
         return sizes
 
@@ -253,11 +274,12 @@ class Plan:
         `steps` are left out: a longer run begins with the same steps, its predecessor's short last one excepted, which
         `consumed` tells apart.
         """
-        described = [
-            [s.fingerprint, s.part, *(_hash(x) for x in (s.lengths, s.samples, s.groups))] for s in self._sources
-        ]
+        described = []
+        for source in self._sources:
+            columns = [_hash(column) for column in (source.lengths, source.samples, source.groups)]
+            described.append([source.fingerprint, source.part, *columns])
         pools = [[pool.members, str(pool.share), pool.replay] for pool in self._pools]
-        order = [a.tolist() for a in self._named(0, min(_PROBE, int(self._bounds[-1])))]
+        order = [column.tolist() for column in self._named(0, min(_PROBE, int(self._bounds[-1])))]
         budget = [self._budget, self._by_tokens]
         text = json.dumps([_VERSION, self._seed, budget, described, pools, order])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -267,58 +289,71 @@ def _hash(values: NDArray[Any] | None) -> str:
     return "" if values is None else hashlib.sha256(np.ascontiguousarray(values, "<i8").tobytes()).hexdigest()
 
 
-def _pools(sources: Sequence[PlanSource], replay_fraction: float) -> list[_Pool]:
-    """Who is shuffled with whom, and the share of the line that each pool takes."""
-    for s, source in enumerate(sources):
-        sizes = {
-            len(source.lengths),
-            len(source.samples),
-            len(source.samples if source.groups is None else source.groups),
-        }
+def _check_sizes(sources: Sequence[PlanSource]) -> None:
+    """Raise ValueError for a source whose columns are not of one length."""
+    for number, source in enumerate(sources):
+        columns = [source.lengths, source.samples]
+        if source.groups is not None:
+            columns.append(source.groups)
+        sizes = sorted({len(column) for column in columns})
         if len(sizes) > 1:
-            raise ValueError(f"source {s} has lengths, samples and groups of different sizes: {sorted(sizes)}")
-    main = _shares(sources, [s for s, source in enumerate(sources) if source.part != REPLAY], replay=False)
-    chosen = [s for s, source in enumerate(sources) if source.part == REPLAY]
-    if not chosen:
-        return main
+            raise ValueError(f"source {number} has lengths, samples and groups of different sizes: {sizes}")
+
+
+def _pools(sources: Sequence[PlanSource], replay_fraction: float) -> list[_Pool]:
+    """Which sources are shuffled together, and the share of the line that each pool takes."""
+    main = [number for number, source in enumerate(sources) if source.part != REPLAY]
+    replay = [number for number, source in enumerate(sources) if source.part == REPLAY]
+    pools = _shares(sources, main, replay=False)
+    if not replay:
+        return pools
     if not 0 < replay_fraction < 1:
         raise ConfigError(
             f"replay_fraction got {replay_fraction} with replay data given, expected more than 0 and less than 1",
             key="replay_fraction",
         )
     fraction = Fraction(replay_fraction).limit_denominator(10**6)
-    scaled = [(pool, 1 - fraction) for pool in main]
-    scaled += [(pool, fraction) for pool in _shares(sources, chosen, replay=True)]
-    return [_Pool(pool.members, pool.ends, pool.share * scale, pool.replay) for pool, scale in scaled]
+    scaled = [replace(pool, share=pool.share * (1 - fraction)) for pool in pools]
+    for pool in _shares(sources, replay, replay=True):
+        scaled.append(replace(pool, share=pool.share * fraction))
+    return scaled
 
 
 def _shares(sources: Sequence[PlanSource], chosen: Sequence[int], *, replay: bool) -> list[_Pool]:
     """Pools of the sources numbered `chosen`, with shares that sum to 1."""
     what = "replay" if replay else "data"
-    given: dict[int, Fraction] = {}
-    for s in chosen:
-        p = sources[s].proportion
-        if p is not None:
-            if not 0 < p <= 1 or not len(sources[s].lengths):
-                size = len(sources[s].lengths)
-                raise ConfigError(
-                    f"{what} source {s + 1} got proportion {p} and {size} rows; expected a proportion above 0 and at "
-                    "most 1, and at least one row",
-                    key=what,
-                )
-            given[s] = Fraction(p).limit_denominator(10**6)
-    rest = tuple(s for s in chosen if s not in given)
-    taken = sum(given.values(), Fraction(0))
-    if not rest and given and abs(taken - 1) <= _ROUNDED:
-        given = {s: share / taken for s, share in given.items()}
-    elif given and (taken >= 1 or not rest):
+    shares = _own_shares(sources, chosen, what)
+    rest = tuple(number for number in chosen if number not in shares)
+    taken = sum(shares.values(), Fraction(0))
+    if not rest and shares and abs(taken - 1) <= _ROUNDED:
+        shares = {number: share / taken for number, share in shares.items()}
+    elif shares and (taken >= 1 or not rest):
         expected = "less than 1, to leave something for sources without one" if rest else "1"
         raise ConfigError(f"proportions of {what} sum to {float(taken):g}, expected {expected}", key=what)
-    members = [((s,), share) for s, share in given.items()] + ([(rest, 1 - taken)] if rest else [])
-    pools = [
-        _Pool(group, np.cumsum([len(sources[s].lengths) for s in group], dtype=np.int64), share, replay)
-        for group, share in members
-    ]
+    members: list[tuple[tuple[int, ...], Fraction]] = [((number,), share) for number, share in shares.items()]
+    if rest:
+        members.append((rest, 1 - taken))
+    pools = []
+    for group, share in members:
+        ends = np.cumsum([len(sources[number].lengths) for number in group], dtype=np.int64)
+        pools.append(_Pool(group, ends, share, replay))
     if not pools or not all(pool.size for pool in pools):
         raise ConfigError(f"{what} has no rows to draw from; name a source that has some", key=what)
     return pools
+
+
+def _own_shares(sources: Sequence[PlanSource], chosen: Sequence[int], what: str) -> dict[int, Fraction]:
+    """The proportions that sources have of their own, by their numbers. Raises ConfigError for one outside (0, 1]."""
+    shares: dict[int, Fraction] = {}
+    for number in chosen:
+        proportion, rows = sources[number].proportion, len(sources[number].lengths)
+        if proportion is None:
+            continue
+        if not 0 < proportion <= 1 or not rows:
+            raise ConfigError(
+                f"{what} source {number + 1} got proportion {proportion} and {rows} rows; expected a proportion above "
+                "0 and at most 1, and at least one row",
+                key=what,
+            )
+        shares[number] = Fraction(proportion).limit_denominator(10**6)
+    return shares

@@ -11,40 +11,60 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
-from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, unknown, vote
-from espalier.data.formats.common import nearest
+from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import expand
-from espalier.data.formats.reviews import is_reviews
-from espalier.errors import ConfigError, DataError, RowError
+from espalier.errors import ConfigError, DataError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
 READ_VERSION = 3
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
+AUTO = "auto"
+"""The format of a source whose rows decide it."""
 ELSEWHERE = "These are solutions in steps, which `espalier prm` learns from"
 WINDOW = 16
 """Rows that vote on a source's format."""
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?(#[\w.-]+)?")
-_PLACE = re.compile(r"(@[\w.-]+)?(#[\w.-]+)?$")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data source: where it is, how its rows are to be read, its share of the samples, and its name in reports.
+    """A data source, and everything that decides which examples it gives.
 
-    `path` is a file, a folder or a hub data set, the latter two with an optional `@CONFIG` and `#SPLIT`. `proportion`
-    is a positive weight relative to the other sources, None where the user gave none.
+    path: a file, a folder or a hub data set, the latter two with an optional `@CONFIG` and `#SPLIT`.
+    format: the format that the user gave this source; "auto" if none.
+    proportion: a positive weight relative to the other sources, None if the user gave none.
+    name: the source's name in reports, from its path if empty.
+    part: the part of a run that its samples belong to.
+    default_format: the format if the source has none of its own; if "auto" too, its rows decide.
+    alpaca_prompt: rows of format alpaca are worded as `alpaca.alpaca_prompt` does.
+    consumes: what the run learns from.
     """
 
     path: str
-    format: str = "auto"
+    format: str = AUTO
     proportion: float | None = None
     name: str = ""
+    part: str = "main"
+    default_format: str = AUTO
+    alpaca_prompt: bool = False
+    consumes: Consumes = "chat"
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", _name(self.path))
+
+    @property
+    def read_as(self) -> str:
+        """The format of its rows, "auto" if they decide it."""
+        return self.default_format if self.format == AUTO else self.format
+
+    @property
+    def options(self) -> str:
+        """How its rows are read, beyond `format`: part of the key that its tokens are cached under."""
+        return f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
 
 
 def _name(path: str) -> str:
@@ -52,7 +72,9 @@ def _name(path: str) -> str:
     if _is_hub(path):
         return path
     name = os.path.basename(path.rstrip("/")).removesuffix(".gz")
-    return (os.path.splitext(name)[0] if _is_data_name(name) else name) or path
+    if _is_data_name(name):
+        name = os.path.splitext(name)[0]
+    return name or path
 
 
 def _is_data_name(path: str) -> bool:
@@ -60,7 +82,7 @@ def _is_data_name(path: str) -> bool:
 
 
 def _is_folder(path: str) -> bool:
-    return os.path.isdir(path) or os.path.isdir(_PLACE.sub("", path))
+    return os.path.isdir(path) or os.path.isdir(split_place(path)[0])
 
 
 def _is_hub(path: str) -> bool:
@@ -77,8 +99,9 @@ def parse_source(spec: str) -> Source:
     A path that exists is taken whole, whatever it contains. Raises ConfigError for an unknown format or an impossible
     proportion.
 
-    >>> parse_source("a/math.jsonl:prompt=0.3")
-    Source(path='a/math.jsonl', format='prompt', proportion=0.3, name='math')
+    >>> source = parse_source("a/math.jsonl:prompt=0.3")
+    >>> source.path, source.format, source.proportion, source.name
+    ('a/math.jsonl', 'prompt', 0.3, 'math')
     """
     if not spec.strip():
         raise ConfigError("data: got an empty name; expected PATH, PATH:FORMAT or PATH=PROPORTION")
@@ -87,25 +110,29 @@ def parse_source(spec: str) -> Source:
     rest, proportion = spec, None
     head, equals, tail = spec.rpartition("=")
     if equals and "/" not in tail and not _is_data_name(tail):
-        try:
-            proportion = float(tail)
-        except ValueError:
-            way = "Write for example PATH=0.3"
-            raise ConfigError(f"data {spec}: got proportion {tail!r}; expected a number above 0. {way}") from None
-        if not (math.isfinite(proportion) and proportion > 0):
-            raise ConfigError(f"data {spec}: got proportion {tail}; expected a finite number above 0")
-        rest = head
+        rest, proportion = head, _proportion(tail, spec)
     path, colon, name = rest.rpartition(":")
     if os.path.exists(rest) or not colon or not path or not name.isidentifier():
-        return Source(rest, "auto", proportion)
-    _known(name, f"data {spec}")
+        return Source(rest, AUTO, proportion)
+    _check_known(name, f"data {spec}")
     return Source(path, name, proportion)
 
 
-def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
-    """Sources with names that differ: where two files share a name, each is called by its path.
+def _proportion(text: str, spec: str) -> float:
+    try:
+        proportion = float(text)
+    except ValueError:
+        way_out = "Write for example PATH=0.3"
+        raise ConfigError(f"data {spec}: got proportion {text!r}; expected a number above 0. {way_out}") from None
+    if not (math.isfinite(proportion) and proportion > 0):
+        raise ConfigError(f"data {spec}: got proportion {text}; expected a finite number above 0")
+    return proportion
 
-    Raises ConfigError as `parse_source` does, and where one path is given twice.
+
+def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
+    """Sources with names that differ: if two files share a name, each is called by its path.
+
+    Raises ConfigError as `parse_source` does, and if one path is given twice.
     """
     sources = [parse_source(spec) for spec in specs]
     for path, times in Counter(source.path for source in sources).items():
@@ -117,21 +144,20 @@ def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
     return tuple(source if names[source.name] == 1 else replace(source, name=source.path) for source in sources)
 
 
-def _known(name: str, what: str) -> None:
-    if name != "auto" and name not in KNOWN:
-        known = ("auto", *KNOWN)
-        expected = f"expected one of {', '.join(known)}. {nearest(name, known)}"
-        raise ConfigError(f"{what}: got format {name!r}; {expected}".rstrip())
+def _check_known(name: str, what: str) -> None:
+    """Raise ConfigError for an unknown format."""
+    known = (AUTO, *KNOWN)
+    if name not in known:
+        raise ConfigError(
+            f"{what}: got format {name!r}; expected one of {', '.join(known)}.{nearest(name, known)}",
+        )
 
 
-def read(
-    source: Source, *, default_format: str = "auto", alpaca_prompt: bool = False, form: Consumes = "chat"
-) -> Iterator[Example | RowError]:
+def read(source: Source) -> Iterator[Example | RowError]:
     """The examples of a source in file order, read as they are asked for, with a RowError in place of each bad row.
 
-    They come in the `form` that a run consumes (`expand.expand`), and so are what `auto` prefers where a row can be
-    read in two ways. The format is the source's own, else `default_format`; `auto` is decided once, by the first WINDOW
-    rows. `alpaca_prompt` concerns rows of format alpaca only.
+    They come in the form that the run consumes (`expand.expand`), which also decides the format if a row can be read in
+    two ways. A format of "auto" is decided once, by the first WINDOW rows.
 
     A row gives one example or one RowError, so rows = distinct lines among the examples + errors, except for:
     seed tasks and several solutions: one example for each, all with the row's `origin.line`;
@@ -139,87 +165,92 @@ def read(
     nodes: one Tree (or its rankings) for all its rows, with the root's line;
     reviews: one Ranking for each question, with its line; every other row is part of one or has a RowError.
 
-    Raises ConfigError for an unknown format, and DataError where the source is missing, empty, broken off or of a kind
-    that is not read: at once where the first bytes show it, else when it is reached.
+    Raises ConfigError for an unknown format, and DataError if the source is missing, empty, broken off or of a kind
+    that is not read: at once if the first bytes show it, else when it is reached.
     """
-    name = default_format if source.format == "auto" else source.format
-    _known(name, source.path)
-    path = source.path
-    if os.path.isdir(path) and (name in FOLDERS or (name == "auto" and is_reviews(path))):
-        return _expanded(FOLDERS["reviews" if name == "auto" else name](path, source.name), path, form)
+    name, path = source.read_as, source.path
+    _check_known(name, path)
+    if os.path.isdir(path):
+        folder_format = sniff_folder(path) if name == AUTO else name
+        if folder_format in FOLDERS:
+            return _expanded(source, FOLDERS[folder_format](path, source.name))
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
+    name, rows = _open(path, name)
+    return _expanded(source, _examples(source, name, _at_least_one(rows, path)))
+
+
+def _open(path: str, name: str) -> tuple[str, Iterator[Row | RowError]]:
+    """The rows of a file, a data set folder or a hub data set, and their format: `name`, or text for plain text."""
     if _is_folder(path) or _is_hub(path):
         from espalier.data.files.hub import hub_rows
 
-        rows = hub_rows(path)
-    else:
-        file = open_file(Path(path), path, plain=name == "text")
-        if file.kind == "plain":
-            if name not in ("auto", "text"):
-                way = "Leave the format out, or give JSON, JSONL or Parquet"
-                raise ConfigError(f"{path}: got format {name} for a file of plain text; expected text. {way}")
-            name = "text"
-        rows = file.rows()
-    return _expanded(_examples(source, rows, name, alpaca_prompt, form), path, form)
+        return name, hub_rows(path)
+    file = open_file(Path(path), path, plain=name == "text")
+    if file.container == "plain":
+        if name not in (AUTO, "text"):
+            way_out = "Leave the format out, or give JSON, JSONL or Parquet"
+            raise ConfigError(f"{path}: got format {name} for a file of plain text; expected text. {way_out}")
+        name = "text"
+    return name, file.rows()
 
 
-def _expanded(found: Iterator[Example | RowError], path: str, form: Consumes) -> Iterator[Example | RowError]:
-    for example in found:
+def _at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | RowError]:
+    """The rows. Raises DataError at their end if there were none."""
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path}: it holds no rows; expected at least one")
+
+
+def _expanded(source: Source, examples: Iterator[Example | RowError]) -> Iterator[Example | RowError]:
+    """The examples in the form that the run consumes."""
+    for example in examples:
         if isinstance(example, RowError):
             yield example
             continue
-        for item in expand(example, form):
-            yield item.at(f"{path}:{example.origin.line}") if isinstance(item, RowError) else item
+        for item in expand(example, source.consumes):
+            yield item.at(f"{source.path}:{example.origin.line}") if isinstance(item, RowError) else item
 
 
-def _examples(
-    source: Source, rows: Iterator[Row | RowError], name: str, alpaca_prompt: bool, form: Consumes
-) -> Iterator[Example | RowError]:
-    """The examples of rows, whose format the first WINDOW of them decide where `name` is "auto"."""
-    waiting: list[Row | RowError] = []
-    count = 0
-
-    def counted() -> Iterator[Row | RowError]:
-        nonlocal count
+def _examples(source: Source, name: str, rows: Iterator[Row | RowError]) -> Iterator[Example | RowError]:
+    """The examples of rows of format `name`; if it is "auto", the first WINDOW rows decide."""
+    known: str | None = name
+    if name == AUTO:
+        window: list[Row | RowError] = []
         for row in rows:
-            count += 1
-            yield row
-
-    def made(row: Row | RowError, name: str | None) -> Iterator[Example | RowError]:
-        if isinstance(row, RowError):
-            yield row
-            return
-        try:
-            if name is None:
-                raise unknown(row.value)
-            yield from convert(name, row.value, Origin(source.name, row.line), alpaca_prompt=alpaca_prompt)
-        except RowError as e:
-            if name == "steps" and form != "steps":
-                e.fix = f"{e.fix}. {ELSEWHERE}" if e.fix else ELSEWHERE
-            yield e.at(f"{source.path}:{row.line}")
-
-    every = counted()
-    fixed = None if name == "auto" else name
-    if fixed is None:
-        for row in every:
-            if isinstance(row, RowError) and not waiting:
-                yield row  # at once, so that reading a file of broken lines holds none of them
+            if isinstance(row, RowError) and not window:
+                # At once, so that reading a file of broken lines holds none of them.
+                yield row
                 continue
-            waiting.append(row)
-            if len(waiting) == WINDOW:
+            window.append(row)
+            if len(window) == WINDOW:
                 break
-        fixed = vote([item.value for item in waiting if isinstance(item, Row)], form)
-    rest = chain(_drained(waiting), every)
-    for row in rest:
-        if fixed is None and isinstance(row, Row):
-            fixed = sniff(row.value, form)
-        if fixed in FILES:
-            yield from FILES[fixed](chain([row], rest), source.path, source.name)
+        known = vote([row.value for row in window if isinstance(row, Row)], source.consumes)
+        rows = chain(_drained(window), rows)
+    for row in rows:
+        if known is None and isinstance(row, Row):
+            known = sniff(row.value, source.consumes)
+        if known in FILES:
+            yield from FILES[known](chain([row], rows), source.path, source.name)
         else:
-            yield from made(row, fixed)
-    if not count:
-        raise DataError(f"{source.path}: it holds no rows; expected at least one")
+            yield from _converted(source, known, row)
+
+
+def _converted(source: Source, name: str | None, row: Row | RowError) -> Sequence[Example | RowError]:
+    """The examples of a row of format `name`, or why it has none; None is a format that is not known."""
+    if isinstance(row, RowError):
+        return [row]
+    try:
+        if name is None:
+            raise unknown(row.value)
+        return convert(name, row.value, Origin(source.name, row.line), alpaca_prompt=source.alpaca_prompt)
+    except RowError as error:
+        if name == "steps" and source.consumes != "steps":
+            error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
+        return [error.at(f"{source.path}:{row.line}")]
 
 
 def _drained(items: list[Row | RowError]) -> Iterator[Row | RowError]:

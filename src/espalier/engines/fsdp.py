@@ -22,19 +22,21 @@ def shard(policy: Policy, world: Distributed, compute: torch.dtype) -> None:
 
     Gradients are summed over the ranks, not averaged: losses carry totals of the whole step. Under bfloat16 compute the
     shards stay float32 and gradients are reduced in float32; a scalar head computes in float32, as in one process.
-    Adapters must be in place before.
+    Adapters must be in place before this is called.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers(policy.model):
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    if (head := getattr(policy.model, adapters.SCORE, None)) is not None:
+    head = getattr(policy.model, adapters.SCORE, None)
+    if head is not None:
         fully_shard(head, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            if world.device.type == "cpu":  # gloo has no reduction with a factor
+            # gloo has no reduction with a factor, not even with one of 1.
+            if world.device.type == "cpu":
                 module.set_force_sum_reduction_for_comms(True)
 
 
@@ -51,30 +53,36 @@ def reshard(policy: Policy) -> None:
 
 def layers(model: Any) -> Iterator[nn.Module]:
     """The repeated layers: those `model.fsdp_plan` names, or the classes that transformers never splits."""
-    patterns = [name for name in (getattr(model, "fsdp_plan", None) or {}) if name.endswith(".*")]
-    found = [m for name, m in model.named_modules() if any(_matches(name, p) for p in patterns)]
-    if not found:
+    plan = getattr(model, "fsdp_plan", None) or {}
+    patterns = [name for name in plan if name.endswith(".*")]
+    modules = [module for name, module in model.named_modules() if any(_matches(name, pattern) for pattern in patterns)]
+    if not modules:
         classes = set(model._no_split_modules or ())
-        found = [m for m in model.modules() if type(m).__name__ in classes]
-    yield from found
+        modules = [module for module in model.modules() if type(module).__name__ in classes]
+    yield from modules
 
 
 def _matches(name: str, pattern: str) -> bool:
+    # `*` of fnmatch also matches dots, so that layers.* would take in every module inside a layer.
     return fnmatchcase(name, pattern) and name.count(".") == pattern.count(".")
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole tensor on every rank; a collective where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The whole tensor on every rank; a collective if it is sharded."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
-def like(whole: Tensor, model: Tensor) -> Tensor:
-    """`whole`, sharded as `model` is; every rank must hold the same `whole`."""
-    if isinstance(model, DTensor):
-        return distribute_tensor(whole.to(model.device), model.device_mesh, model.placements)
-    return whole.to(model.device)
+def like(whole: Tensor, pattern: Tensor) -> Tensor:
+    """`whole`, sharded as `pattern` is; every rank must hold the same `whole`."""
+    if isinstance(pattern, DTensor):
+        return distribute_tensor(whole.to(pattern.device), pattern.device_mesh, pattern.placements)
+    return whole.to(pattern.device)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard, or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """This rank's shard, or the tensor itself if it is not sharded."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor

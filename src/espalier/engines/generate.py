@@ -28,8 +28,9 @@ class GenerateSampler:
     """Draws responses with transformers' `generate`, from the model that is being trained or any other.
 
     model: a causal LM in transformers; its mode, attention function and generation config are put back after each call.
-    tokenizer: used for nothing but its end-of-text token, where `params.stop` is empty. limit: the longest sequence the
-    model takes, in tokens. tokens_per_batch: bound on prompts times (longest prompt + max_tokens), padding included.
+    tokenizer: used for its end-of-text token only, if `params.stop` is empty.
+    limit: the longest sequence the model takes, in tokens.
+    tokens_per_batch: bound on prompts times (longest prompt + max_tokens), padding included.
     dtype: compute dtype under autocast, None for the weights' own.
     """
 
@@ -50,30 +51,31 @@ class GenerateSampler:
         self.version = 0
 
     def load(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
-        """Take over weights by Hugging Face name; None where the model is the trained one and has them already.
+        """Take over weights by Hugging Face name; None if the model is the trained one and has them already.
 
-        Raises ModelError where names or shapes differ from the model's.
+        Raises ModelError if names or shapes differ from the model's.
         """
         if weights is not None:
-            live = dict(self.model.named_parameters(remove_duplicate=False))
-            live |= dict(self.model.named_buffers(remove_duplicate=False))
-            for name, tensor in weights:
-                if name not in live or live[name].shape != tensor.shape:
-                    got = f"{name} of shape {tuple(tensor.shape)}"
-                    raise ModelError(
-                        f"the sampler got weights {got}, which its {type(self.model).__name__} does not have"
-                    )
-                live[name].data.copy_(tensor)
+            self._copy(weights)
         self.version = version
+
+    def _copy(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        live = dict(self.model.named_parameters(remove_duplicate=False))
+        live |= dict(self.model.named_buffers(remove_duplicate=False))
+        for name, tensor in weights:
+            if name not in live or live[name].shape != tensor.shape:
+                got = f"{name} of shape {tuple(tensor.shape)}"
+                raise ModelError(f"the sampler got weights {got}, which its {type(self.model).__name__} does not have")
+            live[name].data.copy_(tensor)
 
     def generate(self, prompts: Sequence[list[int]], n: int, params: SamplingParams) -> list[list[Sample]]:
         """`n` samples for each prompt, in order: the prompt untrained, the response (its stop token included) trained.
 
         A token is the inverse of the cumulative softmax of logits / temperature at one uniform number, which depends on
         (seed, index of the prompt, k, position in the response) and nothing else; temperature 0 takes the likeliest.
-        The stream `logprobs` holds log softmax(logits / temperature) of the tokens drawn, in float32 (at temperature 1
-        where greedy, as is the sample's `temperature`). A response ends at the first of `params.stop`, or of the
-        tokenizer's end-of-text token where none is given (`stop`), else after max_tokens or at the model's limit
+        The stream `logprobs` holds log softmax(logits / temperature) of the tokens drawn, in float32 (if greedy, at
+        temperature 1, which is then the sample's `temperature`). A response ends at the first of `params.stop`, or, if
+        that is empty, at the tokenizer's end-of-text token (`stop`), else after max_tokens or at the model's limit
         (`length`). `key` is index * n + k, `group` the prompt's index.
 
         Raises ConfigError for an empty prompt and one that leaves no room for a token.
@@ -86,17 +88,18 @@ class GenerateSampler:
         stop = set(params.stop)
         if not stop and self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
             stop = {int(self.tokenizer.eos_token_id)}
-        drawn = 1 if params.temperature == 0 else n  # greedy responses of a prompt are all the same
-        wanted = [(i, k) for i in range(len(prompts)) for k in range(drawn)]
-        found: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+        # Greedy responses to a prompt are all the same, so one is computed.
+        draws = 1 if params.temperature == 0 else n
+        requests = [(i, k, len(prompt)) for i, prompt in enumerate(prompts) for k in range(draws)]
+        responses: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
         with self._sampling():
-            for rows, room in self._batches([(i, k, len(prompts[i])) for i, k in wanted], params.max_tokens):
-                responses = self._batch([prompts[i] for i, _ in rows], rows, room, stop, params)
-                found.update(zip(rows, responses, strict=True))
-        return [
-            [self._sample(prompts[i], found[i, k % drawn], i, i * n + k, stop, params) for k in range(n)]
-            for i in range(len(prompts))
-        ]
+            for rows, room in self._batches(requests, params.max_tokens):
+                of_rows = self._batch([prompts[i] for i, _ in rows], rows, room, stop, params)
+                responses.update(zip(rows, of_rows, strict=True))
+        groups: list[list[Sample]] = []
+        for i, prompt in enumerate(prompts):
+            groups.append([self._sample(prompt, responses[i, k % draws], i, i * n + k, stop, params) for k in range(n)])
+        return groups
 
     def _sample(
         self,
@@ -115,15 +118,16 @@ class GenerateSampler:
         return sample
 
     def _batches(
-        self, wanted: list[tuple[int, int, int]], max_tokens: int
+        self, requests: list[tuple[int, int, int]], max_tokens: int
     ) -> Iterator[tuple[list[tuple[int, int]], int]]:
-        """Rows (prompt, k) of similar length, with the number of tokens each may still grow by.
+        """Rows (prompt, k) of similar length, with the number of tokens each may still grow by, from requests (prompt,
+        k, length of the prompt).
 
-        A batch holds one room only, and one prompt length only for models whose mixers may read the padding.
+        All rows of a batch have the same room, and the same prompt length if the model's mixers may read the padding.
         """
         reads_padding = obstacle(self.model) is not None
         rooms: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        for i, k, length in wanted:
+        for i, k, length in requests:
             room = max_tokens if self.limit is None else min(max_tokens, self.limit - length)
             rooms.setdefault((room, length if reads_padding else 0), []).append((i, k, length))
         for (room, _), rows in sorted(rooms.items()):
@@ -139,9 +143,9 @@ class GenerateSampler:
         self, prompts: list[list[int]], rows: list[tuple[int, int]], room: int, stop: set[int], params: SamplingParams
     ) -> list[tuple[list[int], list[float]]]:
         device = next(self.model.parameters()).device
-        width = max(len(p) for p in prompts)
-        inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        width = max(len(prompt) for prompt in prompts)
+        inputs = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         draw = _Draw(params.seed, rows, width, params.temperature)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=room, do_sample=False, use_cache=True, eos_token_id=sorted(stop) or None, pad_token_id=0
@@ -156,20 +160,23 @@ class GenerateSampler:
             )
         logprobs = torch.stack(draw.logprobs, 1).tolist()
         responses = []
-        for tokens, scores in zip(out[:, width:].tolist(), logprobs, strict=True):
+        for tokens, numbers in zip(out[:, width:].tolist(), logprobs, strict=True):
+            # The stop token belongs to the response; what `generate` appends to a row that has ended does not.
             end = next((j + 1 for j, token in enumerate(tokens) if token in stop), len(tokens))
-            responses.append((tokens[:end], scores[:end]))
+            responses.append((tokens[:end], numbers[:end]))
         return responses
 
     @contextlib.contextmanager
     def _sampling(self) -> Iterator[None]:
         """Evaluation mode, an attention function that reads a cache, and none of the model's generation defaults."""
         model = self.model
+        # Module by module: the caller may have some of them in another mode than the whole.
         modes = [(module, module.training) for module in model.modules()]
         defaults = model.generation_config
         model.eval()
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         try:
+            # The attention of packed batches reads no cache, without which every token would cost the whole prefix.
             with own_attention(model):
                 yield
         finally:
@@ -204,7 +211,7 @@ def inverse_cdf(logprobs_BV: Tensor, u_B: Tensor) -> Tensor:
     tensor([1])
     """
     cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    # The first entry above u times the total: never one of probability 0, whose interval is empty.
+    # The first entry above u times the total: never a token of probability 0, whose interval is empty.
     return torch.searchsorted(cumulative_BV, (u_B * cumulative_BV[:, -1])[:, None], right=True)[:, 0]
 
 
@@ -221,6 +228,7 @@ def counter_uniform(seed: int, *counters: Any) -> Any:
 
 
 def _mix(z: Any) -> Any:
+    # Multiplication modulo 2^64 is meant to overflow.
     with np.errstate(over="ignore"):
         z = z + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer
 from espalier.engines.processes import Distributed, OneProcess
-from espalier.engines.protocols import Group, LossFn, Measured, StepResult
+from espalier.engines.protocols import Group, LossFn, Measured, Quantity, SampleOutputs, StepResult, from_first
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors, tensors_to_file
 from espalier.forest.pack import totals
@@ -26,7 +25,6 @@ from espalier.losses.ops import normalise
 from espalier.models import adapters
 from espalier.models.attention import interface as attention
 from espalier.models.export import export
-from espalier.models.heads import calibration_of
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Sample
@@ -36,17 +34,21 @@ from espalier.types import Batch, Outputs, Sample
 class LearnerOptions:
     """How a learner computes.
 
-    budget: packed tokens in a forward. compute: dtype of forward and backward; masters are float32. linear: the loss is
-    linear in the log-probabilities, so the head forms its gradients in the forward pass. whole: the loss needs groups
-    in one piece. reads: the loss takes `scores_RK` and no log-probabilities, so the policy must have a scalar head.
-    router_coef: coefficient of the load-balancing loss. long_from: see `microbatches.Layout`.
+    budget: packed tokens in a forward.
+    compute: dtype of forward and backward; masters are float32.
+    linear: the loss is linear in the log-probabilities, so the head forms its gradients in the forward pass.
+    whole: the loss needs groups in one piece.
+    router_coef: coefficient of the load-balancing loss.
+    grad_checkpointing: recompute each layer's activations in the backward pass.
+    compile: compile each layer, with dynamic shapes.
+    long_from: see `microbatches.Packing`.
+    seed: of the noise (NEFTune, dropout).
     """
 
     budget: int = 2048
     compute: torch.dtype = torch.float32
     linear: bool = False
     whole: bool = False
-    reads: bool = False
     router_coef: float = 0.0
     grad_checkpointing: bool = False
     compile: bool = False
@@ -65,10 +67,7 @@ class ExportOptions:
 
 
 class TorchLearner:
-    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place.
-
-    Raises ValueError where `options.reads` and the policy disagree on what is read.
-    """
+    """Trains a `Policy`. Under a distributed world the policy is sharded here, in place."""
 
     def __init__(
         self,
@@ -79,10 +78,6 @@ class TorchLearner:
         world: OneProcess | Distributed | None = None,
         export_options: ExportOptions | None = None,
     ):
-        if options.reads != policy.reads:
-            raise ValueError(
-                f"the loss has reads {options.reads}, the policy {policy.reads}; expected the same of both"
-            )
         self.policy, self.options = policy, options
         self.world = world or OneProcess()
         self.export_options = export_options or ExportOptions()
@@ -97,71 +92,81 @@ class TorchLearner:
                 layer.compile(dynamic=True)
         if isinstance(self.world, Distributed):
             fsdp.shard(policy, self.world, options.compute)
-        trained = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
-        ends: list[Any] = [m for m in policy.model.modules() if isinstance(m, torch.nn.Embedding)]  # of positions, too
-        ends += [policy.model.get_input_embeddings(), policy.model.get_output_embeddings()]
-        ends.append(getattr(policy.model, adapters.SCORE, None))
-        inside = {id(p) for module in ends if module is not None for p in module.parameters()}
-        plain = {n for n, p in trained if id(p) in inside}
-        self.optimizer = self._build_optimizer(trained, optim, plain)
+        # Frozen weights that the compute dtype cannot hold, on the CPU: `weights` and `export` need them.
+        self._frozen: dict[str, Tensor] = {}
+        self.optimizer = self._build_optimizer(optim)
         self.forwards = Forwards(
-            policy, self.world, budget=options.budget, compute=options.compute, whole=options.whole,
-            long_from=options.long_from, count_uses=bool(options.router_coef),
-        )  # fmt: skip
+            policy,
+            self.world,
+            budget=options.budget,
+            compute=options.compute,
+            whole=options.whole,
+            long_from=options.long_from,
+            count_uses=bool(options.router_coef),
+        )
         self._zero = torch.zeros((), dtype=torch.float64, device=self.device)
 
-    def _build_optimizer(self, trained: list[tuple[str, Any]], optim: OptimConfig, plain: set[str]) -> Optimizer:
-        low = self.options.compute != torch.float32 and not isinstance(self.world, Distributed)
-        exact = {n: p.detach().clone() for n, p in trained} if low else {}
-        self._frozen: dict[str, Tensor] = {}  # frozen weights that the compute dtype cannot hold, on the CPU
-        if low:  # buffers keep their dtype: RoPE frequencies need float32
-            score = getattr(self.policy.model, adapters.SCORE, None)  # small, read in float32, and never rounded
-            wide = {id(p) for p in score.parameters()} if score is not None else set()
-            for n, p in self.policy.model.named_parameters():
-                if p.dtype == torch.float32 and id(p) not in wide:
-                    whole, p.data = p.data, p.data.to(self.options.compute)
-                    if not p.requires_grad and not torch.equal(p.data.float(), whole):
-                        self._frozen[n] = whole.cpu()
+    def _build_optimizer(self, optim: OptimConfig) -> Optimizer:
+        """The optimizer of the trained parameters, which are cast to the compute dtype first (but for FSDP2, which
+        casts on its own)."""
+        trained = [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
+        plain = _ends(self.policy.model, trained)
+        if self.options.compute == torch.float32 or isinstance(self.world, Distributed):
+            return Optimizer(trained, optim, plain)
+        exact = {name: p.detach().clone() for name, p in trained}
+        self._cast()
         optimizer = Optimizer(trained, optim, plain)
-        for name, value in exact.items():  # masters start from the weights as loaded, not from their rounding
+        # Masters start from the weights as loaded, not from their rounding.
+        for name, value in exact.items():
             optimizer.take(name, value)
         return optimizer
 
+    def _cast(self) -> None:
+        """Cast float32 parameters to the compute dtype, and keep frozen ones that this rounds."""
+        # A scalar head is small and read in float32, so it is never rounded. Buffers keep their dtype, too: RoPE
+        # frequencies need float32.
+        score = getattr(self.policy.model, adapters.SCORE, None)
+        kept = set() if score is None else {id(p) for p in score.parameters()}
+        for name, p in self.policy.model.named_parameters():
+            if p.dtype != torch.float32 or id(p) in kept:
+                continue
+            exact, p.data = p.data, p.data.to(self.options.compute)
+            if not p.requires_grad and not torch.equal(p.data.float(), exact):
+                self._frozen[name] = exact.cpu()
+
     # --------------------------------------------------------------------------------------------- without gradients
 
-    def forward(
-        self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
-    ) -> list[dict[str, list[float]]]:
-        """Log-probabilities (entropies, and whether the target is the most probable token) of every sample's
-        targets."""
-        return self.forwards.tokens(groups, entropy=entropy, correct=correct)
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        """What the model says about every sample, in order; scores have the stored bias and scale applied.
 
-    def score(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        """What the scalar head says after each of a sample's reads, the stored bias and scale applied."""
-        calibration = calibration_of(self.policy.model)
-        return [[tuple(row) for row in calibration.apply(said).tolist()] for said in self.forwards.scores(groups)]
+        Raises ValueError for a quantity that the policy's head does not give.
+        """
+        return self.forwards.say(groups, what, calibrated=True)
 
     @torch.no_grad()
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
         """The terms of `loss`, summed over all groups and ranks, each with what it is divided by."""
-        sums = totals(groups)
-        found: dict[str, tuple[float, float]] = {}  # total and coefficient, the same in every batch
-        added: dict[str, Tensor] = {}
+        divisors = totals(groups)
+        # Total and coefficient of a term: the same in every batch.
+        facts: dict[str, tuple[float, float]] = {}
+        sums: dict[str, Tensor] = {}
         plan = self.forwards.plan(groups)
-        for batch, real in self.forwards.batches(plan, groups, sums, state):
+        for batch, real in self.forwards.batches(plan, groups, divisors, state):
             scores = self.policy(batch)
-            if real:
-                for name, term in loss(self._outputs(scores, batch), batch).items():
-                    found[name] = (sums[term.over, term.part], term.coef)
-                    added[name] = added.get(name, torch.zeros_like(self._zero)) + term.x.sum()
+            if not real:
+                continue
+            for name, term in loss(self._outputs(scores, batch), batch).items():
+                facts[name] = (divisors[term.over, term.part], term.coef)
+                sums[name] = sums.get(name, torch.zeros_like(self._zero)) + term.x.sum()
         fsdp.reshard(self.policy)
         if self._some_idle(plan):
-            found = self._of_first(found)
-        values = self.world.sum([added[n].item() if n in added else 0.0 for n in sorted(found)])
-        return {n: Measured(x, *found[n]) for n, x in zip(sorted(found), values, strict=True)}
+            facts = from_first(facts, self.world)
+        names = sorted(facts)
+        values = self.world.sum([sums.get(name, self._zero).item() for name in names])
+        return {name: Measured(value, *facts[name]) for name, value in zip(names, values, strict=True)}
 
     def _outputs(self, scores: dict[str, Tensor], batch: Batch) -> Outputs:
-        if self.policy.reads:
+        if self.policy.says == "reads":
             return Outputs(scores["scores_RK"].new_zeros(0), scores_RK=scores["scores_RK"])
         return Outputs(scores["logprobs"][batch.score])
 
@@ -169,38 +174,39 @@ class TorchLearner:
 
     def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:
         """Accumulate the gradient of `loss`: sums over all micro-batches and ranks, divided by the step's totals."""
-        sums = totals(groups)
-        shares: dict[str, Tensor] = {}
-        whole = torch.zeros_like(self._zero)
+        divisors = totals(groups)
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros_like(self._zero)
         packed = scored = 0
         plan = self.forwards.plan(groups)
         forwards = sum(1 for forward in plan if forward)
-        for batch, real in self.forwards.batches(plan, groups, sums, state):
+        for batch, real in self.forwards.batches(plan, groups, divisors, state):
             noise = self._noise(batch, step)
-            if not real:  # no loss sees a dummy: it joins the collectives and adds nothing
+            # No loss sees a dummy: it joins the collectives of both passes and adds nothing.
+            if not real:
                 scores = self.policy(batch, noise=noise)
-                said = scores["scores_RK" if self.policy.reads else "logprobs"]
-                torch.autograd.backward(said, torch.zeros_like(said))
+                output = scores["scores_RK" if self.policy.says == "reads" else "logprobs"]
+                torch.autograd.backward(output, torch.zeros_like(output))
                 continue
-            cotangent = self._cotangent(batch, loss) if self.options.linear else None
-            scores = self.policy(batch, cotangent_U=cotangent, noise=noise)
-            value, terms = normalise(loss(self._outputs(scores, batch), batch), sums)
+            cotangent_U = self._cotangent(batch, loss) if self.options.linear else None
+            scores = self.policy(batch, cotangent_U=cotangent_U, noise=noise)
+            value, shares = normalise(loss(self._outputs(scores, batch), batch), divisors)
             if self.options.router_coef:
+                # The mean over the step's forwards. It is not linear in the tokens, so it depends on the split.
                 balance = scores["router"] / forwards
-                terms["router"] = balance.detach()
+                shares["router"] = balance.detach()
                 value = value + self.options.router_coef * balance
             value.backward()  # type: ignore[no-untyped-call]
-            whole += value.detach()
-            for name, share in terms.items():
-                shares[name] = shares.get(name, torch.zeros_like(whole)) + share
+            total += value.detach()
+            for name, share in shares.items():
+                terms[name] = terms.get(name, torch.zeros_like(total)) + share
             packed += batch.inputs_N.numel()
             scored += batch.score.numel()
-        names: list[str] = sorted(shares)
+        names: list[str] = sorted(terms)
         if self._some_idle(plan):
-            names = self._of_first(names)
-        numbers = self.world.sum(
-            [whole.item(), *(shares[n].item() if n in shares else 0.0 for n in names), packed, scored]
-        )
+            names = from_first(names, self.world)
+        values = [terms.get(name, self._zero).item() for name in names]
+        numbers = self.world.sum([total.item(), *values, packed, scored])
         return StepResult(
             loss=numbers[0],
             terms=dict(zip(names, numbers[1:-2], strict=True)),
@@ -210,19 +216,13 @@ class TorchLearner:
         )
 
     def _some_idle(self, plan: list[list[Sequence[Sample]]]) -> bool:
-        """Whether a rank sees no loss: all that it runs are dummies."""
+        """Whether a rank sees no loss: all that it runs are dummies. Rank 0 always has a batch if there is one."""
         return any(not any(plan[rank :: self.world.size]) for rank in range(self.world.size))
 
-    def _of_first(self, value: Any) -> Any:
-        """Rank 0's value, for ranks that saw no loss: it always has a batch where there is one."""
-        text = json.dumps(value).encode() if self.world.rank == 0 else b""
-        length = int(self.world.sum([float(len(text))])[0])
-        sent = self.world.sum([float(byte) for byte in text.ljust(length, b"\0")])
-        return json.loads(bytes(int(byte) for byte in sent))
-
     def _cotangent(self, batch: Batch, loss: LossFn) -> Tensor:
-        """d loss / d log-probabilities [U] of a linear loss, which is the same wherever it is taken."""
-        wide = torch.float64 if next(self.policy.parameters()).dtype == torch.float64 else torch.float32
+        """d loss / d log-probabilities [U] of a linear loss: the same at any log-probabilities, so taken at 0."""
+        double = next(self.policy.parameters()).dtype == torch.float64
+        wide = torch.float64 if double else torch.float32
         zeros_U = torch.zeros(len(batch.targets_U), dtype=wide, device=self.device, requires_grad=True)
         value, _ = normalise(loss(Outputs(zeros_U[batch.score]), batch), batch.totals)
         (cotangent_U,) = torch.autograd.grad(value, zeros_U)
@@ -236,8 +236,7 @@ class TorchLearner:
         return Noise(self.options.seed, step, keys, lengths, [s.length for s in batch.segments])
 
     def optim_step(self, lr: float) -> dict[str, float]:
-        """Clip, update, clear gradients. Raises FloatingPointError before the update when the gradient is not
-        finite."""
+        """Clip, update, clear gradients. Raises FloatingPointError before the update if the gradient is not finite."""
         return {"grad_norm": self.optimizer.step(lr)}
 
     def probe_update(self, lr: float, dtype: torch.dtype) -> dict[str, float]:
@@ -246,21 +245,21 @@ class TorchLearner:
 
         Adam's first step moves every weight by lr times the sign of its gradient, whatever the gradient's size.
         """
-        moved = {torch.float32: 0.0, dtype: 0.0}
-        counted = 0.0
+        changed = {torch.float32: 0.0, dtype: 0.0}
+        with_gradient = 0.0
         for p in self.optimizer.parameters().values():
             if p.grad is None:
                 continue
-            w, g = fsdp.local(p.detach()), fsdp.local(p.grad)
-            touched = g != 0
-            counted += touched.sum().item()
-            for kind in moved:
-                rounded = w.to(kind)
-                moved[kind] += (((w - lr * g.sign()).to(kind) != rounded) & touched).sum().item()
+            weight, gradient = fsdp.local(p.detach()), fsdp.local(p.grad)
+            touched = gradient != 0
+            with_gradient += touched.sum().item()
+            for kind in changed:
+                updated = (weight - lr * gradient.sign()).to(kind)
+                changed[kind] += ((updated != weight.to(kind)) & touched).sum().item()
             p.grad = None
-        sums = self.world.sum([counted, *moved.values()])
-        names = [str(kind).removeprefix("torch.") for kind in moved]
-        return {name: share / max(1.0, sums[0]) for name, share in zip(names, sums[1:], strict=True)}
+        count, *counts = self.world.sum([with_gradient, *changed.values()])
+        names = [str(kind).removeprefix("torch.") for kind in changed]
+        return {name: part / max(1.0, count) for name, part in zip(names, counts, strict=True)}
 
     # ------------------------------------------------------------------------------------------------------- weights
 
@@ -269,36 +268,43 @@ class TorchLearner:
         """The model's parameters in master precision, for reading."""
         exact = {**self._frozen, **{name: master.data for name, master in self.optimizer.masters.items()}}
         parameters = {name: p for name, p in self.policy.model.named_parameters() if name in exact}
-        low = {name: p.data for name, p in parameters.items()}
+        rounded = {name: p.data for name, p in parameters.items()}
         for name, p in parameters.items():
             p.data = exact[name].to(self.device)
         try:
             yield
         finally:
             for name, p in parameters.items():
-                p.data = low[name]
+                p.data = rounded[name]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights by Hugging Face name in master precision, adapters merged; a collective under FSDP."""
+        """Full weights by Hugging Face name, adapters merged; a collective under FSDP.
+
+        Values are those of master precision: float32 if they are trained, merged or rounded by the compute dtype. A
+        frozen weight that the compute dtype holds exactly comes in the compute dtype.
+        """
         with self._exact():
             yield from adapters.merged_state(self.policy.model)
 
     def save(self, folder: Path) -> None:
         """Write trained weights in master precision and the optimizer's state; all ranks gather, one tensor at a time,
         and rank 0 keeps and writes."""
-        main = self.world.rank == 0
-        trained: dict[str, Tensor] = {}
-        state: dict[str, Tensor] = {}
-        for into, tensors in ((trained, self.optimizer.weights()), (state, self.optimizer.state())):
-            for name, tensor in tensors:
-                if main:
-                    into[name] = tensor.cpu()
-        if main:
+        trained = self._gathered(self.optimizer.weights())
+        state = self._gathered(self.optimizer.state())
+        if self.world.rank == 0:
             tensors_to_file(trained, folder / "trained.safetensors")
             tensors_to_file(state, folder / "optimizer.safetensors")
 
+    def _gathered(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors on rank 0's CPU; other ranks take part in gathering each and keep none."""
+        kept: dict[str, Tensor] = {}
+        for name, tensor in tensors:
+            if self.world.rank == 0:
+                kept[name] = tensor.cpu()
+        return kept
+
     def load(self, folder: Path) -> None:
-        """Take what `save` wrote. Raises CheckpointError where trained parameters differ from the saved ones."""
+        """Take what `save` wrote. Raises CheckpointError if other parameters are trained than were saved."""
         trained = file_to_tensors(folder / "trained.safetensors")
         expected = set(self.optimizer.named)
         if set(trained) != expected:
@@ -313,12 +319,27 @@ class TorchLearner:
 
     def export(self, folder: Path) -> None:
         """Write a plain Hugging Face directory; rank 0 writes, all ranks gather."""
-        o = self.export_options
+        options = self.export_options
         try:
             with self._exact():
                 export(
-                    self.policy.model, o.tokenizer, folder, source_dtype=o.source_dtype, stop_ids=o.stop_ids,
-                    adapter_only=o.adapter_only, write=self.world.rank == 0,
-                )  # fmt: skip
-        finally:  # a rank 0 that cannot write must not leave the others waiting
+                    self.policy.model,
+                    options.tokenizer,
+                    folder,
+                    source_dtype=options.source_dtype,
+                    stop_ids=options.stop_ids,
+                    adapter_only=options.adapter_only,
+                    write=self.world.rank == 0,
+                )
+        finally:
+            # Also if rank 0 could not write: the others wait here, and hear of it from whoever called this.
             self.world.barrier()
+
+
+def _ends(model: Any, trained: list[tuple[str, Any]]) -> set[str]:
+    """The trained parameters of embeddings (of positions, too) and of heads, which are neither decayed nor
+    orthogonalised."""
+    modules: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    modules += [model.get_input_embeddings(), model.get_output_embeddings(), getattr(model, adapters.SCORE, None)]
+    inside = {id(p) for module in modules if module is not None for p in module.parameters()}
+    return {name for name, p in trained if id(p) in inside}

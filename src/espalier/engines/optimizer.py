@@ -27,35 +27,44 @@ class Optimizer:
         for name, p in self.named.items():
             if p.dtype in (torch.bfloat16, torch.float16):
                 self._add_master(name, p)
-        muon = [n for n, p in self.named.items() if config.optimizer == "muon" and p.ndim == 2 and n not in plain]
-        rest = [n for n in self.named if n not in set(muon)]
-        decayed = [n for n in rest if self.named[n].ndim >= 2 and n not in plain]
-        bare = [n for n in rest if n not in set(decayed)]
+        by_muon: list[str] = []
+        decayed: list[str] = []
+        bare: list[str] = []
+        for name, p in self.named.items():
+            if name in plain or p.ndim < 2:
+                bare.append(name)
+            elif config.optimizer == "muon" and p.ndim == 2:
+                by_muon.append(name)
+            else:
+                # Stacked matrices (the experts of a layer) are decayed, but Muon takes single matrices only.
+                decayed.append(name)
         self._optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = []
-        if rest:
-            groups = [
-                {"params": [self._trained(n) for n in names], "weight_decay": decay}
-                for names, decay in ((decayed, config.weight_decay), (bare, 0.0))
-                if names
-            ]
-            betas = (config.beta1, config.beta2)
-            adam = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
-            self._optimizers.append((adam, decayed + bare))
-        if muon:
-            params = [self._trained(n) for n in muon]
-            self._optimizers.append(
-                (
-                    torch.optim.Muon(
-                        params, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-                    ),
-                    muon,
-                )
-            )
+        if decayed or bare:
+            self._optimizers.append((self._adam(decayed, bare), decayed + bare))
+        if by_muon:
+            self._optimizers.append((self._muon(by_muon), by_muon))
+
+    def _adam(self, decayed: list[str], bare: list[str]) -> torch.optim.Optimizer:
+        groups = []
+        for names, decay in ((decayed, self.config.weight_decay), (bare, 0.0)):
+            if names:
+                groups.append({"params": [self._trained(name) for name in names], "weight_decay": decay})
+        betas = (self.config.beta1, self.config.beta2)
+        return torch.optim.AdamW(groups, lr=self.config.lr, betas=betas, eps=self.config.eps, fused=True)
+
+    def _muon(self, names: list[str]) -> torch.optim.Optimizer:
+        return torch.optim.Muon(
+            [self._trained(name) for name in names],
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     def _add_master(self, name: str, p: nn.Parameter) -> None:
         master = nn.Parameter(p.detach().float())
         self.masters[name] = master
 
+        # Gradients of micro-batches are added up in float32, and the low one is freed as soon as it is there.
         def collect(param: Tensor) -> None:
             assert param.grad is not None
             if master.grad is None:
@@ -70,7 +79,7 @@ class Optimizer:
         return self.masters.get(name, self.named[name])
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is updated, by name: the masters where there are any."""
+        """What is updated, by name: a parameter's master if it has one, else the parameter itself."""
         return {name: self._trained(name) for name in self.named}
 
     @torch.no_grad()
@@ -115,19 +124,27 @@ class Optimizer:
         """Whole optimizer state, as `PARAMETER|KEY` and tensor; a collective under FSDP, one tensor at a time."""
         for optimizer, names in self._optimizers:
             for name in names:
-                for key, value in optimizer.state.get(self._trained(name), {}).items():
-                    yield f"{name}|{key}", full(value) if isinstance(value, Tensor) else torch.tensor(value)
+                for field, value in optimizer.state.get(self._trained(name), {}).items():
+                    whole = full(value) if isinstance(value, Tensor) else torch.tensor(value)
+                    yield f"{name}|{field}", whole
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `state()` yielded. Raises KeyError when an entry belongs to no parameter."""
+        """Take what `state()` yielded. Raises KeyError if an entry belongs to no parameter."""
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, field = key.rsplit("|", 1)
             by_name.setdefault(name, {})[field] = value
-        if strangers := sorted(set(by_name) - set(self.named)):
+        strangers = sorted(set(by_name) - set(self.named))
+        if strangers:
             raise KeyError(f"optimizer state for parameters that are not trained: {', '.join(strangers[:3])}")
         for optimizer, names in self._optimizers:
             for name in names:
                 p = self._trained(name)
-                entries = by_name.get(name, {})
-                optimizer.state[p] = {k: like(v, p) if v.ndim else v.to(p.device) for k, v in entries.items()}
+                optimizer.state[p] = {field: _placed(value, p) for field, value in by_name.get(name, {}).items()}
+
+
+def _placed(value: Tensor, p: Tensor) -> Tensor:
+    """An entry of a parameter's state: sharded as the parameter is, or a number, which is whole on every rank."""
+    if value.ndim:
+        return like(value, p)
+    return value.to(p.device)

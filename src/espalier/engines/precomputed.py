@@ -1,12 +1,12 @@
 """The reference as a table: log-probabilities computed once, before the first step, and kept on disk.
 
-    CACHE/reference/KEY/    values.bin   float32, one a token of every sample of a store, 0 where not scored
-                            index.bin    INDEX, one a sample
+    CACHE/reference/KEY/    values.bin   float32, one per token of every sample of a store, 0 if it is not scored
+                            index.bin    INDEX, one per sample
                             meta.json    sizes of the other files
 
-KEY says what they were computed from and how, so an entry serves every run that would compute the same. It is written
-in whole chunks under a name that starts with a dot, and gets its own when all are there; a build that was killed goes
-on after its last whole chunk. Memory is constant: samples are found by their keys, with two reads each.
+KEY is a hash of what they were computed from and how, so an entry serves every run that would compute the same. An
+entry is written in whole chunks under a name that starts with a dot, and renamed when all are there; a build that was
+killed continues after its last whole chunk. Memory is constant: a sample is found by its key, with two reads.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ import numpy as np
 
 from espalier import files
 from espalier.engines.forwards import Forwards
-from espalier.engines.protocols import Group
+from espalier.engines.protocols import Group, World, from_first, together
 from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
 
 T = TypeVar("T")
 VERSION = 1
-CHUNK = 256  # groups computed, written and flushed at a time
+CHUNK = 256
+"""Groups that are computed, written and flushed at a time."""
 INDEX = np.dtype([("start", "<i8"), ("tokens", "<i4"), ("crc", "<u4")])
 VALUE = np.dtype("<f4")
-_NUMBER = (1 << 40) - 1  # a sample's key is its store's base and, in these bits, its number in the store
+FILES = ("index.bin", "values.bin")
+_NUMBER = (1 << 40) - 1
+"""The bits of a sample's key that number it within its store; those above are the store's base."""
 _WAY_OUT = "Set reference: memory"
 
 
 class Rows(Protocol):
-    """What is asked of a token store. `group(i)` gives samples whose keys count up from the store's base."""
+    """The part of a token store that is used here. Keys of `group(i)`'s samples count up from the store's base."""
 
     @property
     def key(self) -> str: ...
@@ -55,14 +58,15 @@ class PrecomputedReference:
     """The log-probabilities of a reference for all groups of `stores`, from the cache or computed into it now.
 
     forwards: the reference's (the policy's before its first step and before a checkpoint is loaded, or another
-        model's); not kept. weights: names and content hashes of all that it was loaded from.
-    progress: called with the groups done and the groups in all, after each chunk.
+        model's); not kept.
+    weights: names and content hashes of all files that it was loaded from.
+    progress: called with the groups done and all groups, after each chunk.
 
-    An entry's key is the sha256 of weights, store key and part, dtype, layout, device, ranks and token budget: the last
+    An entry's key is the sha256 of weights, store key and part, dtype, layout, device, ranks and token budget. The last
     three change rounding only, but a run must not depend on what the cache held. Every rank calls this; rank 0 writes,
     and processes of one machine build an entry one after the other.
 
-    Raises ConfigError where the processes do not share `cache`, EspalierError where it cannot be written.
+    Raises ConfigError if the processes do not share `cache`, EspalierError if it cannot be written.
     """
 
     def __init__(
@@ -86,17 +90,17 @@ class PrecomputedReference:
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
         """Raises ConfigError for a sample that is in none of the stores, such as one built during the step."""
-        out = []
-        for s in (s for g in groups for s in g):
-            table = self._tables.get(s.key & ~_NUMBER)
-            found = table.read(s.key & _NUMBER, s) if table else None
-            if found is None:
-                raise ConfigError(
-                    f"the sample with key {s.key} was not precomputed: got {len(s.tokens)} tokens that are none of the "
-                    f"data's. {_WAY_OUT}"
-                )
-            out.append(found)
-        return out
+        return [self._of_sample(s) for group in groups for s in group]
+
+    def _of_sample(self, s: Sample) -> list[float]:
+        table = self._tables.get(s.key & ~_NUMBER)
+        logprobs = table.read(s.key & _NUMBER, s) if table else None
+        if logprobs is None:
+            raise ConfigError(
+                f"the sample with key {s.key} was not precomputed: got {len(s.tokens)} tokens that are none of the "
+                f"data's. {_WAY_OUT}"
+            )
+        return logprobs
 
     def move(self, alpha: float) -> None:
         """Raises ConfigError."""
@@ -111,28 +115,28 @@ class PrecomputedReference:
 
 def _key(forwards: Forwards, store: Rows, weights: Mapping[str, str]) -> str:
     policy = forwards.policy
-    made = {
+    facts = {
         "version": VERSION,
         "weights": dict(weights),
         "store": [store.key, store.part],
         "dtype": str(forwards.compute),
-        "layout": [policy.layout, policy.shares, forwards.layout.whole, forwards.layout.long_from],
+        "layout": [policy.layout, policy.shares, forwards.packing.whole, forwards.packing.long_from],
         "rounding": [forwards.device.type, forwards.world.size, forwards.budget],
     }
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:40]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 
 
 class _Table:
-    """An entry that is whole."""
+    """An entry that is whole, open for reading."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._index, self._values = (os.open(folder / name, os.O_RDONLY) for name in ("index.bin", "values.bin"))
+        self._index, self._values = (os.open(folder / name, os.O_RDONLY) for name in FILES)
         for fd in (self._index, self._values):
             weakref.finalize(self, os.close, fd)
 
     def read(self, number: int, s: Sample) -> list[float] | None:
-        """The values of sample `number`; None where there is none, or where it had other tokens than `s`."""
+        """The values of sample `number`; None if there is none, or if it had other tokens than `s`."""
         row = os.pread(self._index, INDEX.itemsize, number * INDEX.itemsize)
         if len(row) < INDEX.itemsize:
             return None
@@ -145,7 +149,7 @@ class _Table:
 
 
 def _crc(s: Sample) -> int:
-    """Of the tokens and of which of them are scored."""
+    """A checksum of the tokens and of which of them are scored."""
     return zlib.crc32(np.array([s.tokens, s.mask], "<i4").tobytes())
 
 
@@ -165,19 +169,23 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
         if _whole(folder):
             return count
         stack.enter_context(_locked(folder))
-        return count if _whole(folder) else draft.begin()
+        # Another process may have built it while this one waited for the lock.
+        if _whole(folder):
+            return count
+        return draft.begin()
 
     with stack:
         stack.callback(draft.close)
-        first = int(world.sum([float(_together(forwards, begin, folder))])[0])
+        first: int = from_first(_together(begin, folder, world), world)
         for low in range(first, count, CHUNK):
             groups = [store.group(i) for i in range(low, min(low + CHUNK, count))]
-            said, done = forwards.logprobs(groups), low + len(groups)
-            add = partial(draft.add, [s for g in groups for s in g], said, done)
-            _together(forwards, add if main else _nothing, folder)
+            logprobs = [outputs.logprobs for outputs in forwards.say(groups, ["logprobs"])]
+            done = low + len(groups)
+            add = partial(draft.add, [s for g in groups for s in g], logprobs, done)
+            _together(add if main else _nothing, folder, world)
             if progress:
                 progress(done, count)
-        _together(forwards, draft.finish if main else _nothing, folder)
+        _together(draft.finish if main else _nothing, folder, world)
     if world.sum([float(_whole(folder))])[0] < world.size:
         raise ConfigError(
             f"not every process sees {folder}, which rank 0 wrote; name a folder that all share with --cache, or set "
@@ -189,21 +197,20 @@ def _nothing() -> None:
     """What the other ranks write."""
 
 
-def _together(forwards: Forwards, part: Callable[[], T], folder: Path) -> T:
-    """Run `part` on all ranks, and raise on all of them where one could not write."""
-    failure: OSError | None = None
-    found: list[T] = []
-    try:
-        found.append(part())
-    except OSError as error:
-        failure = error
-    if forwards.world.sum([float(failure is not None)])[0]:
-        reason = (failure.strerror or str(failure)) if failure else "another rank says why"
-        raise EspalierError(
-            f"the cache {folder.parent} cannot be written: {reason}. Free some space, name another folder with "
-            "--cache, or set reference: memory; what was computed so far is kept"
-        ) from failure
-    return found[0]
+def _together(part: Callable[[], T], folder: Path, world: World) -> T:
+    """Run `part` on all ranks; raise EspalierError on all of them if one could not write."""
+
+    def explained() -> T:
+        try:
+            return part()
+        except OSError as error:
+            raise EspalierError(
+                f"{outcome}: {error.strerror or error}. Free some space, name another folder with --cache, or set "
+                "reference: memory; what was computed so far is kept"
+            ) from error
+
+    outcome = f"the cache {folder.parent} cannot be written"
+    return together(explained, outcome, world, EspalierError)
 
 
 def _whole(folder: Path) -> bool:
@@ -223,42 +230,43 @@ class _Draft:
         self._sizes = [0, 0]
 
     def begin(self) -> int:
-        """Make it, or find the one of a killed build; returns how many groups are in it."""
+        """Make it, or take up the one of a killed build; returns how many groups are in it."""
         self.partial.mkdir(exist_ok=True)
         done = 0
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             known = json.loads((self.partial / "progress.json").read_text(encoding="utf-8"))
             done, self._sizes = known["groups"], known["sizes"]
-        self._fds = [
-            os.open(self.partial / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("index.bin", "values.bin")
-        ]
+        self._fds = [os.open(self.partial / name, os.O_RDWR | os.O_CREAT, 0o644) for name in FILES]
         if any(os.fstat(fd).st_size < size for fd, size in zip(self._fds, self._sizes, strict=True)):
             done, self._sizes = 0, [0, 0]
-        for fd, size in zip(self._fds, self._sizes, strict=True):  # the half of a chunk goes
+        # What stands behind the last whole chunk is half of one.
+        for fd, size in zip(self._fds, self._sizes, strict=True):
             os.ftruncate(fd, size)
         return done
 
-    def add(self, samples: Sequence[Sample], said: Sequence[list[float]], done: int) -> None:
+    def add(self, samples: Sequence[Sample], logprobs: Sequence[list[float]], done: int) -> None:
         """Append a chunk, after which `done` groups are written."""
         lengths = [len(s.tokens) for s in samples]
         index = np.zeros(len(samples), INDEX)
         index["start"] = self._sizes[1] // VALUE.itemsize + np.cumsum([0, *lengths[:-1]])
         index["tokens"], index["crc"] = lengths, [_crc(s) for s in samples]
-        values = np.concatenate([np.array(row, VALUE) for row in said])
+        values = np.concatenate([np.array(row, VALUE) for row in logprobs])
         for i, data in enumerate((index.tobytes(), values.tobytes())):
             rest = memoryview(data)
             while rest:
                 written = os.pwrite(self._fds[i], rest, self._sizes[i])
-                rest, self._sizes[i] = rest[written:], self._sizes[i] + written
+                rest = rest[written:]
+                self._sizes[i] += written
             os.fsync(self._fds[i])
+        # Last: progress.json may say less than the files hold, never more.
         files.write_atomic(self.partial / "progress.json", files.json_text({"groups": done, "sizes": self._sizes}))
 
     def finish(self) -> None:
-        """Give the entry its name; nothing where none was begun."""
+        """Give the entry its name; nothing if none was begun."""
         if not self._fds:
             return
         (self.partial / "progress.json").unlink(missing_ok=True)
-        sizes = dict(zip(("index.bin", "values.bin"), self._sizes, strict=True))
+        sizes = dict(zip(FILES, self._sizes, strict=True))
         files.write_atomic(self.partial / "meta.json", files.json_text({"version": VERSION, "files": sizes}))
         files.replace_dir(self.partial, self.folder)
 
@@ -269,8 +277,8 @@ class _Draft:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the right to build an entry, waiting for another process of this machine that does. Ends with the process;
-    where the file system has no locks, the block runs without one."""
+    """Hold the right to build an entry; wait while another process of this machine holds it. The right ends with the
+    process. On a file system without locks the block runs without one."""
     with open(files.beside(folder, ".lock"), "ab") as stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)

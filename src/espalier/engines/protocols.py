@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
+from espalier.errors import EspalierError
 from espalier.types import Batch, Outputs, Sample, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 Group = list[Sample]
 LossFn = Callable[[Outputs, Batch], dict[str, Term]]
+Quantity = Literal["logprobs", "entropy", "correct", "scores"]
+"""What a model says of a sample: see `SampleOutputs`."""
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
 
 
 class World(Protocol):
@@ -22,11 +30,70 @@ class World(Protocol):
     rank: int
     size: int
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Elementwise sums over all ranks, in float64."""
+    @overload
+    def sum(self, values: list[float]) -> list[float]: ...
+    @overload
+    def sum(self, values: Tensor) -> Tensor: ...
+    def sum(self, values: Any) -> Any:
+        """Elementwise sums over all ranks: numbers in float64, or a tensor of this world's device, in place."""
         ...
 
-    def barrier(self) -> None: ...
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, in the order of the ranks, on every rank. Their lengths may differ."""
+        ...
+
+    def barrier(self) -> None:
+        """Return when every rank is here."""
+        ...
+
+
+def together(part: Callable[[], T], outcome: str, world: World | None, error: type[EspalierError]) -> T:
+    """Run `part` on all ranks and return what it returned here. If it failed on one, raise on all of them: its own
+    error there, `error` with `outcome` elsewhere. None is a world of one.
+
+    Without it, a rank that fails alone leaves the others in a collective that it never joins.
+    """
+    if world is None or world.size == 1:
+        return part()
+    results: list[T] = []
+    failure: Exception | None = None
+    try:
+        results.append(part())
+    except Exception as caught:
+        failure = caught
+    flags = world.gather(b"failed" if failure is not None else b"")
+    if failure is not None:
+        raise failure
+    failed = [str(rank) for rank, flag in enumerate(flags) if flag]
+    if failed:
+        raise error(f"{outcome}: rank {', '.join(failed)} failed and says why")
+    return results[0]
+
+
+def from_first(value: Any, world: World | None) -> Any:
+    """Rank 0's value, on every rank; a JSON value (a tuple arrives as a list). None is a world of one."""
+    if world is None or world.size == 1:
+        return value
+    text = json.dumps(value).encode() if world.rank == 0 else b""
+    return json.loads(world.gather(text)[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(slots=True)
+class SampleOutputs:
+    """What a model says about one sample; quantities that were not requested are empty.
+
+    logprobs, entropy, correct: one number per token, 0 if the token is not scored: its log-probability (nats), the
+        entropy of the distribution it stands in (nats), and 1 if it is that distribution's most probable token.
+    scores: what a scalar head says after each of the sample's `reads`, one number per dimension.
+    """
+
+    logprobs: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    correct: list[float] = field(default_factory=list)
+    scores: list[tuple[float, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +110,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A term summed over groups, what it is divided by (0 where its part has no weight), and its coefficient."""
+    """A term summed over groups, what it is divided by (0 if its part has no weight), and its coefficient."""
 
     sum: float
     total: float
@@ -56,16 +123,13 @@ class Learner(Protocol):
     @property
     def world(self) -> World: ...
 
-    def forward(
-        self, groups: Sequence[Group], *, entropy: bool = False, correct: bool = False
-    ) -> list[dict[str, list[float]]]:
-        """For every sample, in order, one entry a token and 0 where not scored: `logprobs` of the tokens and, where
-        asked for, `entropy` of the distributions and `correct` (1 where the token is the most probable one)."""
-        ...
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        """What the model says about every sample, in order, without gradients. Scores have the stored bias and scale
+        applied.
 
-    def score(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        """For every sample, in order, what the scalar head says after each of its `reads`: one number a dimension, the
-        stored bias and scale applied. Of a model that has such a head."""
+        Raises ValueError for a quantity that the model's head does not give: a scalar head gives scores and nothing
+        else, a token head everything else.
+        """
         ...
 
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
@@ -81,14 +145,17 @@ class Learner(Protocol):
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights by Hugging Face name, in the dtype they are exported in, adapters merged."""
+        """Full weights by Hugging Face name, adapters merged, with the values of master precision: float32 if they are
+        trained, merged or rounded by the compute dtype, else in the dtype that the model computes in."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write everything `load` needs to go on bit for bit: trained weights, optimizer, counters."""
         ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Take what `save` wrote."""
+        ...
 
     def export(self, folder: Path) -> None:
         """Write a plain Hugging Face directory."""
@@ -96,10 +163,10 @@ class Learner(Protocol):
 
 
 class Reference(Protocol):
-    """Who the policy is held against."""
+    """The model that the policy is compared with."""
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
-        """For every sample, in order, the reference's log-probabilities: one entry a token, 0 where not scored."""
+        """For every sample, in order, the reference's log-probabilities: one per token, 0 if it is not scored."""
         ...
 
     def move(self, alpha: float) -> None:
@@ -110,7 +177,12 @@ class Reference(Protocol):
         """Write what `load` needs to go on bit for bit; nothing for a reference that never moves."""
         ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Take what `save` wrote."""
+        ...
+
+
+# ----------------------------------------------------------------------------------------------------------- samplers
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +202,6 @@ class Sampler(Protocol):
         """`n` samples for each prompt: the prompt untrained, the response (its stop token included) trained."""
         ...
 
-    def load(self, weights: Any, version: int) -> None: ...
+    def load(self, weights: Any, version: int) -> None:
+        """Take over weights by Hugging Face name; None if the sampler draws from the trained model itself."""
+        ...

@@ -1,4 +1,4 @@
-"""Who the policy is held against, from weights in memory: the policy as it started, or another model.
+"""References with weights in memory: the policy as it started, or another model.
 
 `engines.precomputed` is the third kind, which needs no weights after the first step.
 """
@@ -30,10 +30,10 @@ class StartReference:
 
     It copies the parameters that are trained, in the dtype in which they compute (under FSDP2 this rank's float32
     shards), and puts them in place of the live ones for its forwards. Everything else is shared with the policy. So
-    under LoRA it costs an adapter: a new one, whose B is 0, is the base model, and a continued one is that adapter as
-    it was given.
+    under LoRA it costs one adapter: a new one, whose B is 0, is the base model, and a continued one is the adapter that
+    the run started from.
 
-    moves: also keep float32 weights, which `move` changes (where parameters are float32, the copies are these).
+    moves: also keep float32 weights, which `move` changes (if parameters are float32, the copies are these).
     """
 
     def __init__(self, learner: TorchLearner, *, moves: bool = False):
@@ -48,17 +48,19 @@ class StartReference:
                 self._exact[name] = copy if copy.dtype == master.dtype else master.detach().clone()
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
+        """See `protocols.Reference`; in the dtype and micro-batches of the policy."""
         with self._in_place():
-            return self.learner.forwards.logprobs(groups)
+            return [outputs.logprobs for outputs in self.learner.forwards.say(groups, ["logprobs"])]
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """The policy computes with the copies inside; whatever happens there, it leaves with its own weights' bits.
 
-        Under FSDP2 these are the shards, which checkpoints are written from: torch keeps what an error in a forward
-        left gathered, and such a policy must not compute again.
+        Under FSDP2 the bits are those of the shards, from which checkpoints are written. After an error in a forward
+        torch keeps what was gathered, so such a policy must not compute again.
         """
-        fsdp.reshard(self.learner.policy)  # what is gathered would be used again
+        # Parameters that are gathered would be used again, in place of the copies.
+        fsdp.reshard(self.learner.policy)
         self._exchange()
         try:
             yield
@@ -71,19 +73,21 @@ class StartReference:
             copy = self._copies[name]
             if not isinstance(p, DTensor):
                 p.data, copy.data = copy.data, p.data
-            else:  # FSDP2 gathers from memory of its own, of which shards are views: the contents change places
-                live, kept = p.detach().to_local(), copy.to_local()  # type: ignore[attr-defined]
-                held = live.clone()
-                live.copy_(kept)
-                kept.copy_(held)
+                continue
+            # FSDP2 gathers from memory of its own, of which shards are views: contents change places, not tensors.
+            live, kept = fsdp.local(p.detach()), fsdp.local(copy)
+            before = live.clone()
+            live.copy_(kept)
+            kept.copy_(before)
 
     @torch.no_grad()
     def move(self, alpha: float) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference, in float32, over the trained parameters.
 
         Gorbatovski et al., arXiv:2404.09656 (TR-DPO: soft updates for alpha < 1, hard ones at 1). Under LoRA the
-        factors A and B move, so for alpha < 1 their product is not the same mixture of the two products. Raises
-        ConfigError where the reference was not built to move.
+        factors A and B move, so for alpha < 1 their product is not the same mixture of the two products.
+
+        Raises ConfigError if the reference was not built to move.
         """
         if not self.moves:
             raise _fixed("the policy as it started")
@@ -94,7 +98,7 @@ class StartReference:
                 self._copies[name].copy_(exact)
 
     def save(self, folder: Path) -> None:
-        """Write the weights of a reference that moves; all ranks gather, rank 0 keeps and writes."""
+        """Write the float32 weights of a reference that moves; all ranks gather, rank 0 keeps and writes."""
         whole: dict[str, Tensor] = {}
         for name, exact in self._exact.items():
             tensor = fsdp.full(exact)
@@ -105,39 +109,39 @@ class StartReference:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Take what `save` wrote. Raises CheckpointError where it is missing or its parameters differ."""
+        """Take what `save` wrote. Raises CheckpointError if it is missing or its parameters differ."""
         if not self.moves:
             return
-        found = file_to_tensors(folder / FILE)
-        if found.keys() != self._exact.keys():
-            odd = sorted(found.keys() ^ self._exact.keys())
+        weights = file_to_tensors(folder / FILE)
+        if weights.keys() != self._exact.keys():
+            odd = sorted(weights.keys() ^ self._exact.keys())
             raise CheckpointError(
                 f"{folder / FILE}: {len(odd)} parameters are in the checkpoint or in this run only, such as {odd[0]}; "
                 "resume with the model section it was saved with"
             )
         for name, exact in self._exact.items():
-            exact.copy_(fsdp.like(found[name], exact))
+            exact.copy_(fsdp.like(weights[name], exact))
             if exact is not self._copies[name]:
                 self._copies[name].copy_(exact)
 
 
 class ModelReference:
     """Another model, which never changes. `policy` holds it; its weights are cast to `options.compute` and frozen, and
-    sharded under a distributed world. Its tokens must be the trained model's."""
+    sharded under a distributed world. It must have the trained model's tokenizer."""
 
     def __init__(self, policy: Policy, options: LearnerOptions, *, world: OneProcess | Distributed | None = None):
-        world = world or OneProcess()
-        self.forwards = frozen(policy, options, world)
+        self.forwards = frozen(policy, options, world or OneProcess())
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
-        return self.forwards.logprobs(groups)
+        """See `protocols.Reference`."""
+        return [outputs.logprobs for outputs in self.forwards.say(groups, ["logprobs"])]
 
     def move(self, alpha: float) -> None:
         """Raises ConfigError."""
         raise _fixed("another model")
 
     def save(self, folder: Path) -> None:
-        """Nothing: it is what its directory holds."""
+        """Nothing: its weights are those of its directory."""
 
     def load(self, folder: Path) -> None:
         """Nothing."""

@@ -16,9 +16,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from espalier.forest.trie import Trie, build, laid_length
-from espalier.types import Batch, Sample, Segment
+from espalier.types import Batch, Sample, Says, Segment
 
 Group = Sequence[Sample]
 Totals = dict[tuple[str, str], float]
@@ -31,10 +32,10 @@ def totals(groups: Sequence[Group]) -> Totals:
     samples; pairs: strict preferences, in the part of the preferred sample; groups: groups with a sample of that part;
     reads: positions where a scalar head is read, without those whose grades are all nan.
 
-    Where a group has pairs, its samples that beat one and that none beats count once more, as the part `chosen`
-    (tokens, sequences, groups), which is what a likelihood term on preferred answers is divided by.
+    If a group has pairs, those of its samples that beat another and are beaten by none count once more, as the part
+    `chosen` (tokens, sequences, groups). A likelihood term on preferred answers is divided by it.
 
-    Raises ValueError where samples of one part disagree on their streams, naming the group.
+    Raises ValueError if samples of one part disagree on their streams, naming the group.
     """
     _stream_names([s for group in groups for s in group])
     out: Totals = {}
@@ -47,9 +48,9 @@ def totals(groups: Sequence[Group]) -> Totals:
             add("groups", part, 1.0)
         beaten = {place for s in group for place in s.beats}
         for place, s in enumerate(group):
-            tokens = sum(w for w, m in zip(s.weights[1:], s.mask[1:], strict=True) if m)
+            tokens = sum(weight for weight, trained in zip(s.weights[1:], s.mask[1:], strict=True) if trained)
             chosen = bool(s.beats) and place not in beaten
-            for part in (s.part, "chosen")[: 1 + chosen]:
+            for part in [s.part, "chosen"] if chosen else [s.part]:
                 add("tokens", part, tokens)
                 add("sequences", part, 1.0)
             add("pairs", s.part, float(len(s.beats)))
@@ -60,7 +61,7 @@ def totals(groups: Sequence[Group]) -> Totals:
 
 
 def _graded(s: Sample) -> int:
-    """How many of a sample's reads count: all that have no grades, or one that is not nan."""
+    """How many of a sample's reads count: all but those whose grades are all nan."""
     return len(s.reads) - sum(1 for grade in s.grades if all(math.isnan(x) for x in grade))
 
 
@@ -71,7 +72,7 @@ def pack(
     state: dict[str, float] | None = None,
     share: bool = True,
     count_uses: bool = False,
-    targets: bool = True,
+    says: Says = "tokens",
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Lay groups down as one forest.
@@ -82,144 +83,197 @@ def pack(
         state: the algorithm's moving numbers, passed through.
         share: lay shared prefixes down once; False gives every sample a segment of its own.
         count_uses: fill `uses_N`, which the router loss of mixtures of experts needs.
-        targets: score tokens; False leaves T and U at 0, for a model that is read by a scalar head.
+        says: what the model is read for; "reads" (a scalar head) scores no tokens and leaves T and U at 0.
         device: where the tensors go.
 
-    Raises ValueError where samples of one part disagree on their streams, naming the group, and for pairs, reads or
-    grades that do not fit their group.
+    Raises ValueError if samples of one part disagree on their streams, naming the group, and for pairs, reads or grades
+    that do not fit their group.
     """
     samples = [s for group in groups for s in group]
-    names = _stream_names(samples)
-    inputs: list[int] = []
-    positions: list[int] = []
-    segments: list[Segment] = []
-    uses: list[int] = []
-    sources: list[int] = []
-    target_ids: list[int] = []
-    temperatures: list[float] = []
-    score: list[int] = []
-    rows: list[int] = []
-    weights: list[float] = []
-    streams: dict[str, list[float]] = {name: [] for name in names}
-    judged = _Judged()
+    forest, scores, judged = _Forest(count_uses), _Scores(_stream_names(samples)), _Judged()
     row = 0
     for number, group in enumerate(groups):
         trie = build(group, share=share)
-        _lay(trie, inputs, positions, segments)
-        first, base = len(sources), len(inputs) - trie.size
-        seen: dict[tuple[int, int, float], int] = {}
+        base = forest.lay(trie)
         for i, s in enumerate(group):
             scored = [t for t in range(1, len(s.tokens)) if s.mask[t]]
             judged.add(s, number, row - i, len(group), len(scored))
+            # Token t is scored at token t - 1, so the last target needs no place of its own; a token that is read does.
             where = trie.where(i, max([scored[-1] if scored else 0, *(read + 1 for read in s.reads)]))
             judged.reads.extend(where[read] + base for read in s.reads)
-            scored = scored if targets else []
-            for t in scored:
-                key = (where[t - 1] + base, s.tokens[t], s.temperature)
-                u = seen.setdefault(key, first + len(seen))
-                if u == len(sources):
-                    sources.append(key[0])
-                    target_ids.append(key[1])
-                    temperatures.append(key[2])
-                score.append(u)
-            rows.extend([row] * len(scored))
-            weights.extend(s.weights[t] for t in scored)
-            for name, values in streams.items():
-                stream = s.streams.get(name)
-                values.extend((stream[t] for t in scored) if stream is not None else [0.0] * len(scored))
+            if says == "tokens":
+                scores.add(s, row, scored, where, base)
             row += 1
-        if count_uses:
-            counts = [0] * trie.size
-            for i, s in enumerate(group):
-                for position in trie.where(i, laid_length(s)):
-                    counts[position] += 1
-            uses.extend(counts)
+        forest.count(trie, group)
+    return _batch(samples, forest, scores, judged, totals, dict(state or {}), device)
 
-    def tensor(values: Sequence[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+def _batch(
+    samples: list[Sample],
+    forest: _Forest,
+    scores: _Scores,
+    judged: _Judged,
+    totals: Totals,
+    state: dict[str, float],
+    device: torch.device | str,
+) -> Batch:
+    """Lists become tensors, each list in one go."""
+
+    def ints(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+    def floats(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
     return Batch(
-        inputs_N=tensor(inputs),
-        positions_N=tensor(positions),
-        segments=segments,
-        sources_U=tensor(sources),
-        targets_U=tensor(target_ids),
-        temperatures_U=tensor(temperatures, torch.float32),
-        score=tensor(score),
-        rows=tensor(rows),
-        weights=tensor(weights, torch.float32),
-        streams={name: tensor(values, torch.float32) for name, values in streams.items()},
+        inputs_N=ints(forest.inputs),
+        positions_N=ints(forest.positions),
+        segments=forest.segments,
+        sources_U=ints(scores.sources),
+        targets_U=ints(scores.targets),
+        temperatures_U=floats(scores.temperatures),
+        score=ints(scores.score),
+        rows=ints(scores.rows),
+        weights=floats(scores.weights),
+        streams={name: floats(values) for name, values in scores.streams.items()},
         parts=[s.part for s in samples],
         samples=samples,
-        group_S=tensor(judged.groups),
-        labels_S=tensor(judged.labels, torch.float32),
-        lengths_S=tensor(judged.lengths, torch.float32),
-        wins_P2=tensor(judged.wins).view(-1, 2),
-        ties_Q2=tensor(judged.ties).view(-1, 2),
-        reads_R=tensor(judged.reads),
-        read_rows_R=tensor(judged.read_rows),
-        grades_RK=tensor(judged.grades, torch.float32).view(len(judged.reads), -1)
-        if judged.grades
-        else torch.full((len(judged.reads), 1), math.nan, device=device),
+        group_S=ints(judged.groups),
+        labels_S=floats(judged.labels),
+        lengths_S=floats(judged.lengths),
+        wins_P2=ints(judged.wins).view(-1, 2),
+        ties_Q2=ints(judged.ties).view(-1, 2),
+        reads_R=ints(judged.reads),
+        read_rows_R=ints(judged.read_rows),
+        grades_RK=floats(judged.grades_or_nan()).view(len(judged.reads), judged.dimensions or 1),
         totals=totals,
-        state=dict(state or {}),
-        uses_N=tensor(uses) if count_uses else None,
+        state=state,
+        uses_N=None if forest.uses is None else ints(forest.uses),
     )
 
 
+class _Forest:
+    """The packed tokens of a batch, as they grow group by group. `uses` is None unless they are counted."""
+
+    def __init__(self, count_uses: bool) -> None:
+        self.inputs: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.uses: list[int] | None = [] if count_uses else None
+
+    def lay(self, trie: Trie) -> int:
+        """Add the tokens of one group; returns the place of its first."""
+        base, first = len(self.inputs), len(self.segments)
+        for node in trie.nodes:
+            self.inputs.extend(node.tokens)
+            self.positions.extend(range(node.depth, node.depth + len(node.tokens)))
+            parent = node.parent + first if node.parent >= 0 else -1
+            self.segments.append(Segment(base + node.start, len(node.tokens), parent, node.depth, first + node.leave))
+        return base
+
+    def count(self, trie: Trie, group: Group) -> None:
+        """Count how many samples of the group that was laid last pass through each of its tokens."""
+        if self.uses is None:
+            return
+        counts = [0] * trie.size
+        for i, s in enumerate(group):
+            for place in trie.where(i, laid_length(s)):
+                counts[place] += 1
+        self.uses.extend(counts)
+
+
+class _Scores:
+    """The scores of a batch (U) and their uses by samples (T), as they grow sample by sample."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.temperatures: list[float] = []
+        self.score: list[int] = []
+        self.rows: list[int] = []
+        self.weights: list[float] = []
+        self.streams: dict[str, list[float]] = {name: [] for name in streams}
+        self._numbers: dict[tuple[int, int, float], int] = {}
+
+    def add(self, s: Sample, row: int, scored: list[int], where: list[int], base: int) -> None:
+        """Add the tokens `scored` of a sample, which stand at `where`, counted from `base`."""
+        numbers, sources, score = self._numbers, self.sources, self.score
+        tokens, temperature = s.tokens, s.temperature
+        for t in scored:
+            # Siblings that share a source, a target and a temperature share the score: it is computed once. Groups
+            # share nothing, because no two of them have a source in common.
+            key = (where[t - 1] + base, tokens[t], temperature)
+            number = numbers.setdefault(key, len(numbers))
+            if number == len(sources):
+                sources.append(key[0])
+                self.targets.append(key[1])
+                self.temperatures.append(temperature)
+            score.append(number)
+        self.rows.extend([row] * len(scored))
+        self.weights.extend([s.weights[t] for t in scored])
+        for name, values in self.streams.items():
+            stream = s.streams.get(name)
+            if stream is None:  # another part's stream
+                values.extend([0.0] * len(scored))
+            else:
+                values.extend([stream[t] for t in scored])
+
+
 class _Judged:
-    """What a batch says about its samples, pairs and reads, as it grows."""
+    """What a batch says about its samples, pairs and reads, as it grows sample by sample."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
         self.labels: list[float] = []
         self.lengths: list[int] = []
-        self.wins: list[int] = []  # preferred and other row by turns
+        self.wins: list[int] = []  # preferred row, other row, preferred row, ...
         self.ties: list[int] = []
         self.reads: list[int] = []
         self.read_rows: list[int] = []
         self.grades: list[float] = []
-        self._dimensions: int | None = None
+        self.dimensions: int | None = None
 
     def add(self, s: Sample, group: int, first: int, size: int, length: int) -> None:
-        """Add a sample; its group has `size` samples, and `first` is the row of the first of them."""
+        """Add a sample of `length` scored tokens; its group has `size` samples, of which row `first` is the first."""
         row = len(self.groups)
         self.groups.append(group)
         self.labels.append(math.nan if s.label is None else s.label)
         self.lengths.append(length)
-        for others, into in ((s.beats, self.wins), (s.ties, self.ties)):
+        for others, pairs in ((s.beats, self.wins), (s.ties, self.ties)):
             for place in others:
                 if not 0 <= place < size or place == row - first:
                     raise ValueError(
                         f"group {s.group}: sample {row - first} is compared with {place}; expected another of the "
                         f"{size} samples of its group. A group with pairs is never cut"
                     )
-                into += (row, first + place)
+                pairs += (row, first + place)
         self.read_rows.extend([row] * len(s.reads))
-        if s.grades or (self._dimensions and s.reads):
-            width = {len(grade) for grade in s.grades}
-            if len(s.grades) != len(s.reads) or len(width) > 1 or self._dimensions not in (None, *width):
-                raise ValueError(
-                    f"group {s.group}: got {len(s.grades)} grades of {sorted(width)} dimensions for {len(s.reads)} "
-                    f"reads; expected one a read, all of {self._dimensions or 'one'} dimensions"
-                )
-            if self._dimensions is None and len(self.read_rows) > len(s.reads):
-                raise ValueError(f"group {s.group}: has grades, but earlier reads have none; expected all or none")
-            self._dimensions = width.pop()
-            self.grades.extend(x for grade in s.grades for x in grade)
+        # Once a sample has grades, every read must have them: the rows of grades_RK are those of reads_R.
+        if s.grades or (self.dimensions and s.reads):
+            self._add_grades(s)
 
+    def _add_grades(self, s: Sample) -> None:
+        width = {len(grade) for grade in s.grades}
+        if len(s.grades) != len(s.reads) or len(width) > 1 or self.dimensions not in (None, *width):
+            raise ValueError(
+                f"group {s.group}: got {len(s.grades)} grades of {sorted(width)} dimensions for {len(s.reads)} reads; "
+                f"expected one grade per read, each of {self.dimensions or 'one'} dimensions"
+            )
+        if self.dimensions is None and len(self.read_rows) > len(s.reads):
+            raise ValueError(f"group {s.group}: has grades, but earlier reads have none; expected all or none")
+        self.dimensions = width.pop()
+        self.grades.extend([x for grade in s.grades for x in grade])
 
-def _lay(trie: Trie, inputs: list[int], positions: list[int], segments: list[Segment]) -> None:
-    base, first = len(inputs), len(segments)
-    for node in trie.nodes:
-        inputs.extend(node.tokens)
-        positions.extend(range(node.depth, node.depth + len(node.tokens)))
-        parent = node.parent + first if node.parent >= 0 else -1
-        segments.append(Segment(base + node.start, len(node.tokens), parent, node.depth, node.leave + first))
+    def grades_or_nan(self) -> list[float]:
+        """All grades, read by read; one nan per read if there are none."""
+        return self.grades or [math.nan] * len(self.reads)
 
 
 def _stream_names(samples: Sequence[Sample]) -> list[str]:
-    """All stream names; within a part a stream is everywhere or nowhere, and as long as its sample."""
+    """All stream names, sorted.
+
+    Raises ValueError if a part has a stream on some of its samples only, or one that is not as long as its sample.
+    """
     expected: dict[str, set[str]] = {}
     for s in samples:
         names = expected.setdefault(s.part, set(s.streams))
@@ -232,6 +286,6 @@ def _stream_names(samples: Sequence[Sample]) -> list[str]:
         for name, values in s.streams.items():
             if len(values) != len(s.tokens):
                 raise ValueError(
-                    f"group {s.group}: stream {name} has {len(values)} entries; expected {len(s.tokens)}, one a token"
+                    f"group {s.group}: stream {name} has {len(values)} entries; expected {len(s.tokens)}, one per token"
                 )
     return sorted(set().union(*expected.values())) if expected else []

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from espalier.types import Sample
 
-MIN_SHARED = 16  # a shorter shared run costs more as a segment of its own than as a copy in each child
+MIN_SHARED = 16
+"""Tokens from which a shared run is a segment of its own: a shorter one costs less as a copy in each child."""
 
 
 def laid_length(sample: Sample) -> int:
@@ -44,10 +45,15 @@ class Node:
     ends: list[int] = field(default_factory=list)
 
     def child(self, token: int) -> Node | None:
-        return next((c for c in self.children if c.tokens[0] == token), None)
+        """The child that begins with `token`; children differ in their first tokens."""
+        for child in self.children:
+            if child.tokens[0] == token:
+                return child
+        return None
 
 
 def _insert(root: Node, tokens: list[int], index: int) -> None:
+    """Add the laid tokens of sample `index`, splitting the node that they leave half way."""
     node, done = root, 0
     while True:
         if done == len(tokens):
@@ -58,10 +64,12 @@ def _insert(root: Node, tokens: list[int], index: int) -> None:
             node.children.append(Node(tokens[done:], ends=[index]))
             return
         shared = common_prefix(child.tokens, tokens, done)
-        if done + shared == len(tokens):  # ends inside the child: nothing to split, its tokens are all there
+        # The sample ends inside the child: its tokens are all there, and nothing is split.
+        if done + shared == len(tokens):
             child.ends.append(index)
             return
-        if shared == len(child.tokens) and not child.children:  # continues a leaf, which grows: nobody branches off
+        # The sample continues a leaf: nothing branches off there, so the leaf grows.
+        if shared == len(child.tokens) and not child.children:
             child.tokens = tokens[done:]
             child.ends.append(index)
             return
@@ -112,12 +120,13 @@ class Trie:
 
     def where(self, sample: int, count: int) -> list[int]:
         """Packed positions, from the group's first, of the first `count` tokens of a sample."""
-        out: list[int] = []
+        places: list[int] = []
         for i in self.paths[sample]:
             node = self.nodes[i]
-            take = min(len(node.tokens), count - len(out))
-            out.extend(range(node.start, node.start + take))
-        return out
+            # A path may be longer than its sample, so the last nodes are cut (to nothing, if need be).
+            take = min(len(node.tokens), count - len(places))
+            places.extend(range(node.start, node.start + take))
+        return places
 
 
 def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
@@ -135,9 +144,10 @@ def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
     _copy_short_runs(root)
     nodes: list[Placed] = []
     paths: list[list[int]] = [[] for _ in samples]
-    for i in root.ends:  # nothing to lay down: a sample of one token, or without anything trained
-        paths[i] = []
-    stack: list[tuple[Node, int, int, list[int]]] = [(c, -1, 0, []) for c in reversed(root.children)]
+    # A stack rather than recursion: a conversation tree may be deeper than Python recurses. Children are pushed in
+    # reverse, so that they are popped, and numbered, in order. Samples that end in the root have nothing to lay down
+    # (one token, or nothing trained) and keep an empty path.
+    stack: list[tuple[Node, int, int, list[int]]] = [(child, -1, 0, []) for child in reversed(root.children)]
     start = 0
     while stack:
         node, parent, depth, path = stack.pop()
@@ -147,12 +157,13 @@ def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
         for i in node.ends:
             paths[i] = path
         start += len(node.tokens)
-        stack.extend((c, index, depth + len(node.tokens), path) for c in reversed(node.children))
+        stack.extend((child, index, depth + len(node.tokens), path) for child in reversed(node.children))
     _close(nodes)
     return Trie(nodes, paths, start)
 
 
 def _separate(laid: list[list[int]]) -> Trie:
+    """A segment for every sample, nothing shared."""
     nodes: list[Placed] = []
     paths: list[list[int]] = []
     start = 0

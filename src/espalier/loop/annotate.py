@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from espalier.algorithms.traits import Credits, Mates
+from espalier.algorithms.traits import Algorithm
 from espalier.engines.protocols import Group, Learner, Reference
 from espalier.types import Sample
 
@@ -14,7 +13,7 @@ REPLAY = "replay"  # the part that is held against nothing
 
 def annotate(
     groups: Sequence[Group],
-    algorithm: Any,
+    algorithm: Algorithm,
     learner: Learner,
     reference: Reference | None,
     state: dict[str, float],
@@ -30,7 +29,7 @@ def annotate(
     Raises ValueError where a reference is needed and there is none.
     """
     needs = algorithm.traits.needs
-    mates: Sequence[Group] = algorithm.mates(groups) if isinstance(algorithm, Mates) else []
+    mates: Sequence[Group] = algorithm.mates(groups) if algorithm.traits.mates else []
     if "ref_logprobs" in needs:
         if reference is None:
             raise ValueError("the algorithm needs ref_logprobs, and there is no reference; give the loop one")
@@ -39,10 +38,8 @@ def annotate(
                 s.streams["ref_logprobs"] = said
     wanted = _held(_joined(groups, mates) if "old_logprobs" in needs else mates)
     if wanted:
-        for s, told in zip(_flat(wanted), learner.forward(wanted), strict=True):
-            s.streams["old_logprobs"] = told["logprobs"]
-    if not isinstance(algorithm, Credits):
-        return state
+        for s, outputs in zip(_flat(wanted), learner.say(wanted, ["logprobs"]), strict=True):
+            s.streams["old_logprobs"] = outputs.logprobs
     return {name: float(x) for name, x in algorithm.credit([*groups, *mates], dict(state)).items()}
 
 

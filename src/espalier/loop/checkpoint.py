@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier import files
-from espalier.engines.protocols import World
+from espalier.engines.protocols import World, from_first, together
 from espalier.errors import CheckpointError
 from espalier.files import safetensors_size
 from espalier.loop.state import STATE, TrainState, read_json, rng_name, save_rng
@@ -127,33 +127,13 @@ def save(
 
     try:
         for part in (begin, fill, seal):
-            together(functools.partial(_explained, part, target, estimate), f"{target} was not written", world)
+            explained = functools.partial(_explained, part, target, estimate)
+            together(explained, f"{target} was not written", world, CheckpointError)
     except BaseException:
         if rank == 0:
             files.discard(partial)
         raise
     return _read_manifest(target)
-
-
-def together(part: Callable[[], None], outcome: str, world: World | None) -> None:
-    """Run `part` on all ranks and raise on all of them if it failed on one: its own error there, CheckpointError with
-    `outcome` elsewhere.
-
-    Without it, a rank that fails alone leaves the others in a collective that it never joins.
-    """
-    failure: Exception | None = None
-    try:
-        part()
-    except Exception as error:
-        failure = error
-    if world is not None and world.size > 1:
-        flags = [0.0] * world.size
-        flags[world.rank] = float(failure is not None)
-        failed = [str(rank) for rank, flag in enumerate(world.sum(flags)) if flag]
-        if failed and failure is None:
-            raise CheckpointError(f"{outcome}: rank {', '.join(failed)} failed and says why")
-    if failure is not None:
-        raise failure
 
 
 def _explained(part: Callable[[], None], target: Path, estimate: int) -> None:
@@ -288,16 +268,15 @@ def choose(root: Path, resume_from: str = "", *, world: World | None = None) -> 
     Raises CheckpointError where the named or the newest one is not intact. It says what is wrong and how to resume from
     the newest intact one: to go back silently would hide the work that is lost.
     """
-    rank = world.rank if world else 0
-    chosen = [0.0]  # step + 1, so that 0 is none and the sum over ranks is rank 0's answer
 
-    def look() -> None:
-        if rank == 0 and (found := _choose(root, resume_from)):
-            chosen[0] = found.step + 1.0
+    def newest() -> int | None:
+        if world is not None and world.rank != 0:
+            return None
+        chosen = _choose(root, resume_from)
+        return None if chosen is None else chosen.step
 
-    together(look, f"no checkpoint of {root} was chosen", world)
-    step = int((world.sum(chosen) if world else chosen)[0]) - 1
-    return None if step < 0 else _read_manifest(root / step_name(step))
+    step = from_first(together(newest, f"no checkpoint of {root} was chosen", world, CheckpointError), world)
+    return None if step is None else _read_manifest(root / step_name(step))
 
 
 def _choose(root: Path, resume_from: str) -> Checkpoint | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from espalier.engines.protocols import Group, Learner, LossFn, Reference
+from espalier.algorithms.traits import Algorithm
+from espalier.engines.protocols import Group, Learner, Reference
 from espalier.loop.annotate import annotate
-from espalier.types import Batch, Outputs, Term
 
 
 def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, float]:
@@ -19,12 +18,12 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
     loss = weight = hits = count = 0.0
     for groups in batches:
         samples = [s for g in groups for s in g]
-        for s, said in zip(samples, learner.forward(groups, correct=True), strict=True):
+        for s, outputs in zip(samples, learner.say(groups, ["logprobs", "correct"]), strict=True):
             for t in range(1, len(s.tokens)):
                 if s.mask[t]:
-                    loss -= s.weights[t] * said["logprobs"][t]
+                    loss -= s.weights[t] * outputs.logprobs[t]
                     weight += s.weights[t]
-                    hits += said["correct"][t]
+                    hits += outputs.correct[t]
                     count += 1
     if not weight:
         return {}
@@ -35,7 +34,7 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
 
 def evaluate_loss(
     learner: Learner,
-    algorithm: Any,
+    algorithm: Algorithm,
     reference: Reference | None,
     state: dict[str, float],
     batches: Iterator[list[Group]],
@@ -49,7 +48,7 @@ def evaluate_loss(
     sums: dict[str, tuple[float, float, float]] = {}
     for groups in batches:
         annotate(groups, algorithm, learner, reference, state)
-        for name, found in learner.measure(groups, loss_of(algorithm), state).items():
+        for name, found in learner.measure(groups, algorithm.loss, state).items():
             x, total, _ = sums.get(name, (0.0, 0.0, 0.0))
             sums[name] = (x + found.sum, total + found.total, found.coef)
     means = {name: (x / total, coef) for name, (x, total, coef) in sums.items() if total}
@@ -57,16 +56,6 @@ def evaluate_loss(
         return {}
     loss = sum(coef * mean for mean, coef in means.values())
     return {"eval_loss": loss, **{f"eval_{name}": mean for name, (mean, _) in means.items()}}
-
-
-def loss_of(algorithm: Any) -> LossFn:
-    """The algorithm's loss of the policy."""
-
-    def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        terms: dict[str, Term] = algorithm.loss(outputs, batch)["policy"]
-        return terms
-
-    return loss
 
 
 def shown(numbers: Mapping[str, float]) -> str:

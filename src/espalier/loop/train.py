@@ -9,15 +9,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group, Learner, Reference
-from espalier.errors import EspalierError
+from espalier.engines.protocols import Group, Learner, Reference, together
+from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
-from espalier.loop.evaluate import evaluate, evaluate_loss, loss_of, shown
+from espalier.loop.evaluate import evaluate, evaluate_loss, shown
 from espalier.loop.metrics import MetricsFile
 from espalier.loop.schedule import learning_rate
 from espalier.loop.signals import Stopper
@@ -79,7 +81,7 @@ class Trainer:
     def __init__(
         self,
         learner: Learner,
-        algorithm: Any,
+        algorithm: Algorithm,
         source: Source,
         *,
         optim: OptimConfig,
@@ -152,7 +154,7 @@ class Trainer:
         groups = self.source.groups(step)
         lr = learning_rate(step, self.source.steps, self.optim)
         moving = annotate(groups, self.algorithm, self.learner, self.reference, self.state.state)
-        result = self.learner.forward_backward(groups, loss_of(self.algorithm), moving, step)
+        result = self.learner.forward_backward(groups, self.algorithm.loss, moving, step)
         try:
             update = self.learner.optim_step(lr)
         except FloatingPointError as error:
@@ -241,9 +243,10 @@ class Trainer:
 
     def _write(self, folder: Path) -> None:
         # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
-        checkpoint.together(lambda: self.learner.save(folder), f"{folder} was not written", self.world)
-        if (reference := self.reference) is not None:
-            checkpoint.together(lambda: reference.save(folder), f"{folder} was not written", self.world)
+        outcome = f"{folder} was not written"
+        together(partial(self.learner.save, folder), outcome, self.world, CheckpointError)
+        if self.reference is not None:
+            together(partial(self.reference.save, folder), outcome, self.world, CheckpointError)
         self.learner.export(folder / "model")
 
     def _prune(self) -> None:

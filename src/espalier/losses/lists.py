@@ -10,7 +10,8 @@ from itertools import groupby, permutations
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-9  # labels no further apart than this times max(1, |label|) are a tie
+from espalier.types import settled
+
 EXACT_TIE = 4  # the orders of a tie are enumerated up to this many tied samples: 24 orders
 
 
@@ -19,7 +20,7 @@ def plackett_luce(scores_S: Tensor, labels_S: Tensor, group_S: Tensor) -> Tensor
 
         P(y_1 > y_2 > ... > y_K) = prod_k exp(s_k) / sum_{j >= k} exp(s_j)
 
-    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels (up to `ROUNDING`) are
+    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels (`types.settled`) are
     a tie, nan leaves the sample out. group_S: numbers 0 .. G - 1, [S]. A group with fewer than two ranked samples is 0.
 
     Ties: with O the orders that agree with the labels (every order inside a tie, none across ties),
@@ -114,14 +115,10 @@ def _plan(labels: list[float], groups: list[int]) -> _Plan:
 
 def _ties(members: Iterable[int], labels: Sequence[float]) -> Iterator[list[int]]:
     """Members of equal labels, worst first, of `members` in ascending order."""
-    tie: list[int] = []
-    for i in members:
-        if tie and labels[i] - (least := labels[tie[0]]) > ROUNDING * max(1.0, abs(least)):
-            yield tie
-            tie = []
-        tie.append(i)
-    if tie:
-        yield tie
+    members = list(members)
+    settled_labels = settled([labels[i] for i in members])
+    for _, tie in groupby(zip(settled_labels, members, strict=True), key=lambda pair: pair[0]):
+        yield [i for _, i in tie]
 
 
 def _log_orders(scores_S: Tensor, plan: _Plan) -> Tensor:

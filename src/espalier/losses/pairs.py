@@ -12,6 +12,8 @@ Columns of a [P, 2] tensor are w and l.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,6 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from espalier.losses.ops import by_prefix, by_sample
 from espalier.losses.tokens import nll
+from espalier.losses.variants import VARIANTS
 from espalier.types import Batch, Term
 
 Divergence = Literal["reverse_kl", "js", "alpha"]
@@ -93,30 +96,58 @@ def chosen_nll(logprobs: Tensor, batch: Batch, coef: float) -> Term:
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """What the losses of `VARIANTS` take: scores summed over `lengths_P2` tokens, and the settings of DPO."""
+
+    scores_P2: Tensor
+    lengths_P2: Tensor
+    beta: float
+    smoothing: float = 0.0
+    ipo_average: bool = False
+
+    @property
+    def rewards_P2(self) -> Tensor:
+        """beta * score, of both sides."""
+        return self.beta * self.scores_P2
+
+    @property
+    def margin_P(self) -> Tensor:
+        """beta * (score_w - score_l)."""
+        rewards_P2 = self.rewards_P2
+        return rewards_P2[:, 0] - rewards_P2[:, 1]
+
+    @property
+    def mean_difference_P(self) -> Tensor:
+        """score_w / |w| - score_l / |l|."""
+        means_P2 = self.scores_P2 / self.lengths_P2.clamp(min=1)
+        return means_P2[:, 0] - means_P2[:, 1]
+
+    @property
+    def mean_margin_P(self) -> Tensor:
+        """beta * (score_w / |w| - score_l / |l|)."""
+        return self.beta * self.mean_difference_P
+
+    @property
+    def difference_P(self) -> Tensor:
+        """score_w - score_l, averaged over tokens with `ipo_average`."""
+        if self.ipo_average:
+            return self.mean_difference_P
+        return self.scores_P2[:, 0] - self.scores_P2[:, 1]
+
+
 def loss(
     variant: str, scores_P2: Tensor, lengths_P2: Tensor, beta: float, smoothing: float = 0.0, ipo_average: bool = False
 ) -> Tensor:
-    """The loss that a variant of DPO is, [P], of scores summed over `lengths_P2` tokens; see the functions below.
+    """The loss of a variant of DPO, [P], of scores summed over `lengths_P2` tokens; see `VARIANTS`.
 
-    Raises ValueError for a variant that is none over pairs.
+    Raises ValueError for a variant that is not a loss over pairs.
     """
-    margin_P, mean_P = (x_P2[:, 0] - x_P2[:, 1] for x_P2 in (beta * scores_P2, scores_P2 / lengths_P2.clamp(min=1)))
-    match variant:
-        case "sigmoid":
-            return sigmoid(margin_P, smoothing)
-        case "sigmoid_norm":
-            return sigmoid(beta * mean_P, smoothing)
-        case "robust":
-            return robust(margin_P, smoothing)
-        case "ipo":
-            return ipo(mean_P if ipo_average else scores_P2[:, 0] - scores_P2[:, 1], beta)
-        case "hinge":
-            return hinge(margin_P)
-        case "apo_zero":
-            return apo_zero(beta * scores_P2)
-        case "apo_down":
-            return apo_down(beta * scores_P2)
-    raise ValueError(f"got variant {variant!r}; expected one of a loss over pairs, such as sigmoid")
+    entry = VARIANTS.get(variant)
+    if entry is None or entry.over != "pairs":
+        raise ValueError(f"got variant {variant!r}; expected a loss over pairs, such as sigmoid")
+    scores = PairScores(scores_P2, lengths_P2, beta, smoothing, ipo_average)
+    return LOSSES[entry.loss](*(getattr(scores, name) for name in entry.takes))
 
 
 def sigmoid(margin_P: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -126,7 +157,9 @@ def sigmoid(margin_P: Tensor, smoothing: float = 0.0) -> Tensor:
     1 - e. ln 2 at margin 0. d x / d margin = sigma(margin) - (1 - e).
     """
     loss_P = -(1 - smoothing) * logsigmoid(margin_P)
-    return loss_P - smoothing * logsigmoid(-margin_P) if smoothing else loss_P
+    if not smoothing:
+        return loss_P
+    return loss_P - smoothing * logsigmoid(-margin_P)
 
 
 def robust(margin_P: Tensor, flipped: float) -> Tensor:
@@ -171,13 +204,20 @@ def apo_down(rewards_P2: Tensor) -> Tensor:
     return torch.sigmoid(chosen_P) + torch.sigmoid(rejected_P - chosen_P)
 
 
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    function.__name__: function for function in (sigmoid, robust, ipo, hinge, apo_zero, apo_down)
+}
+"""The functions that `VARIANTS` names."""
+
+
 def odds_ratio(means_P2: Tensor) -> Tensor:
     """x = -log sigma(log odds_w - log odds_l), odds = p / (1 - p) and log p the mean log-probability of a token.
 
     Hong et al. (ORPO), arXiv:2403.07691, eq. 7. ln 2 where both means are equal. A mean of 0 (p = 1) counts as the
     largest number below it, so that the odds are finite.
     """
-    return -logsigmoid((log_odds_P2 := log_odds(means_P2))[:, 0] - log_odds_P2[:, 1])
+    chosen_P, rejected_P = log_odds(means_P2).unbind(1)
+    return -logsigmoid(chosen_P - rejected_P)
 
 
 def log_odds(means: Tensor) -> Tensor:

@@ -21,18 +21,19 @@ from espalier.models.layout import Layout
 from espalier.models.noise import KeyedDropout, Noise, neftune, replace_dropouts
 from espalier.models.router import balance_loss
 from espalier.models.token_head import head_weights, score_tokens, token_head_of
-from espalier.types import Batch
+from espalier.types import Batch, Says
 
 
 class Policy(nn.Module):
     """A causal LM over packed batches.
 
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
-    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. reads: the
-    model has a scalar head (`heads.attach`) in place of its token head, and is read at the batch's `reads_R`.
+    keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. says: what
+    the model is read for; `reads` needs a scalar head (`heads.attach`) in place of its token head, and reads it at the
+    batch's `reads_R`.
 
     Raises ModelError if `dropout` is on and the architecture draws some of its noise itself: attention dropout in the
-    layout padded, or dropouts that are not modules; and if the model does not have the head that `reads` says.
+    layout padded, or dropouts that are not modules; and if the model does not have the head that `says` needs.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class Policy(nn.Module):
         neftune_alpha: float = 0.0,
         dropout: bool = False,
         router_loss: bool = False,
-        reads: bool = False,
+        says: Says = "tokens",
     ):
         super().__init__()
-        if reads != (heads.scalar_head(model) is not None):
-            has, wants = ("no scalar head", "one") if reads else ("a scalar head", "a token head")
-            raise ModelError(f"reads is {reads}, but {type(model).__name__} has {has}; expected {wants}")
-        self.reads = reads
+        has_scalar_head = heads.scalar_head(model) is not None
+        if says == "reads" and not has_scalar_head:
+            raise ModelError(f"says is reads, but {type(model).__name__} has no scalar head; expected one")
+        if says == "tokens" and has_scalar_head:
+            raise ModelError(f"says is tokens, but {type(model).__name__} has a scalar head; expected a token head")
+        self.says = says
         self.model = model
         self.layout = layout
         self.neftune_alpha = neftune_alpha
@@ -91,10 +94,10 @@ class Policy(nn.Module):
         Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, and
         `router`. Raises ValueError if it is asked for an output that only a token head has.
         """
-        if self.reads and (entropy or correct or cotangent_U is not None):
+        if self.says == "reads" and (entropy or correct or cotangent_U is not None):
             raise ValueError("a model with a scalar head has no entropy, correct or cotangent; ask for none of them")
         hidden_ND, router = self._hidden(batch, noise)
-        if self.reads:
+        if self.says == "reads":
             outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
             if router is not None:
                 outputs["router"] = router

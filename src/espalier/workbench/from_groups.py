@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from espalier.data.render.rankings import settled
-from espalier.types import Sample
+from espalier.types import Sample, settled
 from espalier.workbench.records import Judged, JudgedResponse
 
 Groups = list[tuple[str, list[Sample]]]

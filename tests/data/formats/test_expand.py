@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def test_the_form_of_a_run_decides_what_a_file_holds(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chat, empty = read(Source(str(file)))
     assert isinstance(chat, Chat) and isinstance(empty, RowError)
-    ranking, empty = read(Source(str(file)), form="ranking")
+    ranking, empty = read(Source(str(file), consumes="ranking"))
     assert isinstance(ranking, Ranking) and str(ranking.origin) == "a:1"
     assert str(empty).startswith(f"{file}:2: empty assistant turn")
-    assert [e.reason for e in read(Source(str(file)), form="steps") if isinstance(e, RowError)] == [
+    assert [e.reason for e in read(Source(str(file), consumes="steps")) if isinstance(e, RowError)] == [
         "no steps",
         "empty assistant turn",
     ]
@@ -105,7 +106,7 @@ def review(one: str, two: str, *score: Any) -> dict[str, Any]:
 def test_reviews_become_lists_with_mean_scores(tmp_path: Path) -> None:
     made = folder(tmp_path / "r", review("a", "b", 9, 6), review("b", "a", 7.5, 8), review("d", "d", 10, 10))
     for spec in (f"{made}:reviews", str(made)):
-        first, second = read(parse_source(spec), form="ranking")
+        first, second = read(replace(parse_source(spec), consumes="ranking"))
         assert isinstance(first, Ranking) and isinstance(second, Ranking)
         assert [(r.message.content, r.scores) for r in first.responses] == [
             ("yes", (8.5,)),
@@ -131,7 +132,7 @@ def test_rows_of_a_folder_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         review("a", "b", 5, 4),
         answers=(("e", 1, " "), ("a", 1, "again")),
     )
-    found = list(read(parse_source(f"{made}:reviews"), form="ranking"))
+    found = list(read(Source(str(made), "reviews", consumes="ranking")))
     errors = [str(e).removeprefix(f"{made}/").split("; field")[0] for e in found if isinstance(e, RowError)]
     assert errors == [
         "answer/m.jsonl:5: empty assistant turn",
@@ -152,6 +153,6 @@ def test_folders_without_reviews_are_no_reviews(tmp_path: Path) -> None:
     made = folder(tmp_path / "r")
     (made / "review/r.jsonl").unlink()
     with pytest.raises(DataError, match="holds no reviews"):
-        list(read(parse_source(f"{made}:reviews"), form="ranking"))
+        list(read(Source(str(made), "reviews", consumes="ranking")))
     with pytest.raises(ConfigError, match="got format reviews, which reads a folder"):
         read(Source(str(made / "question.jsonl"), "reviews"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from espalier.data.formats import FORMATS, KNOWN, convert, sniff, vote
+from espalier.data.formats import ALL, FILES, FOLDERS, FORMATS, KNOWN, convert, sniff, vote
 from espalier.data.formats.alpaca import alpaca_prompt
 from espalier.types import Chat, Completion, Message, Origin, Text
 
@@ -281,4 +281,5 @@ def test_nothing_is_filled_in() -> None:
 def test_formats_by_name() -> None:
     chats = {"alpaca", "sharegpt", "messages", "prompt", "completion", "text"}
     assert set(FORMATS) == chats | {"pairs", "hh", "judge", "ranked", "scores", "labels", "tree", "steps"}
-    assert set(KNOWN) == {*FORMATS, "nodes", "reviews"}
+    assert set(FILES) == {"nodes"} and set(FOLDERS) == {"reviews"}
+    assert set(KNOWN) == {*FORMATS, *FILES, *FOLDERS} and len(KNOWN) == len(ALL)

@@ -11,7 +11,7 @@ import pytest
 from espalier.config.sections import StepLabelsConfig
 from espalier.data.formats import convert, sniff
 from espalier.data.formats.steps import split
-from espalier.data.read import parse_source, read
+from espalier.data.read import Source, read
 from espalier.data.render.steplabels import relabel
 from espalier.errors import ConfigError, RowError
 from espalier.types import Message, Origin, Steps
@@ -213,7 +213,7 @@ def test_outcome_supervision_that_ignores_the_outcome_is_no_config() -> None:
 )
 def test_mistake_files(shared: Path, name: str, good: int, bad: int, unknown: int, solved: int) -> None:
     path = shared / "data/process" / f"bbm_{name}.jsonl.gz"
-    made = [e for e in read(parse_source(str(path)), form="steps") if isinstance(e, Steps)]
+    made = [e for e in read(Source(str(path), consumes="steps")) if isinstance(e, Steps)]
     assert Counter(label for e in made for label in e.labels) == {1.0: good, 0.0: bad, None: unknown}
     assert len(made) == 300 and sum(e.solved is True for e in made) == solved
     with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -225,6 +225,6 @@ def test_mistake_files(shared: Path, name: str, good: int, bad: int, unknown: in
 @pytest.mark.real_data
 def test_eight_solutions_of_a_hundred_problems(shared: Path) -> None:
     path = shared / "data/process/qwen_math_cot_100x8_rm.jsonl.gz"
-    made = [e for e in read(parse_source(f"{path}:steps"), form="steps") if isinstance(e, Steps)]
+    made = [e for e in read(Source(str(path), "steps", consumes="steps")) if isinstance(e, Steps)]
     assert len(made) == 800 and sum(e.solved is True for e in made) == 728
     assert [e.solved for e in made[::8]].count(True) == 90  # the first sample of each

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 from collections import Counter
 from itertools import pairwise
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 
 from espalier.config.sections import PreferenceConfig
 from espalier.data.render import rankings
-from espalier.data.render.rankings import comparisons, labels, levels, score_weights
+from espalier.data.render.rankings import (
+    Comparisons,
+    JudgedBy,
+    comparisons,
+    flipped_labels,
+    levels,
+    score_weights,
+    weighted_total,
+)
 from espalier.errors import RowError
 from espalier.types import Message, Ranking, Response
 
@@ -29,9 +38,18 @@ def said(
     return Response(Message("assistant", text), rank=rank, scores=scores, good=good)
 
 
+def strict(compared: Comparisons) -> int:
+    """How many strict preferences there are."""
+    return sum(map(len, compared.beats))
+
+
 def test_worked_examples() -> None:
     failed, tried = doctest.testmod(rankings)
     assert failed == 0 and tried >= 10
+
+
+def test_judged_by_has_the_words_of_the_config() -> None:
+    assert get_type_hints(PreferenceConfig)["judged_by"] == JudgedBy
 
 
 # ------------------------------------------------------------------------------------------------------------- levels
@@ -58,7 +76,7 @@ def test_one_kind_of_judgement_decides_where_it_is_named() -> None:
 
 def test_a_misspelt_weight_is_refused_with_the_nearest_name() -> None:
     two = made(said(scores=(4.0, 1.0)), said(scores=(2.0, 5.0)), dimensions=("helpful", "brief"))
-    with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean 'helpful'\?"):
+    with pytest.raises(RowError, match=r"got helpfull; expected one of helpful, brief\. Did you mean helpful\?"):
         levels(two, {"helpfull": 1.0, "brief": 1.0})
     with pytest.raises(RowError, match=r"got kind; .*Name the row's own dimensions"):
         levels(two, {"kind": 1.0})
@@ -70,6 +88,15 @@ def test_dimensions_are_weighed_by_name() -> None:
     assert levels(two, {"help": 1.0}) == [4.0, 2.0, 3.0]  # the dimension that is not named does not count
     assert levels(two, {"help": 3.0, "harm": -1.0}) == [(12 - 1) / 4, (6 - 5) / 4, None]
     assert levels(two, {"help": 0.0}) == [None, None, None]
+
+
+def test_a_total_weighs_scores_and_lacks_none_that_weighs() -> None:
+    assert weighted_total([4.0, 1.0], [3.0, -1.0]) == (12 - 1) / 4
+    assert weighted_total([4.0, None], [1.0, 0.0]) == 4.0 and weighted_total([4.0, None], [1.0, 1.0]) is None
+    assert weighted_total([4.0, 1.0], [0.0, 0.0]) is None and weighted_total([], []) is None
+    assert weighted_total([0.1, 0.2, 0.3], [1.0] * 3) == weighted_total([0.3, 0.2, 0.1], [1.0] * 3)
+    with pytest.raises(ValueError, match=r"longer|shorter"):
+        weighted_total([1.0, 2.0], [1.0])
 
 
 def test_a_nameless_score_is_the_total_whatever_is_weighed() -> None:
@@ -86,7 +113,7 @@ def test_weights_are_read_from_the_config() -> None:
 def test_the_higher_level_beats_the_lower_and_equals_tie() -> None:
     found = comparisons([1.0, 3.0, 2.0, 3.0], PLAIN, key=7, seed=0)
     assert found.beats == [[], [0, 2], [0], [0, 2]] and found.ties == [[], [3], [], []]
-    assert found.dropped == {} and found.strict == 5
+    assert found.dropped == {} and strict(found) == 5
 
 
 def test_gaps_below_the_margin_are_left_out_and_ties_are_kept() -> None:
@@ -94,12 +121,6 @@ def test_gaps_below_the_margin_are_left_out_and_ties_are_kept() -> None:
     assert found.beats == [[3], [3], [3], []]  # 7.5 beats 6 by 1.5; 8 against 7.5 is no comparison
     assert found.ties == [[2], [], [], []] and found.dropped == {"gap below min_gap": 2}
     assert comparisons([2.0, 1.0], PreferenceConfig(min_gap=1.0), key=0, seed=0).beats == [[1], []]
-
-
-def test_equal_contents_are_never_compared() -> None:
-    found = comparisons([2.0, 1.0, 1.0, 0.0], PLAIN, key=0, seed=0, contents=["a", "a", "b", "b"])
-    assert found.beats == [[2, 3], [3], [], []] and found.ties == [[], [2], [], []]
-    assert found.dropped == {"identical responses": 2}
 
 
 def test_the_cap_counts_ties_and_draws_by_seed_and_key() -> None:
@@ -123,27 +144,27 @@ def test_a_cap_that_is_not_reached_changes_nothing() -> None:
     assert comparisons([3.0, 1.0, 2.0], PreferenceConfig(max_pairs=3), key=1, seed=5) == free
 
 
-def test_a_share_of_preferences_is_turned_around() -> None:
+def test_a_share_of_preferences_is_flipped() -> None:
     flipped = [comparisons([1.0, 0.0], PreferenceConfig(flip=0.25), key=key, seed=3).beats for key in range(2000)]
     count = flipped.count([[], [0]])
     assert flipped.count([[1], []]) == 2000 - count and 440 < count < 560  # 500, sd 19
     ties = comparisons([1.0, 1.0], PreferenceConfig(flip=0.9), key=0, seed=0)
-    assert ties.ties == [[1], []] and ties.strict == 0
+    assert ties.ties == [[1], []] and strict(ties) == 0
 
 
-def test_labels_are_turned_around_each_on_its_own() -> None:
-    unpaired = made(*(said(str(i), good=True) for i in range(1000)), said(), said(good=False))
-    turned = labels(unpaired, PreferenceConfig(flip=0.25), key=0, seed=0)
-    assert 190 < turned[:1000].count(False) < 310 and turned[1000] is None  # 250, sd 14
-    assert labels(unpaired, PLAIN, key=0, seed=0) == [True] * 1000 + [None, False]
+def test_labels_are_flipped_each_on_its_own() -> None:
+    unpaired = [True] * 1000 + [None, False]
+    flipped = flipped_labels(unpaired, PreferenceConfig(flip=0.25), key=0, seed=0)
+    assert 190 < flipped[:1000].count(False) < 310 and flipped[1000] is None  # 250, sd 14
+    assert flipped_labels(unpaired, PLAIN, key=0, seed=0) == unpaired
 
 
 def test_draws_for_pairs_and_labels_are_independent() -> None:
     """A pair and a label with the same numbers are not flipped together."""
     share = PreferenceConfig(flip=0.5)
-    pair = [comparisons([1.0, 0.0], share, key=key, seed=0).strict and not comparisons(
-        [1.0, 0.0], share, key=key, seed=0).beats[0] for key in range(1000)]  # fmt: skip
-    one = [labels(made(said(good=True)), share, key=key, seed=0) == [False] for key in range(1000)]
+    compared = [comparisons([1.0, 0.0], share, key=key, seed=0) for key in range(1000)]
+    pair = [bool(strict(each)) and not each.beats[0] for each in compared]
+    one = [flipped_labels([True], share, key=key, seed=0) == [False] for key in range(1000)]
     assert 440 < sum(a == b for a, b in zip(pair, one, strict=True)) < 560
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from espalier.data.files.json_rows import Row
 from espalier.data.formats import convert
-from espalier.data.formats.trees import read_nodes
+from espalier.data.formats.nodes import read_nodes
 from espalier.data.read import Source, read
 from espalier.data.render import trees
 from espalier.data.render.trees import path, rank_error, rankings, threads
@@ -199,8 +199,8 @@ def test_flat_rows_are_recognised_and_read_as_rankings(tmp_path: Path) -> None:
     rows[1]["rank"], rows[2]["rank"] = 1, 0
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (whole,) = read(Source(str(file)))
-    (ranked,) = read(Source(str(file)), form="ranking")
+    (ranked,) = read(Source(str(file), consumes="ranking"))
     assert isinstance(whole, Tree) and len(whole.nodes) == 3
     assert isinstance(ranked, Ranking) and [r.rank for r in ranked.responses] == [1, 0]
-    (refused,) = read(Source(str(file)), form="steps")
+    (refused,) = read(Source(str(file), consumes="steps"))
     assert isinstance(refused, RowError) and str(refused).startswith(f"{file}:1: no steps; got a conversation tree")

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from espalier.data.render.drafts import Rendered
 from espalier.data.store import entry
 from espalier.data.store.rejected import write_rejected
 from espalier.data.store.stats import StoreStats
 from espalier.data.store.store import open_store
 from espalier.errors import DataError, EspalierError, RowError
 from espalier.types import Example, Origin, Sample, Text
-from stores import BOS, STOP, FakeRendered, FakeRenderer, FakeSource, Rows, build, entries
+from stores import BOS, STOP, FakeRenderer, FakeSource, Rows, build, entries
 
 # ------------------------------------------------------------------------------------------------------- what is kept
 
@@ -57,8 +58,8 @@ def test_mask_and_weights_come_back_exactly(tmp_path: Path) -> None:
         sample.append([len(sample)], trained=trained, weight=weight)
 
     class One(FakeRenderer):
-        def render(self, example: Example, key: int) -> list[FakeRendered]:
-            return [FakeRendered(sample, [])]
+        def render(self, example: Example, key: int) -> list[Rendered]:
+            return [Rendered(sample, [])]
 
     (out,) = build(tmp_path, ["x"], One(), part="other").group(0)
     assert out.mask == [True, True, False, True, True, True]
@@ -68,8 +69,8 @@ def test_mask_and_weights_come_back_exactly(tmp_path: Path) -> None:
 
 def test_a_sample_with_more_than_the_files_hold_is_refused(tmp_path: Path) -> None:
     class Rewarded(FakeRenderer):
-        def render(self, example: Example, key: int) -> list[FakeRendered]:
-            return [FakeRendered(Sample([1], [True], [1.0], reward=1.0), [])]
+        def render(self, example: Example, key: int) -> list[Rendered]:
+            return [Rendered(Sample([1], [True], [1.0], reward=1.0), [])]
 
     with pytest.raises(ValueError, match="reward"):
         build(tmp_path, ["x"], Rewarded())
@@ -94,7 +95,7 @@ def test_stats_by_hand(tmp_path: Path) -> None:
     assert s.reasons == {"bad text": 1, "broken JSON": 1, "no tokens": 1}
     assert (s.samples, s.tokens, s.trained, s.longest) == (3, 4 + 6 + 4, 4, 6)
     # The second kept row, cut to BOS a b c d e, has nothing left to train and does not count for stop tokens.
-    assert (s.truncated, s.untrained, s.whole, s.stopped, s.stop_share) == (1, 1, 2, 2, 1.0)
+    assert (s.truncated, s.untrained, s.whole, s.stopped) == (1, 1, 2, 2)
     assert s.by_role == {"user": 1 + 5 + 1, "assistant": 4, "other": 3} and s.trained_by_role == {"assistant": 4}
     assert (s.bos_0, s.bos_1, s.bos_more) == (0, 3, 0)
     assert s.histogram == {4: 2, 8: 1}
@@ -104,7 +105,7 @@ def test_stats_by_hand(tmp_path: Path) -> None:
 
 def test_missing_stop_tokens_and_double_bos_show(tmp_path: Path) -> None:
     store = build(tmp_path, ["a|b", f"{chr(BOS)}a|b"], FakeRenderer(stop_ids=frozenset({99})))
-    assert (store.stats.whole, store.stats.stopped, store.stats.stop_share) == (2, 0, 0.0)
+    assert (store.stats.whole, store.stats.stopped) == (2, 0)
     assert (store.stats.bos_0, store.stats.bos_1, store.stats.bos_more) == (0, 1, 1)
     # Where BOS is a stop token too, those that end turns are no second BOS.
     shared = FakeRenderer("fake 2", stop_ids=frozenset({BOS, STOP}))
@@ -116,7 +117,7 @@ def test_the_stop_token_is_looked_for_at_the_end_of_the_trained_part() -> None:
     for tokens, mask, stopped in (([5, STOP, 9], [0, 1, 0], 1), ([5, 6, STOP], [1, 1, 0], 0)):
         stats = StoreStats()
         sample = Sample(tokens, [bool(m) for m in mask], [float(m) for m in mask])
-        stats.keep([FakeRendered(sample, [])], {STOP}, None)
+        stats.keep([Rendered(sample, [])], {STOP}, None)
         assert (stats.whole, stats.stopped) == (1, stopped)
         assert (stats.bos_0, stats.bos_1, stats.bos_more) == (0, 0, 0)
 
@@ -285,7 +286,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
         return (Text(f"{i % 977} {'x' * (i % 89)}|{'y' * (i % 61)}", Origin("toy", i)) for i in range(n))
 
     class Quiet(FakeRenderer):
-        def render(self, example: Example, key: int) -> list[FakeRendered]:
+        def render(self, example: Example, key: int) -> list[Rendered]:
             return [self._one(example.text)]  # type: ignore[union-attr]
 
     def peak(n: int) -> int:

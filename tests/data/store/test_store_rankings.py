@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from espalier.config.sections import DataConfig, StepLabelsConfig
 from espalier.data.dataset import open_data
+from espalier.data.render.drafts import Rendered
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store import entry
@@ -24,7 +25,7 @@ from espalier.errors import DataError, RowError
 from espalier.forest.pack import totals
 from espalier.types import Chat, Example, Ranking, Response, Sample, Steps
 from judged_stores import CHATML, build, listed
-from stores import FakeRendered, FakeRenderer, FakeSource
+from stores import FakeRenderer, FakeSource
 from stores import build as build_fake
 from toys import assistant, user
 
@@ -56,10 +57,10 @@ def judged(draw: st.DrawFn) -> Sample:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(judged(), min_size=1, max_size=4))
 def test_judgements_come_back_exactly(samples: list[Sample]) -> None:
-    data = entry.judgements(samples)
+    data = entry.pack_judgements(samples)
     bare = [Sample(s.tokens, s.mask, s.weights) for s in samples]
     if data:
-        entry.judge(bare, data)
+        entry.unpack_judgements(bare, data)
     assert [told(s) for s in bare] == [told(s) for s in samples]
     assert bool(data) == any(s.label is not None or s.beats or s.ties or s.reads or s.grades for s in samples)
 
@@ -76,7 +77,7 @@ def test_groups_come_back_as_they_were_rendered(tmp_path: Path) -> None:
 
 def test_groups_with_and_without_judgements_stand_in_one_store(tmp_path: Path) -> None:
     class Some(FakeRenderer):
-        def render(self, example: Example, key: int) -> list[FakeRendered]:
+        def render(self, example: Example, key: int) -> list[Rendered]:
             (one,) = FakeRenderer.render(self, example, key)
             if key % 2:
                 one.sample.label, one.sample.reads, one.sample.grades = (
@@ -99,7 +100,7 @@ def test_groups_with_and_without_judgements_stand_in_one_store(tmp_path: Path) -
 def test_grades_of_several_widths_are_refused() -> None:
     for grades in ([(1.0,), (1.0, 2.0)], [()]):
         with pytest.raises(ValueError, match="expected as many in each"):
-            entry.judgements([Sample([1], [True], [1.0], grades=grades)])  # type: ignore[arg-type]
+            entry.pack_judgements([Sample([1], [True], [1.0], grades=grades)])  # type: ignore[arg-type]
 
 
 def test_a_store_without_judgements_grows_by_eight_bytes_a_group(tmp_path: Path) -> None:
@@ -212,8 +213,8 @@ def test_sources_of_other_dimensions_are_refused(tmp_path: Path, monkeypatch: py
 
 def test_memory_does_not_grow_with_rankings(tmp_path: Path) -> None:
     class Quick(FakeRenderer):
-        def render(self, example: Example, key: int) -> list[FakeRendered]:
-            made = [FakeRendered(Sample([1, 2, 3], [False, True, True], [0.0, 1.0, 1.0]), []) for _ in range(4)]
+        def render(self, example: Example, key: int) -> list[Rendered]:
+            made = [Rendered(Sample([1, 2, 3], [False, True, True], [0.0, 1.0, 1.0]), []) for _ in range(4)]
             for i, one in enumerate(made):
                 one.sample.label, one.sample.beats, one.sample.reads = float(-i), list(range(i + 1, 4)), [2]
             return made

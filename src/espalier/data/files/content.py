@@ -12,37 +12,58 @@ from pathlib import Path
 from espalier.errors import DataError
 
 SETTLED_S = 2.0
-_PLACE = re.compile(r"(@[\w.-]+)?(#[\w.-]+)?$")
+"""Seconds after which a file is taken to be finished: its hash is remembered."""
+_PLACE = re.compile(r"(?:@(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?\Z")
+
+
+def split_place(path: str) -> tuple[str, str, str]:
+    """A folder or hub data set, and the configuration and the split that follow its name; empty if not named.
+
+    >>> split_place("owner/name@main#test"), split_place("folder#dev")
+    (('owner/name', 'main', 'test'), ('folder', '', 'dev'))
+    """
+    place = _PLACE.search(path)
+    assert place is not None, "the pattern matches the empty text at the end"
+    return path[: place.start()], place["config"] or "", place["split"] or ""
 
 
 def content_key(path: str, cache: Path | None = None) -> str:
     """Names what a source contains, for `open_store`: equal for equal bytes.
 
     A file is named by `content_hash`; a folder by the names and hashes of all files in it, with the configuration and
-    split that follow it; a hub data set by its path and the commit that the hub serves now. Raises DataError where
-    these cannot be found out.
+    split that follow it; a hub data set by its path and the commit that the hub serves now. `cache` is as for
+    `content_hash`. Raises DataError if these cannot be found out.
     """
     try:
         if os.path.isfile(path):
             return f"file {content_hash(Path(path), cache)}"
-        name = path if os.path.isdir(path) else _PLACE.sub("", path)
-        place, folder = path[len(name) :], Path(name)
-        if folder.is_dir():
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            names = {str(file.relative_to(folder)): content_hash(file, cache) for file in files}
-            return f"folder {place} {hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e
+        name = path if os.path.isdir(path) else split_place(path)[0]
+        if Path(name).is_dir():
+            return f"folder {path[len(name) :]} {_folder_hash(Path(name), cache)}"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return f"hub {path} {_hub_commit(name, path)}"
+
+
+def _folder_hash(folder: Path, cache: Path | None) -> str:
+    """sha256 of the names and hashes of all files in a folder and below it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    hashes = {str(file.relative_to(folder)): content_hash(file, cache) for file in files}
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def _hub_commit(name: str, path: str) -> str | None:
+    """The commit of a hub data set. Raises DataError if the hub does not say."""
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().dataset_info(name).sha
-    except Exception as e:  # the network raises errors of several libraries, with no common base
-        reason = " ".join(str(e).split())[:500]
+        return HfApi().dataset_info(name).sha
+    # The network raises errors of several libraries, with no common base.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
         raise DataError(
-            f"{path}: no such file, and the hub does not answer for it: {type(e).__name__}: {reason}"
-        ) from e
-    return f"hub {path} {commit}"
+            f"{path}: no such file, and the hub does not answer for it: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def content_hash(path: Path, cache: Path | None = None) -> str:
@@ -50,19 +71,23 @@ def content_hash(path: Path, cache: Path | None = None) -> str:
 
     With `cache`, the result is remembered under `cache/hashes` and returned without reading the file for as long as its
     size, modification time and inode stay the same. A file changed less than 2 s ago is not remembered: a second change
-    within the resolution of its time stamp would go unseen. Raises OSError where the file cannot be read.
+    within the resolution of its time stamp would go unseen. Raises OSError if the file cannot be read.
     """
     path = path.resolve()
-    seen = _stamp(path)
-    memo = cache / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json" if cache else None
-    if memo and (known := _recall(memo, seen)):
-        return known
+    stamp = _stamp(path)
+    memo = None
+    if cache:
+        memo = cache / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+        known = _recall(memo, stamp)
+        if known:
+            return known
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if memo and _stamp(path) == seen and time.time() - path.stat().st_mtime > SETTLED_S:
+    # Not if the file changed while it was read.
+    if memo and _stamp(path) == stamp and time.time() - path.stat().st_mtime > SETTLED_S:
         memo.parent.mkdir(parents=True, exist_ok=True)
         draft = memo.with_name(f"{memo.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"path": str(path), "stamp": seen, "sha256": digest}), encoding="utf-8")
+        draft.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}), encoding="utf-8")
         os.replace(draft, memo)
     return digest
 
@@ -72,12 +97,14 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _recall(memo: Path, seen: list[int]) -> str | None:
+def _recall(memo: Path, stamp: list[int]) -> str | None:
+    """The hash that `memo` remembers for a file of this stamp, None if it does not."""
     try:
         known = json.loads(memo.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # never written, or cut short by a full disk: hash the file again
+    # Never written, or cut short by a full disk: the file is hashed again.
+    except (FileNotFoundError, ValueError):
         return None
-    if isinstance(known, dict) and known.get("stamp") == seen:
-        digest = known.get("sha256")
-        return digest if isinstance(digest, str) and len(digest) == 64 else None
-    return None
+    if not isinstance(known, dict) or known.get("stamp") != stamp:
+        return None
+    digest = known.get("sha256")
+    return digest if isinstance(digest, str) and len(digest) == 64 else None

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from espalier.data.files.json_rows import Row, text_problem
+from espalier.data.files.content import split_place
+from espalier.data.files.json_rows import Row, checked_row
 from espalier.data.files.tables import without_nulls
 from espalier.errors import DataError, RowError
-
-_SPEC = re.compile(r"(?P<name>.+?)(?:@(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?")
 
 
 def hub_rows(shown: str) -> Iterator[Row | RowError]:
     """Rows of `NAME[@CONFIG][#SPLIT]`, numbered from 1: a hub name or a folder; the split is `train` if none is named.
 
     A folder may hold data files, or what `save_to_disk` writes. Nulls inside a row are left out. Raises DataError with
-    the reason that `datasets` gives where the data set, its configuration or its split cannot be read.
+    the reason that `datasets` gives if the data set, its configuration or its split cannot be read.
     """
-    found = _SPEC.fullmatch(shown)
-    assert found is not None
-    name, config, split = found["name"], found["config"], found["split"] or "train"
+    name, config, split = split_place(shown)
     try:
-        rows = _load(name, config, split)
-        for number, value in enumerate(rows, 1):
-            row = without_nulls(value)
-            problem = text_problem(row)
-            yield problem.at(f"{shown}:{number}") if problem else Row(number, row)
+        for number, value in enumerate(_load(name, config or None, split or "train"), 1):
+            yield checked_row(number, without_nulls(value), f"{shown}:{number}")
     except DataError:
         raise
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as e:
-        offline = " (offline: the hub cannot be reached)" if isinstance(e, ConnectionError) else ""
-        raise DataError(f"{shown}: no such file or folder, nor a data set on the hub{offline}") from e
-    except Exception as e:  # `datasets` and the network raise errors of many libraries, with no common base
-        reason = " ".join(str(e).split())[:500]
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        message = f"{shown}: no such file or folder, nor a data set on the hub"
+        if isinstance(error, ConnectionError):
+            message += " (offline: the hub cannot be reached)"
+        raise DataError(message) from error
+    # `datasets` and the network raise errors of many libraries, with no common base.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
         raise DataError(
-            f"{shown}: this data set cannot be read: {type(e).__name__}: {reason}. "
+            f"{shown}: this data set cannot be read: {type(error).__name__}: {reason}. "
             f"Name its configuration and split with {name}@CONFIG#SPLIT, or a file on this machine"
-        ) from e
+        ) from error
 
 
 def _load(name: str, config: str | None, split: str) -> Any:

@@ -1,7 +1,7 @@
 """JSON read as a stream: one object per line, the elements of one array, or objects one after the other.
 
 A row that breaks the rules becomes a RowError in its place. Lines are independent, so reading goes on with the next
-line; inside an array nothing says where the next element starts, so broken syntax ends it.
+line. In an array, broken syntax hides where the next element starts, so it ends the reading.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _MARGIN = 16
 """A syntax error this near the end of what has been read may be a number or a word that is cut there."""
 DEPTH = 100
 """Most levels of objects and arrays inside one another in a row."""
+_ENDS = "Reading this file ends here: what follows a break in an array cannot be told apart"
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(f"[{_BLANKS}]*")
@@ -30,7 +31,7 @@ _BLANK = re.compile(f"[{_BLANKS}]*")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A decoded row and where it starts: `line` counts from 1 (a row number where the container has no lines)."""
+    """A decoded row and where it starts: `line` counts from 1 (a row number if the container has no lines)."""
 
     line: int
     value: Any
@@ -48,29 +49,40 @@ class StrictJSON:
         self.problem = None
         try:
             return self._decoder.raw_decode(text, start)
+        # Itself a ValueError, but of syntax.
         except json.JSONDecodeError:
             raise
         except RecursionError:
             raise _too_deep() from None
-        except ValueError as e:
-            raise RowError("number too long", got=str(e), fix="Write the number as a string") from None
+        # What is left of ValueError: Python refuses to convert integers of thousands of digits.
+        except ValueError as error:
+            raise RowError("number too long", got=str(error), fix="Write the number as a string") from None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs) and self.problem is None:
-            seen: set[str] = set()
-            key = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        value = dict(pairs)
+        if len(value) < len(pairs) and self.problem is None:
+            keys = [key for key, _ in pairs]
+            twice = _first_repeated(keys)
             self.problem = RowError(
                 "duplicate key",
-                field=readable(key),
-                got=f"{sum(k == key for k, _ in pairs)} values",
+                field=readable(twice),
+                got=f"{keys.count(twice)} values",
                 expected="one value for each key",
                 fix="Remove or rename one",
             )
-        return made
+        return value
 
     def _constant(self, name: str) -> None:
         self.problem = self.problem or RowError("broken JSON", got=name, expected="a number or null")
+
+
+def _first_repeated(keys: list[str]) -> str:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    raise ValueError("no key is repeated")
 
 
 def _whole(text: str, decoder: StrictJSON) -> Any:
@@ -88,10 +100,11 @@ def decode_string(text: str, field: str, expected: str) -> Any:
     decoder = StrictJSON()
     try:
         value = _whole(text, decoder)
-    except json.JSONDecodeError as e:
-        error = _syntax(e, e.pos + 1, expected)
-        raise RowError("broken JSON in a string", field=field, got=error.got, expected=expected) from None
-    if problem := decoder.problem or text_problem(value):
+    except json.JSONDecodeError as error:
+        got = _syntax(error, error.pos + 1, expected).got
+        raise RowError("broken JSON in a string", field=field, got=got, expected=expected) from None
+    problem = decoder.problem or text_problem(value)
+    if problem:
         inner = f"{field}: {problem.field}" if problem.field else field
         raise RowError(problem.reason, field=inner, got=problem.got, expected=problem.expected, fix=problem.fix)
     return value
@@ -100,8 +113,17 @@ def decode_string(text: str, field: str, expected: str) -> Any:
 def readable(key: Any) -> str:
     """A key as an error names it: on one line, in characters that can be printed, and not too long."""
     text = str(key)
-    text = text if text.isprintable() else ascii(text)
+    return clipped(text if text.isprintable() else ascii(text))
+
+
+def clipped(text: str) -> str:
+    """The beginning of a text, in at most 60 characters."""
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def position(stream: IO[bytes]) -> int:
+    """Where a stream stands in its (unpacked) file, in bytes from 0; 0 for one that cannot tell."""
+    return stream.tell() if stream.seekable() else 0
 
 
 def _too_deep(field: str = "") -> RowError:
@@ -112,28 +134,41 @@ def _too_deep(field: str = "") -> RowError:
 def text_problem(value: Any, field: str = "", depth: int = 0) -> RowError | None:
     """The first thing in `value` that cannot be passed on: NUL or half a surrogate pair in a string, or its depth."""
     if isinstance(value, str):
-        if "\0" in value:
-            got = f"U+0000 at character {value.index(chr(0)) + 1}"
-            return RowError("NUL character", field=field, got=got, expected="text", fix="Remove it")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as e:
-                got = f"U+{ord(value[e.start]):04X} at character {e.start + 1}"
-                expected = "surrogates in pairs"
-                return RowError("half a surrogate pair", field=field, got=got, expected=expected, fix="Remove it")
-    elif isinstance(value, dict | list):
-        if depth == DEPTH:
-            return _too_deep(field[:80])
-        inner: Iterable[tuple[str, Any]]
-        if isinstance(value, dict):
-            inner = [(field, key) for key in value]
-            inner += [(f"{field}.{readable(key)}" if field else readable(key), v) for key, v in value.items()]
-        else:
-            inner = [(f"{field}[{i}]", v) for i, v in enumerate(value)]
-        for name, v in inner:
-            if found := text_problem(v, name, depth + 1):
-                return found
+        # Most strings are plain: they cost no further call.
+        return None if value.isascii() and "\0" not in value else _string_problem(value, field)
+    if not isinstance(value, dict | list):
+        return None
+    if depth == DEPTH:
+        return _too_deep(field[:80])
+    inner: Iterable[tuple[str, Any]]
+    if isinstance(value, dict):
+        # Keys first: an error in one of them names the object, one in a value names the key.
+        inner = [(field, key) for key in value]
+        inner += [(f"{field}.{readable(key)}" if field else readable(key), child) for key, child in value.items()]
+    else:
+        inner = [(f"{field}[{i}]", child) for i, child in enumerate(value)]
+    for name, child in inner:
+        problem = text_problem(child, name, depth + 1)
+        if problem:
+            return problem
+    return None
+
+
+def checked_row(line: int, value: Any, where: str) -> Row | RowError:
+    """A row of a container whose values are decoded already, or the error for a text in it that cannot be passed on."""
+    problem = text_problem(value)
+    return problem.at(where) if problem else Row(line, value)
+
+
+def _string_problem(text: str, field: str) -> RowError | None:
+    if "\0" in text:
+        got = f"U+0000 at character {text.index(chr(0)) + 1}"
+        return RowError("NUL character", field=field, got=got, expected="text", fix="Remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"U+{ord(text[error.start]):04X} at character {error.start + 1}"
+        return RowError("half a surrogate pair", field=field, got=got, expected="surrogates in pairs", fix="Remove it")
     return None
 
 
@@ -147,10 +182,15 @@ def not_utf8(byte: int, offset: int) -> RowError:
     )
 
 
-def _syntax(e: json.JSONDecodeError, column: int, expected: str) -> RowError:
-    near = e.doc[e.pos : e.pos + 20]
-    got = f"{e.msg} at column {column}, {f'before {near!r}' if near else 'where the text ends'}"
+def _syntax(error: json.JSONDecodeError, column: int, expected: str) -> RowError:
+    got = f"{error.msg} at column {column}, {_near(error, 'where the text ends')}"
     return RowError("broken JSON", got=got, expected=expected)
+
+
+def _near(error: json.JSONDecodeError, end: str) -> str:
+    """What stands at a syntax error: the text after it, or `end` if there is none."""
+    near = error.doc[error.pos : error.pos + 20]
+    return f"before {near!r}" if near else end
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
@@ -158,40 +198,41 @@ def _syntax(e: json.JSONDecodeError, column: int, expected: str) -> RowError:
 
 def json_lines(stream: IO[bytes], shown: str) -> Iterator[Row | RowError]:
     """Each line that is not blank is one JSON value. A line over LIMIT bytes is skipped without being held."""
-    decoder, offset, number = StrictJSON(), 0, 0
-    if stream.seekable():
-        offset = stream.tell()
+    decoder, number, offset = StrictJSON(), 0, position(stream)
     while raw := stream.readline(LIMIT + 1):
-        number, start, length = number + 1, offset, len(raw)
-        where, long = f"{shown}:{number}", length > LIMIT and not raw.endswith(b"\n")
-        while long and raw and not raw.endswith(b"\n"):
-            raw = stream.readline(CHUNK)
-            length += len(raw)
-        offset += length
-        if long:
+        number += 1
+        start, where = offset, f"{shown}:{number}"
+        offset += len(raw)
+        if len(raw) > LIMIT and not raw.endswith(b"\n"):
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(CHUNK)
+                offset += len(raw)
             fix = "Split the row, or check that the file has line ends"
-            yield RowError("line too long", got=f"{length} bytes", expected=f"at most {LIMIT}", fix=fix).at(where)
+            got, expected = f"{offset - start} bytes", f"at most {LIMIT}"
+            yield RowError("line too long", got=got, expected=expected, fix=fix).at(where)
         elif not raw.isspace():
             try:
                 yield Row(number, _line(raw, start, decoder))
-            except RowError as e:
-                yield e.at(where)
+            except RowError as error:
+                yield error.at(where)
 
 
 def _line(raw: bytes, start: int, decoder: StrictJSON) -> Any:
+    """The value of a line that begins at byte `start` of the file. Raises RowError."""
     try:
         text = raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise not_utf8(raw[e.start], start + e.start) from None
-    if (nul := text.find("\0")) >= 0:
+    except UnicodeDecodeError as error:
+        raise not_utf8(raw[error.start], start + error.start) from None
+    nul = text.find("\0")
+    if nul >= 0:
         got = f"byte 0x00 at column {nul + 1}"
         raise RowError("NUL byte", got=got, expected="JSON text", fix="The file may be damaged or not be text")
-    expected = "one JSON object per line"
     try:
         value = _whole(text, decoder)
-    except json.JSONDecodeError as e:
-        raise _syntax(e, e.pos + 1, expected) from None
-    if problem := decoder.problem or text_problem(value):
+    except json.JSONDecodeError as error:
+        raise _syntax(error, error.pos + 1, "one JSON object per line") from None
+    problem = decoder.problem or text_problem(value)
+    if problem:
         raise problem
     return value
 
@@ -206,25 +247,30 @@ class _Window:
     rest still be read. `line` is the line of `pos`, from 1.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], shown: str) -> None:
+        self._stream, self._shown = stream, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.pos, self.line, self.eof = "", 0, 1, False
-        self._offset = stream.tell() if stream.seekable() else 0
-        self._before = 0  # characters of the first line of `text` that are already forgotten
+        self._offset = position(stream)
+        # Characters of the first line of `text` that are already forgotten.
+        self._before = 0
 
     def grow(self) -> None:
         """Read at least as much as is still held, so that decoding a long element again and again stays linear."""
         gone, self.text = self.text[: self.pos], self.text[self.pos :]
         self._offset += len(gone.encode("utf-8", "surrogateescape"))
         newline = gone.rfind("\n")
-        self._before = len(gone) - newline - 1 + (self._before if newline < 0 else 0)
+        if newline < 0:
+            self._before += len(gone)
+        else:
+            self._before = len(gone) - newline - 1
         self.pos = 0
         raw = self._stream.read(max(CHUNK, len(self.text)))
         self.eof = not raw
         self.text += self._decoder.decode(raw, final=self.eof)
 
     def advance(self, to: int) -> None:
+        """Move `pos` to the index `to`, and `line` with it."""
         self.line += self.text.count("\n", self.pos, to)
         self.pos = to
 
@@ -241,10 +287,11 @@ class _Window:
     def place(self, index: int) -> tuple[int, int]:
         """Line and column of `text[index]`, both from 1."""
         newline = self.text.rfind("\n", 0, index)
-        column = index - newline if newline >= 0 else index + 1 + self._before
+        column = index - newline if newline >= 0 else self._before + index + 1
         return self.line + self.text.count("\n", self.pos, index), column
 
     def offset(self, index: int) -> int:
+        """The place of `text[index]` in the (unpacked) file, in bytes from 0."""
         return self._offset + len(self.text[:index].encode("utf-8", "surrogateescape"))
 
     def value(self, decoder: StrictJSON) -> tuple[Any, int]:
@@ -252,71 +299,84 @@ class _Window:
         while True:
             try:
                 value, end = decoder.decode(self.text, self.pos)
+                # A value that ends where the text does may go on in the next read: a number has no closing mark.
                 if end < len(self.text) or self.eof:
                     return value, end
-            except json.JSONDecodeError as e:
-                cut = e.msg.startswith("Unterminated string") or e.pos >= len(self.text) - _MARGIN
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _MARGIN
                 if self.eof or not cut:
                     raise
             if len(self.text) - self.pos > LIMIT:
                 raise RowError("row too long", got="more characters", expected=f"at most {LIMIT}", fix="Split the row")
             self.grow()
 
+    def error(self, index: int, got: str, expected: str, fix: str = "") -> RowError:
+        """The error for broken JSON at `text[index]`."""
+        line, column = self.place(index)
+        error = RowError("broken JSON", got=f"{got} at column {column}", expected=expected, fix=fix)
+        return error.at(f"{self._shown}:{line}")
+
+    def bad_byte(self, start: int, end: int) -> RowError | None:
+        """The error for the first byte of `text[start:end]` that is not UTF-8."""
+        byte = None if self.text.isascii() else _ESCAPED.search(self.text, start, end)
+        if byte is None:
+            return None
+        error = not_utf8(ord(byte.group()) - 0xDC00, self.offset(byte.start()))
+        return error.at(f"{self._shown}:{self.place(byte.start())[0]}")
+
 
 def json_values(stream: IO[bytes], shown: str, *, array: bool) -> Iterator[Row | RowError]:
     """The elements of one JSON array, or JSON values that follow one another, each with the line it starts on."""
-    window, decoder, first = _Window(stream), StrictJSON(), True
-
-    def stop(index: int, got: str, expected: str) -> RowError:
-        line, column = window.place(index)
-        fix = "Reading this file ends here: what follows a break in an array cannot be told apart"
-        found = RowError("broken JSON", got=f"{got} at column {column}", expected=expected, fix=fix if array else "")
-        return found.at(f"{shown}:{line}")
-
+    window, decoder = _Window(stream, shown), StrictJSON()
     if array:
+        # Past the opening bracket.
         window.peek()
         window.advance(window.pos + 1)
-    while True:
+    first = True
+    try:
+        while _find_element(window, first) if array else window.peek():
+            first = False
+            yield _element(window, decoder, shown, array)
+    except RowError as error:
+        yield error
+
+
+def _find_element(window: _Window, first: bool) -> bool:
+    """Move to the next element of an array; False at its end. Raises RowError if the array is broken."""
+    char = window.peek()
+    if char == "]":
+        window.advance(window.pos + 1)
+        if window.peek():
+            raise window.error(window.pos, "text after the end of the array", "one array and nothing else", _ENDS)
+        return False
+    if not first:
+        if char != ",":
+            raise window.error(window.pos, repr(char) if char else "the end of the file", "',' or ']'", _ENDS)
+        window.advance(window.pos + 1)
         char = window.peek()
-        if not array and not char:
-            return
-        if array and char == "]":
-            window.advance(window.pos + 1)
-            if window.peek():
-                yield stop(window.pos, "text after the end of the array", "one array and nothing else")
-            return
-        if array and not first:
-            if char != ",":
-                yield stop(window.pos, repr(char) if char else "the end of the file", "',' or ']'")
-                return
-            window.advance(window.pos + 1)
-            char = window.peek()
-        if array and not char:
-            yield stop(window.pos, "the end of the file", "a row or ']'")
-            return
-        first = False
-        line = window.line
-        try:
-            value, end = window.value(decoder)
-        except json.JSONDecodeError as e:
-            if byte := _ESCAPED.match(window.text, e.pos):
-                error = not_utf8(ord(byte.group()) - 0xDC00, window.offset(e.pos))
-                yield error.at(f"{shown}:{window.place(e.pos)[0]}")
-                return
-            near = window.text[e.pos : e.pos + 20]
-            what = f"{e.msg}, {f'before {near!r}' if near else 'where the file ends'},"
-            yield stop(e.pos, what, "an array of JSON objects" if array else "JSON objects")
-            return
-        except RowError as e:
-            yield e.at(f"{shown}:{line}")
-            return
-        start = window.pos
-        byte = None if window.text.isascii() else _ESCAPED.search(window.text, start, end)
-        if byte:
-            offset = window.offset(byte.start())
-            yield not_utf8(ord(byte.group()) - 0xDC00, offset).at(f"{shown}:{window.place(byte.start())[0]}")
-        elif problem := decoder.problem or text_problem(value):
-            yield problem.at(f"{shown}:{line}")
-        else:
-            yield Row(line, value)
-        window.advance(end)
+    if not char:
+        raise window.error(window.pos, "the end of the file", "a row or ']'", _ENDS)
+    return True
+
+
+def _element(window: _Window, decoder: StrictJSON, shown: str, array: bool) -> Row | RowError:
+    """The value at `pos`, which then points behind it, or a RowError for a value that breaks the rules.
+
+    Raises RowError if the value is broken, so that its end is not known.
+    """
+    line = window.line
+    try:
+        value, end = window.value(decoder)
+    except json.JSONDecodeError as error:
+        bad_byte = window.bad_byte(error.pos, error.pos + 1)
+        if bad_byte:
+            raise bad_byte from None
+        got = f"{error.msg}, {_near(error, 'where the file ends')},"
+        if array:
+            raise window.error(error.pos, got, "an array of JSON objects", _ENDS) from None
+        raise window.error(error.pos, got, "JSON objects") from None
+    except RowError as error:
+        raise error.at(f"{shown}:{line}") from None
+    problem = window.bad_byte(window.pos, end) or decoder.problem or text_problem(value)
+    window.advance(end)
+    return problem.at(f"{shown}:{line}") if problem else Row(line, value)

@@ -18,10 +18,12 @@ from espalier.data.files.json_rows import Row, json_lines, json_values
 from espalier.data.files.plain import plain_rows
 from espalier.errors import DataError, RowError
 
-Kind = Literal["lines", "array", "values", "plain", "parquet"]
+Container = Literal["lines", "array", "values", "plain", "parquet"]
+"""How the bytes of a file hold its rows: JSON Lines, one JSON array, JSON values after one another, text, Parquet."""
 
 BOM = b"\xef\xbb\xbf"
 HEAD = 1 << 16
+"""Bytes by which a container is known."""
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 PLAIN_NAMES = (".txt", ".text")
 NAMES = (*JSON_NAMES, *PLAIN_NAMES, ".parquet")
@@ -33,6 +35,7 @@ _PACKED = {
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "an SQLite database",
 }
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
 _WIDE = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
@@ -47,15 +50,15 @@ class DataFile:
 
     path: Path
     shown: str
-    kind: Kind
+    container: Container
     gzipped: bool
 
     def rows(self) -> Iterator[Row | RowError]:
         """Yield rows in file order, and a RowError in the place of each one that cannot be read.
 
-        Raises DataError where the file itself breaks off (gzip, Parquet, the disk).
+        Raises DataError if the file itself breaks off (gzip, Parquet, the disk).
         """
-        if self.kind == "parquet":
+        if self.container == "parquet":
             from espalier.data.files.tables import parquet_rows
 
             yield from parquet_rows(self.path, self.shown)
@@ -64,25 +67,28 @@ class DataFile:
             with _open(self.path, self.gzipped) as stream:
                 if stream.peek(3)[:3] == BOM:  # type: ignore[attr-defined]
                     stream.read(3)
-                if self.kind == "lines":
+                if self.container == "lines":
                     yield from json_lines(stream, self.shown)
-                elif self.kind == "plain":
+                elif self.container == "plain":
                     yield from plain_rows(stream, self.shown)
                 else:
-                    yield from json_values(stream, self.shown, array=self.kind == "array")
-        except (EOFError, zlib.error, OSError) as e:
-            raise broken(self.shown, e) from e
+                    yield from json_values(stream, self.shown, array=self.container == "array")
+        except (EOFError, zlib.error, OSError) as error:
+            raise broken(self.shown, error) from error
 
 
-def broken(shown: str, e: Exception) -> DataError:
-    """What to tell the user about a file whose bytes stop making sense, or stop coming, in the middle."""
-    if isinstance(e, (EOFError, zlib.error, gzip.BadGzipFile)):
-        return DataError(f"{shown}: broken gzip: {e}; expected a complete gzip stream. Copy or download the file again")
-    return DataError(f"{shown}: cannot be read: {e}")
+def broken(shown: str, error: Exception) -> DataError:
+    """The error for a file whose bytes stop making sense, or stop coming, in the middle."""
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        way_out = "Copy or download the file again"
+        return DataError(f"{shown}: broken gzip: {error}; expected a complete gzip stream. {way_out}")
+    return DataError(f"{shown}: cannot be read: {error}")
 
 
 def _open(path: Path, gzipped: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb") if gzipped else open(path, "rb"))
+    if gzipped:
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return open(path, "rb")
 
 
 def open_file(path: Path, shown: str, *, plain: bool = False) -> DataFile:
@@ -101,16 +107,18 @@ def open_file(path: Path, shown: str, *, plain: bool = False) -> DataFile:
         gzipped = head[:2] == b"\x1f\x8b"
         with _open(path, gzipped) as stream:
             head = stream.read(HEAD)
-    except PermissionError as e:
-        raise DataError(f"{shown}: no permission to read it. Change its mode (chmod u+r) or read a copy") from e
-    except (EOFError, zlib.error, OSError) as e:
-        raise broken(shown, e) from e
-    return DataFile(path, shown, _kind(path, shown, head, gzipped, plain), gzipped)
-
-
-def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Kind:
+    except PermissionError as error:
+        raise DataError(f"{shown}: no permission to read it. Change its mode (chmod u+r) or read a copy") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise broken(shown, error) from error
     if not head.strip():
         raise DataError(f"{shown}: the file is empty; expected at least one row")
+    container = _parquet(head, shown, gzipped) or _text_container(path, shown, head, plain)
+    return DataFile(path, shown, container, gzipped)
+
+
+def _parquet(head: bytes, shown: str, gzipped: bool) -> Container | None:
+    """Whether a file is Parquet. Raises DataError if its first bytes are those of a kind that is not read."""
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             raise DataError(f"{shown}: it is {what}; expected JSON, JSONL, text (gzipped or not) or Parquet. Unpack it")
@@ -121,8 +129,14 @@ def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Ki
     for magic, what in _WIDE.items():
         if head.startswith(magic):
             raise _wide(shown, what)
-    if len(head) >= 4 and [b == 0 for b in head[:4]] in ([False, True, False, True], [True, False, True, False]):
+    # UTF-16 without a mark: of two letters, every other byte is 0.
+    if [byte == 0 for byte in head[:4]] in ([False, True, False, True], [True, False, True, False]):
         raise _wide(shown, "UTF-16")
+    return None
+
+
+def _text_container(path: Path, shown: str, head: bytes, plain: bool) -> Container:
+    """The container of a file of text, by its name and its first bytes."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".gzip")
     suffix = os.path.splitext(name)[1]
     if suffix in PLAIN_NAMES or (plain and suffix not in NAMES):
@@ -139,21 +153,23 @@ def _kind(path: Path, shown: str, head: bytes, gzipped: bool, plain: bool) -> Ki
         return "array"
     # A first line that ends in an opening bracket or a comma is the start of an indented object, not a row of JSONL.
     first = body.split(b"\n", 1)[0].rstrip()
-    return "values" if suffix == ".json" and first.endswith((b"{", b"[", b",")) else "lines"
+    if suffix == ".json" and first.endswith((b"{", b"[", b",")):
+        return "values"
+    return "lines"
 
 
 def _wide(shown: str, what: str) -> DataError:
-    way = f"Convert it: iconv -f {what} -t UTF-8 {shown} > converted.jsonl"
-    return DataError(f"{shown}: it is {what}; expected UTF-8. {way}")
+    way_out = f"Convert it: iconv -f {what} -t UTF-8 {shown} > converted.jsonl"
+    return DataError(f"{shown}: it is {what}; expected UTF-8. {way_out}")
 
 
 def _nearest(path: Path) -> str:
-    """A sentence that names the file whose name is nearest, or the part of the path that exists."""
+    """A sentence that names the file whose name is nearest, or the folder that is missing, with a blank before it."""
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist either"
     try:
         names = [entry.name for entry in os.scandir(path.parent)]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / near[0]}?" if near else ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / close[0]}?" if close else ""

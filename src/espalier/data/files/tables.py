@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from espalier.data.files.json_rows import Row, text_problem
+from espalier.data.files.json_rows import Row, checked_row
 from espalier.errors import DataError, RowError
 
 BATCH = 256
@@ -19,7 +19,7 @@ BATCH = 256
 def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
     """Rows of a Parquet file, numbered from 1; nulls inside a row are left out, as Arrow cannot tell them from absence.
 
-    Raises DataError where the file is damaged.
+    Raises DataError if the file is damaged.
     """
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -28,28 +28,31 @@ def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
                 for i in range(batch.num_rows):
                     number += 1
                     yield _row(batch, i, number, shown)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as e:  # a damaged schema shows as names that do not decode
-        reason = " ".join(str(e).split())
-        raise DataError(f"{shown}: broken Parquet: {reason}. Copy or download the file again") from e
+    # A damaged schema shows as names that do not decode.
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{shown}: broken Parquet: {reason}. Copy or download the file again") from error
 
 
 def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
     where = f"{shown}:{number}"
     try:
+        # Row by row: a value that Python cannot hold spoils its own row alone.
         value = without_nulls(batch.slice(i, 1).to_pylist()[0])
-    except UnicodeDecodeError as e:
-        got = f"byte 0x{e.object[e.start]:02x} at byte {e.start + 1} of the string"
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of the string"
         return RowError("not UTF-8", where=where, got=got, expected="UTF-8", fix="Write the column again as UTF-8")
-    except (ValueError, OverflowError) as e:  # a date that Python cannot hold
-        return RowError(
-            "unreadable value", where=where, got=" ".join(str(e).split()), expected="a value Python can hold"
-        )
-    problem = text_problem(value)
-    return problem.at(where) if problem else Row(number, value)
+    # For example a date after the year 9999.
+    except (ValueError, OverflowError) as error:
+        got = " ".join(str(error).split())
+        return RowError("unreadable value", where=where, got=got, expected="a value Python can hold")
+    return checked_row(number, value, where)
 
 
 def without_nulls(value: Any) -> Any:
     """The same value without dictionary entries that are None, at every level; lists keep theirs."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value

@@ -10,39 +10,63 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from espalier.data.files.json_rows import Row
-from espalier.data.formats import alpaca, chats, hh, judge, labels, messages, pairs, ranked, reviews, steps, trees
-from espalier.data.formats.common import Fields, first_key, missing, wrong_type
+from espalier.data.formats import (
+    alpaca,
+    chats,
+    completion,
+    hh,
+    judge,
+    labels,
+    nodes,
+    pairs,
+    ranked,
+    reviews,
+    scores,
+    steps,
+    tree,
+)
+from espalier.data.formats.common import Fields, missing, wrong_type
+from espalier.data.formats.format import Format
 from espalier.errors import RowError
 from espalier.types import Consumes, Example, Origin
 
-FORMATS: dict[str, Callable[[Fields, Origin], Example | Sequence[Example]]] = {
-    **chats.CHATS,
-    "pairs": pairs.read_pairs,
-    "hh": hh.read_hh,
-    "judge": judge.read_judge,
-    "ranked": ranked.read_ranked,
-    "scores": labels.read_scores,
-    "labels": labels.read_labels,
-    "tree": trees.read_tree,
-    "steps": steps.read_steps,
-}
-"""Formats of a row by name."""
-FILES: dict[str, Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]] = {
-    "nodes": trees.read_nodes,
-}
-"""Formats of all rows of a file: `(rows, path, name of the source)` to examples."""
-FOLDERS: dict[str, Callable[[str, str], Iterator[Example | RowError]]] = {
-    "reviews": reviews.read_reviews,
-}
-"""Formats of all files of a folder: `(path, name of the source)` to examples."""
-KNOWN = (*FORMATS, *FILES, *FOLDERS)
+ALL: tuple[Format, ...] = (
+    # In the order in which a row is compared with them. Judgements come before the conversations that they are about.
+    hh.FORMAT,
+    pairs.FORMAT,
+    judge.FORMAT,
+    tree.FORMAT,
+    nodes.FORMAT,
+    steps.FORMAT,
+    ranked.FORMAT,
+    labels.FORMAT,
+    scores.FORMAT,
+    *chats.CHATS,
+    # Never guessed from a row.
+    completion.FORMAT,
+    reviews.FORMAT,
+)
+"""Every format, in the order in which a row is compared with them."""
+
+ReadRow = Callable[[Fields, Origin], Example | Sequence[Example]]
+ReadFile = Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]
+ReadFolder = Callable[[str, str], Iterator[Example | RowError]]
+
+FORMATS: dict[str, ReadRow] = {form.name: form.read for form in ALL if form.unit == "row"}
+"""Readers of one row, by the format's name: `(row, origin)` to an example or a list of examples."""
+FILES: dict[str, ReadFile] = {form.name: form.read for form in ALL if form.unit == "file"}
+"""Readers of all rows of a file: `(rows, path, name of the source)` to examples."""
+FOLDERS: dict[str, ReadFolder] = {form.name: form.read for form in ALL if form.unit == "folder"}
+"""Readers of all files of a folder: `(path, name of the source)` to examples."""
+KNOWN = tuple(sorted(form.name for form in ALL))
+"""The names of all formats."""
 
 
-def sniff(row: Any, form: Consumes = "chat") -> str | None:
+def sniff(row: Any, consumes: Consumes = "chat") -> str | None:
     """The format that a row's keys look like, or None. Of its values, only types and headings are looked at.
 
-    `form` is what a run consumes. It decides where a row can be read in two ways: a conversation with a score is a
-    `prompt` for chats and `scores` for rankings; judged solutions are `ranked` or, for steps, `steps`.
+    `consumes` is what the run learns from. It decides if a row can be read in two ways: a conversation with a score is
+    a `prompt` for chats and `scores` for rankings; judged solutions are `ranked` or, for steps, `steps`.
 
     >>> sniff({"question": "1 + 1?", "answer": "2"}), sniff({"id": 7})
     ('prompt', None)
@@ -52,42 +76,38 @@ def sniff(row: Any, form: Consumes = "chat") -> str | None:
     """
     if not isinstance(row, dict):
         return None
-    looks: tuple[tuple[str, bool], ...] = (
-        ("hh", pairs.is_transcripts(row)),
-        ("pairs", pairs.keys_of(row) is not None),
-        ("judge", judge.is_judge(row) and (form == "ranking" or chats.sniff_chat(row) is None)),
-        ("tree", trees.is_tree(row)),
-        ("nodes", trees.is_node(row)),
-        ("steps", _is_steps(row) or (form == "steps" and ranked.is_ranked(row))),
-        ("ranked", ranked.is_ranked(row)),
-        ("labels", labels.is_labelled(row, words=form == "ranking")),
-        ("scores", form == "ranking" and labels.is_scored(row)),
-    )
-    return next((name for name, fits in looks if fits), None) or chats.sniff_chat(row)
+    for form in ALL:
+        if form.unit != "folder" and form.looks is not None and form.looks(row, consumes):
+            return form.name
+    return None
 
 
-def _is_steps(row: Fields) -> bool:
-    if first_key(row, messages.KEYS):
-        return False
-    return isinstance(row.get("steps"), list) or all(
-        isinstance(row.get(key), list) for key in ("completions", "labels")
-    )
+def sniff_folder(path: str) -> str | None:
+    """The format that the files of a folder look like; None if they are rows of a data set."""
+    for form in ALL:
+        if form.unit == "folder" and form.looks is not None and form.looks(path):
+            return form.name
+    return None
 
 
-def vote(rows: Sequence[Any], form: Consumes = "chat") -> str | None:
-    """The format that most rows look like, the earlier one of equals; None where no row looks like any."""
-    votes = Counter(found for row in rows if (found := sniff(row, form)))
+def vote(rows: Sequence[Any], consumes: Consumes = "chat") -> str | None:
+    """The format that most rows look like, the earlier one of equals; None if no row looks like any."""
+    votes: Counter[str] = Counter()
+    for row in rows:
+        name = sniff(row, consumes)
+        if name is not None:
+            votes[name] += 1
     return votes.most_common(1)[0][0] if votes else None
 
 
 def convert(name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False) -> Sequence[Example]:
-    """The examples of one row, at least one. Raises RowError where the row is not one of format `name`."""
+    """The examples of one row, at least one. Raises RowError if the row is not one of format `name`."""
     if not isinstance(row, dict):
         raise wrong_type("", row, "a JSON object")
-    if name == "alpaca" and alpaca_prompt:
+    if name == alpaca.FORMAT.name and alpaca_prompt:
         return alpaca.read_alpaca(row, origin, prompt=True)
-    made = FORMATS[name](row, origin)
-    return made if isinstance(made, list) else [made]  # type: ignore[list-item]
+    examples = FORMATS[name](row, origin)
+    return examples if isinstance(examples, list) else [examples]  # type: ignore[list-item]
 
 
 def unknown(row: Any) -> RowError:

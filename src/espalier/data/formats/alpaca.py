@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from espalier.data.formats.common import Fields, check_turns, empty_answer, string, tools, wrong_type
+from espalier.data.formats.common import Fields, check_turns, empty_answer, first_key, string, tools, wrong_type
+from espalier.data.formats.format import Format
 from espalier.errors import RowError
-from espalier.types import Chat, Message, Origin
+from espalier.types import Chat, Consumes, Message, Origin
 
 OUTPUTS = ("output", "response")
 INPUTS = ("input", "context")
 
 
-def alpaca_prompt(instruction: str, given: str) -> str:
-    """The prompt that Alpaca models are trained with, whose wording many tools share; it ends in `### Response:`."""
-    if given:
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has an instruction and an output."""
+    return "instruction" in row and first_key(row, (*OUTPUTS, "instances")) is not None
+
+
+def alpaca_prompt(instruction: str, context: str) -> str:
+    """The prompt that Alpaca models are trained with, whose wording many tools share; it ends in `### Response:`.
+
+    `context` is the input of the row; without one, its heading is left out.
+    """
+    if context:
         lead = "an instruction that describes a task, paired with an input that provides further context"
-        asked = f"### Instruction:\n{instruction}\n\n### Input:\n{given}"
+        task = f"### Instruction:\n{instruction}\n\n### Input:\n{context}"
     else:
-        lead, asked = "an instruction that describes a task", f"### Instruction:\n{instruction}"
+        lead, task = "an instruction that describes a task", f"### Instruction:\n{instruction}"
     request = "Write a response that appropriately completes the request."
-    return f"Below is {lead}. {request}\n\n{asked}\n\n### Response:"
+    return f"Below is {lead}. {request}\n\n{task}\n\n### Response:"
+
+
+def plain_prompt(instruction: str, context: str) -> str:
+    """The instruction, then the input on a new line, either of which may be empty."""
+    return "\n".join(part for part in (instruction, context) if part)
 
 
 def read_alpaca(row: Fields, origin: Origin, *, prompt: bool = False) -> list[Chat]:
-    """One Chat, or one for each of `instances`. The user says the instruction, then the input on a new line.
+    """One Chat, or one for each of `instances`. The user turn is the instruction, then the input on a new line.
 
-    `prompt` has the user say `alpaca_prompt(instruction, input)` instead, in earlier turns (`history`) too. Raises
-    RowError.
+    With `prompt` it is `alpaca_prompt(instruction, input)` instead, in earlier turns (`history`) too. Raises RowError.
     """
     if row.get("instances") is None:
         return [_chat(row, row, "", origin, prompt)]
@@ -41,18 +54,22 @@ def read_alpaca(row: Fields, origin: Origin, *, prompt: bool = False) -> list[Ch
 
 
 def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: bool) -> Chat:
+    """The conversation of one instance; `field` is its place in the row, with a dot at the end."""
     instruction = string(row, ("instruction",))
-    given, output = string(instance, INPUTS, field, default=""), string(instance, OUTPUTS, field)
-    if not (instruction.strip() or given.strip()):
+    context = string(instance, INPUTS, field, default="")
+    output = string(instance, OUTPUTS, field)
+    # Some tasks are all input; the instruction alone may be empty.
+    if not (instruction.strip() or context.strip()):
         got = "an empty instruction and no input"
         raise RowError("empty prompt", field="instruction", got=got, expected="an instruction")
     if not output.strip():
         raise empty_answer(f"{field}output", output)
     messages = history(row, prompt)
-    if system := string(row, ("system",), default=""):
+    system = string(row, ("system",), default="")
+    if system:
         messages.insert(0, Message("system", system))
-    said = alpaca_prompt(instruction, given) if prompt else "\n".join(part for part in (instruction, given) if part)
-    messages += [Message("user", said), Message("assistant", output)]
+    wording = alpaca_prompt if prompt else plain_prompt
+    messages += [Message("user", wording(instruction, context)), Message("assistant", output)]
     return Chat(check_turns(messages, "history"), tools(row), origin)
 
 
@@ -67,8 +84,12 @@ def history(row: Fields, prompt: bool = False) -> list[Message]:
     for i, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise wrong_type(f"history[{i}]", pair, "a pair of strings [instruction, response]")
-        if not pair[1].strip():
-            raise empty_answer(f"history[{i}][1]", pair[1])
-        messages.append(Message("user", alpaca_prompt(pair[0], "") if prompt else pair[0]))
-        messages.append(Message("assistant", pair[1]))
+        instruction, response = pair
+        if not response.strip():
+            raise empty_answer(f"history[{i}][1]", response)
+        messages.append(Message("user", alpaca_prompt(instruction, "") if prompt else instruction))
+        messages.append(Message("assistant", response))
     return messages
+
+
+FORMAT = Format("alpaca", read_alpaca, looks)

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from espalier.data.formats import alpaca, messages, prompt, sharegpt, text
-from espalier.data.formats.common import Fields, first_key, missing
+from espalier.data.formats.common import Fields, missing
+from espalier.data.formats.format import Format
 from espalier.errors import RowError
-from espalier.types import Chat, Completion, Origin, Text
+from espalier.types import Chat, Origin
 
-CHATS: dict[str, Callable[[Fields, Origin], Chat | Completion | Text | Sequence[Chat]]] = {
-    "alpaca": alpaca.read_alpaca,
-    "sharegpt": sharegpt.read_sharegpt,
-    "messages": messages.read_messages,
-    "prompt": prompt.read_prompt,
-    "completion": prompt.read_completion,
-    "text": text.read_text,
-}
-"""Formats by name. `completion` is never guessed: its rows look like those of `prompt`."""
+# Text comes last: many conversations have a column of that name beside them.
+CHATS: tuple[Format, ...] = (messages.FORMAT, sharegpt.FORMAT, alpaca.FORMAT, prompt.FORMAT, text.FORMAT)
+"""The formats of one conversation or text, in the order in which a row is compared with them."""
 EXPECTED = (
     "instruction and output; conversations or messages; prompt (question, query) and completion (response, answer, "
     "output)"
 )
 
 
-def sniff_chat(row: Fields) -> str | None:
-    """The format that a row's keys look like, or None. Of its values, only listed turns are looked at."""
-    if key := first_key(row, messages.KEYS):
-        turns = row[key]
-        turn = next((t for t in turns if isinstance(t, dict)), {}) if isinstance(turns, list) else {}
-        if "from" in turn or "role" in turn:
-            return "messages" if "role" in turn else "sharegpt"
-        return "sharegpt" if key == "conversations" else "messages"
-    if "instruction" in row and first_key(row, (*alpaca.OUTPUTS, "instances")):
-        return "alpaca"
-    if first_key(row, prompt.PROMPTS) and first_key(row, prompt.ANSWERS):
-        return "prompt"
-    return "text" if first_key(row, text.KEYS) else None
+def sniff_chat(row: Fields) -> Format | None:
+    """The first of `CHATS` that a row looks like, or None."""
+    for form in CHATS:
+        if form.looks is not None and form.looks(row, "chat"):
+            return form
+    return None
+
+
+def is_chat(row: Fields) -> bool:
+    """Whether a row holds a conversation, beside whatever else it has. A text is not one."""
+    return sniff_chat(row) not in (None, text.FORMAT)
 
 
 def read_chat(row: Fields, origin: Origin) -> Chat:
-    """The one conversation of a row, in whichever of the formats it is. Raises RowError."""
-    name = sniff_chat(row)
-    if name in (None, "text"):
+    """The one conversation of a row, in whichever format it has. Raises RowError, also if the row holds several."""
+    form = sniff_chat(row)
+    if form is None or form is text.FORMAT:
         raise missing("", row, EXPECTED)
-    assert name is not None
-    made: Any = CHATS[name](row, origin)
-    if isinstance(made, Chat):
-        return made
-    if len(made) != 1:
+    example = form.read(row, origin)
+    chats: list[Chat] = example if isinstance(example, list) else [example]
+    if len(chats) != 1:
         expected = "one answer in a row that judges it"
-        raise RowError("several answers", field="instances", got=f"{len(made)} answers", expected=expected)
-    chat: Chat = made[0]
-    return chat
+        raise RowError("several answers", field="instances", got=f"{len(chats)} answers", expected=expected)
+    return chats[0]

@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espalier.data.files.json_rows import decode_string, readable
-from espalier.errors import RowError
-from espalier.types import Message
+from espalier.data.files.json_rows import clipped, decode_string, readable
+from espalier.errors import RowError, nearest
+from espalier.types import Message, Role
 
 Fields = Mapping[str, Any]
+WEIGHTS = ("weight", "loss_weight")
+SHOWN_KEYS = 20
 
 
 def shown(value: Any) -> str:
     """A value as an error names it: its JSON type and its beginning."""
-    names = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
     if value is None:
         return "null"
-    text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"{names.get(type(value), type(value).__name__)} {text}"
+    names = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
+    name = names.get(type(value), type(value).__name__)
+    return f"{name} {clipped(repr(value))}"
 
 
 def wrong_type(field: str, value: Any, expected: str) -> RowError:
+    """The error for a field whose value is of another type than `expected`."""
     return RowError("wrong type", field=field, got=shown(value), expected=expected)
 
 
 def missing(field: str, row: Fields, expected: str, fix: str = "") -> RowError:
+    """The error for a row without `field`, which names the keys that it has."""
     keys = sorted(map(readable, row))
-    got = f"the keys {', '.join(keys[:20])}{' ...' if len(keys) > 20 else ''}" if keys else "no keys"
+    if not keys:
+        got = "no keys"
+    else:
+        got = "the keys " + ", ".join(keys[:SHOWN_KEYS])
+        if len(keys) > SHOWN_KEYS:
+            got += " ..."
     return RowError("missing key", field=field, got=got, expected=expected, fix=fix)
 
 
-def empty_answer(field: str, value: str) -> RowError:
-    got = f"content {value[:20]!r}"
-    return RowError("empty assistant turn", field=field, got=got, expected="a text to learn")
+def blank(reason: str, field: str, text: str, expected: str) -> RowError:
+    """The error for a text that is empty or white space."""
+    return RowError(reason, field=field, got=f"content {text[:20]!r}", expected=expected)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known word; empty where none is near."""
-    near = difflib.get_close_matches(word.strip().lower(), list(known), n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else ""
+def empty_answer(field: str, text: str) -> RowError:
+    """The error for an assistant turn without text."""
+    return blank("empty assistant turn", field, text, "a text to learn")
+
+
+def role_of(name: str, roles: Mapping[str, Role], field: str) -> Role:
+    """The role that a format calls `name`. Raises RowError if it is not one of `roles`."""
+    if name not in roles:
+        fix = nearest(name, roles)
+        raise RowError("unknown role", field=field, got=shown(name), expected=", ".join(roles), fix=fix)
+    return roles[name]
 
 
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:
     """The first of `keys` that `row` holds with a value other than null."""
-    return next((key for key in keys if row.get(key) is not None), None)
+    for key in keys:
+        if row.get(key) is not None:
+            return key
+    return None
+
+
+def first_list(row: Fields, keys: Sequence[str]) -> str | None:
+    """The first of `keys` under which `row` holds a list."""
+    for key in keys:
+        if isinstance(row.get(key), list):
+            return key
+    return None
 
 
 def string(row: Fields, keys: Sequence[str], field: str = "", default: str | None = None) -> str:
-    """The string under the first of `keys` that is there. Raises RowError where it is missing or not a string."""
+    """The string under the first of `keys` that the row has.
+
+    `field` is the place of `row` in the whole row, with a dot at the end, and stands before the key in errors. Raises
+    RowError if the value is not a string, or missing without a `default`.
+    """
     key = first_key(row, keys)
     if key is None:
         if default is not None:
@@ -63,92 +92,116 @@ def string(row: Fields, keys: Sequence[str], field: str = "", default: str | Non
 
 
 def weight(row: Fields, field: str) -> float | None:
-    """A message's own loss weight: `weight` or `loss_weight`, a number from 0 up, or `train`, true (1) or false (0)."""
-    key = first_key(row, ("weight", "loss_weight"))
-    value, train = row.get(key) if key else None, row.get("train")
-    if key and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise wrong_type(f"{field}.{key}", value, "a number from 0 up")
-    if value is not None and not (math.isfinite(value) and value >= 0):
-        raise RowError("impossible weight", field=f"{field}.{key}", got=str(value), expected="a number from 0 up")
+    """A message's own loss weight: `weight` or `loss_weight`, a number from 0 up, or `train`, true (1) or false (0).
+
+    None if it has neither. Raises RowError, also if the two contradict each other.
+    """
+    key, train = first_key(row, WEIGHTS), row.get("train")
+    number = None if key is None else _weight_number(row[key], f"{field}.{key}")
     if train is None:
-        return None if value is None else float(value)
+        return number
     if not isinstance(train, bool):
         raise wrong_type(f"{field}.train", train, "true or false")
-    if value is not None and train != (value > 0):
-        got = f"train {str(train).lower()} with {key} {value}"
+    if number is None:
+        return float(train)
+    if train != (number > 0):
+        got = f"train {str(train).lower()} with {key} {number:g}"
         raise RowError("contradicting weight", field=field, got=got, expected="one that agrees", fix="Keep one of them")
-    return float(train) if value is None else float(value)
+    return number
+
+
+def _weight_number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(field, value, "a number from 0 up")
+    if not (math.isfinite(value) and value >= 0):
+        raise RowError("impossible weight", field=field, got=str(value), expected="a number from 0 up")
+    return float(value)
 
 
 # ------------------------------------------------------------------------------------------------------------- tools
 
 
 def _json(value: Any, field: str, expected: str) -> Any:
-    """`value`, decoded first where it is a string."""
-    return decode_string(value, field, expected) if isinstance(value, str) else value
+    """`value`; if it is a string, what that decodes to as JSON."""
+    # Tables without nested columns hold it as text, and models answer in text.
+    if isinstance(value, str):
+        return decode_string(value, field, expected)
+    return value
 
 
 def tools(row: Fields) -> tuple[dict[str, Any], ...]:
     """The functions on offer, from `tools` or `functions`: a list or its JSON, each in its OpenAI wrapper or bare.
 
-    A bare schema `{"name": ...}` becomes `{"type": "function", "function": {"name": ...}}`.
+    A bare schema `{"name": ...}` becomes `{"type": "function", "function": {"name": ...}}`. Raises RowError.
     """
     key = first_key(row, ("tools", "functions"))
     if key is None or (isinstance(row[key], str) and not row[key].strip()):
         return ()
     expected = "a list of function schemas, or its JSON"
-    listed = _json(row[key], key, expected)
-    if listed is None:
+    entries = _json(row[key], key, expected)
+    if entries is None:
         return ()
-    if isinstance(listed, dict):
-        listed = [listed]
-    if not isinstance(listed, list):
+    if isinstance(entries, dict):
+        entries = [entries]
+    if not isinstance(entries, list):
         raise wrong_type(key, row[key], expected)
-    made = []
-    for i, tool in enumerate(listed):
-        field = f"{key}[{i}]"
-        tool = _json(tool, field, "a function schema, or its JSON")
-        if not isinstance(tool, dict):
-            raise wrong_type(field, tool, "an object")
-        schema = tool.get("function", tool)
-        if not isinstance(schema, dict):
-            raise wrong_type(f"{field}.function", schema, "an object")
-        string(schema, ("name",), f"{field}.")
-        made.append(dict(tool) if "function" in tool else {"type": "function", "function": tool})
-    return tuple(made)
+    return tuple(_tool(entry, f"{key}[{i}]") for i, entry in enumerate(entries))
+
+
+def _tool(entry: Any, field: str) -> dict[str, Any]:
+    tool = _json(entry, field, "a function schema, or its JSON")
+    if not isinstance(tool, dict):
+        raise wrong_type(field, tool, "an object")
+    schema = tool.get("function", tool)
+    if not isinstance(schema, dict):
+        raise wrong_type(f"{field}.function", schema, "an object")
+    string(schema, ("name",), f"{field}.")
+    if "function" in tool:
+        return dict(tool)
+    return {"type": "function", "function": tool}
 
 
 def calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     """Tool calls in OpenAI form from one call or a list of parallel ones, given as objects or as JSON.
 
     Arguments that are the JSON of an object are decoded, so that a template does not write them as a quoted string.
+    Raises RowError.
     """
     expected = "a tool call {name, arguments}, a list of them, or the JSON of either"
     decoded = _json(value, field, expected)
-    listed = decoded if isinstance(decoded, list) else [decoded]
-    if not listed:
+    if not isinstance(decoded, list):
+        return (_call(decoded, field, expected),)
+    if not decoded:
         raise RowError("empty tool calls", field=field, got="an empty list", expected=expected)
-    made = []
-    for i, call in enumerate(listed):
-        place = f"{field}[{i}]" if isinstance(decoded, list) else field
-        call = _json(call, place, expected)
-        if not isinstance(call, dict):
-            raise wrong_type(place, call, expected)
-        inner = call.get("function", call)
-        if not isinstance(inner, dict):
-            raise wrong_type(f"{place}.function", inner, "an object")
-        name = string(inner, ("name",), f"{place}.")
-        if not name:
-            raise RowError("empty tool name", field=f"{place}.name", got="an empty string", expected="a name")
-        arguments = first_key(inner, ("arguments", "parameters"))
-        given = inner[arguments] if arguments else {}
-        place = f"{place}.{arguments}"
-        given = {} if given == "" else _json(given, place, "the JSON of an object")
-        if not isinstance(given, dict):
-            raise wrong_type(place, given, "an object, or its JSON")
-        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        made.append({**identity, "type": "function", "function": {"name": name, "arguments": given}})
-    return tuple(made)
+    return tuple(_call(entry, f"{field}[{i}]", expected) for i, entry in enumerate(decoded))
+
+
+def _call(entry: Any, field: str, expected: str) -> dict[str, Any]:
+    call = _json(entry, field, expected)
+    if not isinstance(call, dict):
+        raise wrong_type(field, call, expected)
+    function = call.get("function", call)
+    if not isinstance(function, dict):
+        raise wrong_type(f"{field}.function", function, "an object")
+    name = string(function, ("name",), f"{field}.")
+    if not name:
+        raise RowError("empty tool name", field=f"{field}.name", got="an empty string", expected="a name")
+    result = {"type": "function", "function": {"name": name, "arguments": _arguments(function, field)}}
+    if isinstance(call.get("id"), str):
+        # First, as templates that print a whole call show its keys in their order.
+        return {"id": call["id"], **result}
+    return result
+
+
+def _arguments(function: Fields, field: str) -> dict[str, Any]:
+    """The arguments of a call, empty if it has none or an empty string."""
+    key = first_key(function, ("arguments", "parameters"))
+    if key is None or function[key] == "":
+        return {}
+    arguments = _json(function[key], f"{field}.{key}", "the JSON of an object")
+    if not isinstance(arguments, dict):
+        raise wrong_type(f"{field}.{key}", arguments, "an object, or its JSON")
+    return arguments
 
 
 # ------------------------------------------------------------------------------------------------------------- turns
@@ -163,22 +216,11 @@ def check_turns(messages: Sequence[Message], field: str) -> tuple[Message, ...]:
     tool calls, and a conversation that does not end on an assistant turn.
     """
     if not messages:
-        raise RowError(
-            "no turns", field=field, got="an empty list", expected="at least one user and one assistant turn"
-        )
+        expected = "at least one user and one assistant turn"
+        raise RowError("no turns", field=field, got="an empty list", expected=expected)
     previous = ""
     for i, message in enumerate(messages):
-        here = f"{field}[{i}]"
-        if message.role == "system" and i:
-            got = f"a system turn after {'another' if previous == 'system' else 'a ' + previous + ' turn'}"
-            fix = "Move its text to the front, or into a user turn"
-            raise RowError("system turn not first", field=here, got=got, expected="one, at the start", fix=fix)
-        if message.role == "tool" and previous not in ("assistant", "tool"):
-            got = f"a tool result {'after a ' + previous + ' turn' if previous else 'at the start'}"
-            raise RowError("tool result without a call", field=here, got=got, expected="an assistant turn before it")
-        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            got = "reasoning alone" if message.reasoning else f"content {message.content[:20]!r}"
-            raise RowError("empty assistant turn", field=here, got=got, expected="content or tool calls")
+        _check_turn(message, previous, f"{field}[{i}]")
         previous = message.role
     if "assistant" not in {message.role for message in messages}:
         got = "the roles " + ", ".join(message.role for message in messages[:6])
@@ -190,3 +232,17 @@ def check_turns(messages: Sequence[Message], field: str) -> tuple[Message, ...]:
         here = f"{field}[{len(messages) - 1}]"
         raise RowError(f"conversation ends on {last}", field=here, got=f"role {previous}", expected=expected, fix=fix)
     return tuple(messages)
+
+
+def _check_turn(message: Message, previous: str, field: str) -> None:
+    """Raise RowError for a turn that cannot follow one of role `previous`, which is empty before the first turn."""
+    if message.role == "system" and previous:
+        got = "a system turn after " + ("another" if previous == "system" else f"a {previous} turn")
+        fix = "Move its text to the front, or into a user turn"
+        raise RowError("system turn not first", field=field, got=got, expected="one, at the start", fix=fix)
+    if message.role == "tool" and previous not in ("assistant", "tool"):
+        got = "a tool result " + (f"after a {previous} turn" if previous else "at the start")
+        raise RowError("tool result without a call", field=field, got=got, expected="an assistant turn before it")
+    if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
+        got = "reasoning alone" if message.reasoning else f"content {message.content[:20]!r}"
+        raise RowError("empty assistant turn", field=field, got=got, expected="content or tool calls")

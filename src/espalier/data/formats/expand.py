@@ -7,54 +7,65 @@ from collections.abc import Sequence
 from espalier.data.render.rankings import levels
 from espalier.data.render.trees import rankings, threads
 from espalier.errors import RowError
-from espalier.types import Chat, Example, Message, Ranking, Response, Steps, Tree
+from espalier.types import Chat, Consumes, Example, Message, Ranking, Response, Steps, Tree
 
 _KIND: dict[type, str] = {Ranking: "a ranking", Steps: "a solution in steps", Tree: "a conversation tree"}
 
 
-def expand(example: Example, form: str) -> Sequence[Example | RowError]:
-    """What a run that consumes `form` ("chat", "ranking" or "steps") makes of an example, at least one thing.
+def expand(example: Example, consumes: Consumes) -> Sequence[Example | RowError]:
+    """What a run that consumes chats, rankings or steps makes of an example, at least one thing.
 
     chat: a ranking is the conversation that ends in its best response, a solution in steps one that is known to be
     right; a tree stays whole. ranking: a tree is its groups of ranked siblings, a solution in steps a response that is
     good or bad as a whole. steps: solutions in steps alone. Everything else is a RowError.
     """
-    if form == "steps":
-        if isinstance(example, Steps):
-            return [example]
-        return [_not(example, "no steps", "a solution in steps with labels", _command(example))]
-    if form == "ranking":
-        match example:
-            case Ranking():
-                return [example]
-            case Tree():
-                return rankings(example)
-            case Steps(solved=bool()):
-                response = Response(_joined(example), good=example.solved)
-                return [Ranking(example.prompt, (response,), origin=example.origin)]
-        expected = "a pair, a ranked list, scores, labels or a tree of ranked answers"
-        return [_not(example, "no judgement", expected, _command(example))]
+    if consumes == "steps":
+        return [_as_steps(example)]
+    if consumes == "ranking":
+        return rankings(example) if isinstance(example, Tree) else [_as_ranking(example)]
+    return [_as_chat(example)]
+
+
+def _as_steps(example: Example) -> Example | RowError:
+    if isinstance(example, Steps):
+        return example
+    return _refused(example, "no steps", "a solution in steps with labels", _command(example))
+
+
+def _as_ranking(example: Example) -> Example | RowError:
     match example:
         case Ranking():
-            return [best(example)]
+            return example
+        case Steps(solved=bool()):
+            response = Response(_joined(example), good=example.solved)
+            return Ranking(example.prompt, (response,), origin=example.origin)
+    expected = "a pair, a ranked list, scores, labels or a tree of ranked answers"
+    return _refused(example, "no judgement", expected, _command(example))
+
+
+def _as_chat(example: Example) -> Example | RowError:
+    match example:
+        case Ranking():
+            return best(example)
         case Tree() if not threads(example):
-            return [_not(example, "no assistant turn", "an assistant message to learn from")]
+            return _refused(example, "no assistant turn", "an assistant message to learn from")
         case Steps():
-            right = example.solved if example.solved is not None else all(label == 1 for label in example.labels)
+            right = example.solved
+            if right is None:
+                right = all(label == 1 for label in example.labels)
             if not right:
-                return [
-                    _not(example, "not known to be right", "a solution that is solved, or whose steps are all good")
-                ]
-            return [Chat((*example.prompt, _joined(example)), origin=example.origin)]
-    return [example]
+                expected = "a solution that is solved, or whose steps are all good"
+                return _refused(example, "not known to be right", expected)
+            return Chat((*example.prompt, _joined(example)), origin=example.origin)
+    return example
 
 
 def best(ranking: Ranking) -> Chat | RowError:
-    """The conversation that ends in a ranking's best response: of those labelled good where any label is known, the
-    first of the highest level (`rankings.levels`, dimensions weighed alike).
+    """The conversation that ends in a ranking's best response: of those labelled good if any label is known, the first
+    of the highest level (`rankings.levels`, dimensions weighed alike).
 
-    A RowError where nothing says which response is best: no label is good, or all of several are level, or the only
-    one has a score or a rank alone.
+    A RowError if the best response is not known: no label is good, or all of several are level, or the only one has a
+    score or a rank alone.
     """
     known = levels(ranking, {})
     labelled = any(response.good is not None for response in ranking.responses)
@@ -62,11 +73,13 @@ def best(ranking: Ranking) -> Chat | RowError:
     if not choice:
         got = f"{_count(ranking)}, none labelled good"
         return RowError("no good response", got=got, expected="one to learn from")
-    found = [level for level in known if level is not None]
-    if not labelled and (len(found) < 2 or min(found) == max(found)):
-        got = f"{_count(ranking)}, {len(found)} judged, none better than another"
+    judged = [level for level in known if level is not None]
+    if not labelled and (len(judged) < 2 or min(judged) == max(judged)):
+        got = f"{_count(ranking)}, {len(judged)} judged, none better than another"
         return RowError("no best response", got=got, expected="one that is better than another")
-    top = max(choice, key=lambda i: float("-inf") if (level := known[i]) is None else level)
+    # A response that is not judged comes last; of equals, max keeps the first.
+    heights = [float("-inf") if level is None else level for level in known]
+    top = max(choice, key=heights.__getitem__)
     return Chat((*ranking.prompt, ranking.responses[top].message), ranking.tools, ranking.origin)
 
 
@@ -78,7 +91,7 @@ def _joined(steps: Steps) -> Message:
     return Message("assistant", steps.separator.join(steps.steps))
 
 
-def _not(example: Example, reason: str, expected: str, fix: str = "") -> RowError:
+def _refused(example: Example, reason: str, expected: str, fix: str = "") -> RowError:
     got = _KIND.get(type(example), f"a {type(example).__name__.lower()}")
     return RowError(reason, got=got, expected=expected, fix=fix)
 

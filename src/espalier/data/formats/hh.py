@@ -8,18 +8,29 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from espalier.data.formats.common import Fields, empty_answer, shown, string
-from espalier.data.formats.judged import ranking, split_pair
+from espalier.data.formats.common import Fields, empty_answer, first_key, shown, string
+from espalier.data.formats.format import Format
+from espalier.data.formats.judged import pair_keys, ranking, split_pair
+from espalier.data.formats.prompt import PROMPTS
 from espalier.errors import RowError
-from espalier.types import Message, Origin, Ranking, Response, Role
+from espalier.types import Consumes, Message, Origin, Ranking, Response, Role
 
+# Only after a blank line: a text may hold "Human:" inside a turn.
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
-def is_transcript(text: str) -> bool:
-    """Whether a text begins as a transcript does."""
-    return text.lstrip().startswith("Human:")
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has a pair of whole transcripts in strings, and no prompt apart from them."""
+    return is_transcripts(row)
+
+
+def is_transcripts(row: Fields) -> bool:
+    """As `looks`, whatever a run learns from."""
+    keys = pair_keys(row)
+    if keys is None or first_key(row, PROMPTS) is not None:
+        return False
+    return all(isinstance(row[key], str) and row[key].lstrip().startswith("Human:") for key in keys)
 
 
 def read_hh(row: Fields, origin: Origin) -> Ranking:
@@ -35,11 +46,12 @@ def read_hh(row: Fields, origin: Origin) -> Ranking:
     Raises RowError, in this order: identical responses, prompts differ, roles do not alternate, and an empty assistant
     turn.
     """
-    chosen, rejected = (_transcript(string(row, (name,)), name) for name in ("chosen", "rejected"))
+    chosen = _transcript(string(row, ("chosen",)), "chosen")
+    rejected = _transcript(string(row, ("rejected",)), "rejected")
     prompt = split_pair(chosen, rejected, "chosen and rejected")
-    for name, turns in (("chosen", chosen), ("rejected", rejected)):
-        _alternate(turns, name)
-    responses = [Response(side[-1], rank=place) for place, side in enumerate((chosen, rejected))]
+    _alternate(chosen, "chosen")
+    _alternate(rejected, "rejected")
+    responses = [Response(chosen[-1], rank=0), Response(rejected[-1], rank=1)]
     return ranking(prompt, responses, origin, field="chosen and rejected")
 
 
@@ -48,16 +60,20 @@ def _transcript(text: str, field: str) -> list[Message]:
     if head.strip() or not parts:
         expected = "a transcript that begins with 'Human:'"
         raise RowError("no transcript", field=field, got=shown(text), expected=expected, fix="Give the prompt apart")
-    return [Message(_ROLES[role], said.strip()) for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [Message(_ROLES[role], words.strip()) for role, words in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _alternate(turns: Sequence[Message], field: str) -> None:
+    """Raise RowError unless a user's turns and an assistant's take turns, and the assistant's have content."""
     for i, turn in enumerate(turns):
-        due = "assistant" if i % 2 else "user"
-        if turn.role != due:
-            raise RowError("roles do not alternate", field=f"{field}, turn {i + 1}", got=turn.role, expected=due)
-        if i % 2 and not turn.content:
+        expected = "assistant" if i % 2 else "user"
+        if turn.role != expected:
+            raise RowError("roles do not alternate", field=f"{field}, turn {i + 1}", got=turn.role, expected=expected)
+        if turn.role == "assistant" and not turn.content:
             raise empty_answer(f"{field}, turn {i + 1}", turn.content)
     if turns[-1].role != "assistant":
         got = "a Human turn at the end"
         raise RowError("conversation ends on the user", field=field, got=got, expected="an Assistant turn")
+
+
+FORMAT = Format("hh", read_hh, looks)

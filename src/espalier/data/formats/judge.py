@@ -1,28 +1,41 @@
-"""What a judge model is asked: an instruction and a response inside one text, under headings.
+"""The input of a judge model: an instruction and a response inside one text, under headings.
 
 Kim et al., Prometheus, arXiv:2310.08491.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from espalier.data.formats.chats import sniff_chat
 from espalier.data.formats.common import Fields, first_key, string, wrong_type
+from espalier.data.formats.format import Format
 from espalier.data.formats.judged import check_answer, ranking, score
 from espalier.errors import RowError
-from espalier.types import Message, Origin, Ranking, Response
+from espalier.types import Consumes, Message, Origin, Ranking, Response
 
 PAIR = ("chosen_instruction", "rejected_instruction")
 SCORES = ("gpt4_score", "orig_score", "score")
 SCALE = (1.0, 5.0)
-_ASKED, _TOLD, _NEXT = "###The instruction to evaluate:", "###Response to evaluate:", "###"
+_INSTRUCTION = "###The instruction to evaluate:"
+_RESPONSE = "###Response to evaluate:"
+_HEADING = "###"
 
 
-def is_judge(row: Fields) -> bool:
-    """Whether the texts of a row are what a judge was asked, and it holds a pair or scores."""
-    key = PAIR[0] if first_key(row, PAIR) else "instruction" if first_key(row, SCORES) else ""
-    text = row.get(key)
-    return isinstance(text, str) and _ASKED in text and _TOLD in text
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether the texts of a row are inputs of a judge, and it holds a pair or scores.
+
+    A row that is also a conversation, with what the judge answered, is one unless the run consumes rankings.
+    """
+    return _is_judge(row) and (consumes == "ranking" or sniff_chat(row) is None)
+
+
+def _is_judge(row: Fields) -> bool:
+    if first_key(row, PAIR):
+        text = row.get(PAIR[0])
+    elif first_key(row, SCORES):
+        text = row.get("instruction")
+    else:
+        return False
+    return isinstance(text, str) and _INSTRUCTION in text and _RESPONSE in text
 
 
 def read_judge(row: Fields, origin: Origin) -> Ranking:
@@ -32,42 +45,48 @@ def read_judge(row: Fields, origin: Origin) -> Ranking:
     The instruction is the prompt; rubrics, references and feedback are left out. Raises RowError.
     """
     if first_key(row, PAIR):
-        (asked, chosen), (other, rejected) = (_split(string(row, (key,)), key) for key in PAIR)
-        if asked != other:
-            got, expected = f"{asked[:40]!r} and {other[:40]!r}", "one instruction"
-            raise RowError("prompts differ", field=" and ".join(PAIR), got=got, expected=expected)
-        answers = [
-            check_answer(Message("assistant", text), key) for text, key in zip((chosen, rejected), PAIR, strict=True)
-        ]
-        judged = [Response(message, rank=place) for place, message in enumerate(answers)]
-        return ranking([Message("user", asked)], judged, origin, field=" and ".join(PAIR))
-    asked, told = _split(string(row, ("instruction",)), "instruction")
+        return _pair(row, origin)
+    instruction, text = _split(string(row, ("instruction",)), "instruction")
     author = string(row, ("response_source",), default="")
-    message = check_answer(Message("assistant", told), "instruction")
-    return ranking(
-        [Message("user", asked)], [Response(message, scores=(_mean(row),), author=author)], origin, field="instruction"
-    )
+    message = check_answer(Message("assistant", text), "instruction")
+    response = Response(message, scores=(_mean(row),), author=author)
+    return ranking([Message("user", instruction)], [response], origin, field="instruction")
+
+
+def _pair(row: Fields, origin: Origin) -> Ranking:
+    (instruction, chosen), (other, rejected) = (_split(string(row, (key,)), key) for key in PAIR)
+    field = " and ".join(PAIR)
+    if instruction != other:
+        got = f"{instruction[:40]!r} and {other[:40]!r}"
+        raise RowError("prompts differ", field=field, got=got, expected="one instruction")
+    responses = []
+    for rank, (text, key) in enumerate(zip((chosen, rejected), PAIR, strict=True)):
+        responses.append(Response(check_answer(Message("assistant", text), key), rank=rank))
+    return ranking([Message("user", instruction)], responses, origin, field=field)
 
 
 def _split(text: str, field: str) -> tuple[str, str]:
-    """The instruction and the response of what a judge was asked."""
-    _, asked, rest = text.partition(_ASKED)
-    instruction, told, rest = rest.partition(_TOLD)
-    if not asked or not told:
-        expected = f"the headings {_ASKED!r} and {_TOLD!r}"
+    """The instruction and the response of a judge's input. Raises RowError if it lacks one of the headings."""
+    _, first_heading, rest = text.partition(_INSTRUCTION)
+    instruction, second_heading, rest = rest.partition(_RESPONSE)
+    if not first_heading or not second_heading:
+        expected = f"the headings {_INSTRUCTION!r} and {_RESPONSE!r}"
         raise RowError("no judge text", field=field, got=f"{text[:40]!r}", expected=expected)
-    return instruction.strip(), rest.split(f"\n{_NEXT}", 1)[0].strip()
+    return instruction.strip(), rest.split(f"\n{_HEADING}", 1)[0].strip()
 
 
 def _mean(row: Fields) -> float | None:
+    """The mean of a row's scores; None if it has none."""
     key = first_key(row, SCORES)
     if key is None:
         return None
-    given: Any = row[key]
-    if not isinstance(given, list):
-        return score(given, key, SCALE)
-    found = [score(one, f"{key}[{i}]", SCALE) for i, one in enumerate(given)]
-    known = [one for one in found if one is not None]
+    if not isinstance(row[key], list):
+        return score(row[key], key, SCALE)
+    scores = [score(value, f"{key}[{i}]", SCALE) for i, value in enumerate(row[key])]
+    known = [value for value in scores if value is not None]
     if not known:
-        raise wrong_type(key, given, "a list with at least one score")
+        raise wrong_type(key, row[key], "a list with at least one score")
     return sum(known) / len(known)
+
+
+FORMAT = Format("judge", read_judge, looks)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from espalier.data.formats.alpaca import INPUTS, history
+from espalier.data.formats.alpaca import INPUTS, history, plain_prompt
 from espalier.data.formats.common import (
     Fields,
+    blank,
     check_turns,
     empty_answer,
     first_key,
@@ -27,8 +28,24 @@ from espalier.errors import RowError
 from espalier.types import Message, Origin, Ranking, Response
 
 Scale = tuple[float, float]
-WORDS = {"good": True, "bad": False, "true": True, "false": False}
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+    ("preferred", "dispreferred"),
+)
+ASKS = (*PROMPTS, "instruction", *TURNS)
 TEXTS = ("text", "content", "response", "completion", "answer", "output", "value")
+WORDS = {"good": True, "bad": False, "true": True, "false": False}
+NUMBER = "a number, or null if not judged"
+
+
+def pair_keys(row: Fields) -> tuple[str, str] | None:
+    """Under which keys a row has its two answers, the preferred one first; None if it has no pair."""
+    for chosen, rejected in PAIRS:
+        if chosen in row and rejected in row:
+            return chosen, rejected
+    return None
 
 
 def turns(value: Any, field: str) -> list[Message]:
@@ -42,38 +59,42 @@ def prompt_of(row: Fields) -> list[Message]:
     """What is to be answered: `prompt` (`question`, `query`), a text or turns; `instruction` with its `input` and
     `history`; or the turns of `messages` (`conversations`). A text in `system` stands before it.
 
-    Raises RowError where there is none.
+    Raises RowError if there is none.
     """
     system = string(row, ("system",), default="")
-    found = [Message("system", system)] if system else []
-    key = first_key(row, (*PROMPTS, "instruction", *TURNS))
+    messages = [Message("system", system)] if system else []
+    key = first_key(row, ASKS)
     if key is None:
-        raise missing("prompt", row, " or ".join((*PROMPTS, "instruction", *TURNS)))
+        raise missing("prompt", row, " or ".join(ASKS))
     if isinstance(row[key], list):
-        found += turns(row[key], key)
+        messages += turns(row[key], key)
     elif key == "instruction":
-        parts = (string(row, ("instruction",)), string(row, INPUTS, default=""))
-        found += [*history(row), Message("user", "\n".join(part for part in parts if part))]
+        text = plain_prompt(string(row, ("instruction",)), string(row, INPUTS, default=""))
+        messages += [*history(row), Message("user", text)]
     else:
-        found.append(Message("user", string(row, (key,))))
-    return found
+        messages.append(Message("user", string(row, (key,))))
+    return messages
 
 
 def answer(value: Any, field: str) -> Message:
-    """An assistant message from a text, a message, or a list of one. Raises RowError, also where it is empty."""
+    """An assistant message from a text, a message, or a list of one. Raises RowError, also if it is empty."""
     if isinstance(value, str):
         return check_answer(Message("assistant", value), field)
-    if isinstance(value, dict) and not {"role", "from"} & value.keys():
-        return check_answer(Message("assistant", string(value, TEXTS, f"{field}.")), field)
-    found = turns([value] if isinstance(value, dict) else value, field)
-    if len(found) != 1:
-        got, expected = f"{len(found)} turns", "one assistant turn"
-        raise RowError("answer of several turns" if found else "no answer", field=field, got=got, expected=expected)
-    return check_answer(found[0], field)
+    if isinstance(value, dict):
+        if not {"role", "from"} & value.keys():
+            return check_answer(Message("assistant", string(value, TEXTS, f"{field}.")), field)
+        value = [value]
+    messages = turns(value, field)
+    if not messages:
+        raise RowError("no answer", field=field, got="0 turns", expected="one assistant turn")
+    if len(messages) > 1:
+        got = f"{len(messages)} turns"
+        raise RowError("answer of several turns", field=field, got=got, expected="one assistant turn")
+    return check_answer(messages[0], field)
 
 
 def check_answer(message: Message, field: str) -> Message:
-    """The message itself. Raises RowError where it is of another role or empty."""
+    """The message itself. Raises RowError if it is of another role or empty."""
     if message.role != "assistant":
         raise RowError("answer of another role", field=field, got=f"role {message.role}", expected="role assistant")
     if not message.content.strip() and not message.tool_calls:
@@ -85,29 +106,29 @@ def check_answer(message: Message, field: str) -> Message:
 
 
 def scale_of(row: Fields) -> Scale | None:
-    """The least and the highest score that a row's own `scale` allows, None where it names none."""
+    """The least and the highest score that a row's own `scale` allows, None if it has no scale."""
     scale = row.get("scale")
     if scale is None:
         return None
-    bounds = [score(bound, f"scale[{i}]") for i, bound in enumerate(scale)] if isinstance(scale, list) else []
+    bounds = []
+    if isinstance(scale, list):
+        bounds = [score(bound, f"scale[{i}]") for i, bound in enumerate(scale)]
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
         raise wrong_type("scale", scale, "a list of the least and the highest score, such as [1, 10]")
     return bounds[0], bounds[1]
 
 
 def score(value: Any, field: str, scale: Scale | None = None) -> float | None:
-    """A finite number inside `scale`, or None for null: nobody judged. Raises RowError for anything else."""
+    """A finite number inside `scale`, or None for null (not judged). Raises RowError for anything else."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong_type(field, value, "a number, or null where nobody judged")
+        raise wrong_type(field, value, NUMBER)
     if not math.isfinite(value):
-        raise RowError(
-            "score not finite", field=field, got=str(value), expected="a number, or null where nobody judged"
-        )
+        raise RowError("score not finite", field=field, got=str(value), expected=NUMBER)
     if scale and not scale[0] <= value <= scale[1]:
         expected = f"a score from {scale[0]:g} to {scale[1]:g}"
-        fix = "Write null where nobody judged"
+        fix = "Write null for an answer that is not judged"
         raise RowError("score out of range", field=field, got=f"{value:g}", expected=expected, fix=fix)
     return float(value)
 
@@ -134,23 +155,26 @@ def ranks(values: Sequence[Any], field: str) -> list[int | None]:
 
     >>> ranks([2, 1, 1], "ranks"), ranks([0, None, 1], "ranks")
     ([1, 0, 0], [0, None, 1])
+
+    Raises RowError, also for ranks with gaps.
     """
-    found: list[int | None] = []
+    counted: list[int | None] = []
     for i, value in enumerate(values):
         whole = isinstance(value, int | float) and not isinstance(value, bool) and value == math.floor(value)
         if value is not None and not (whole and value >= 0):
             raise wrong_type(f"{field}[{i}]", value, "a whole number from 0 (the best) up, or null")
-        found.append(None if value is None else int(value))
-    first = min((rank for rank in found if rank is not None), default=0)
-    shift = 1 if first == 1 else 0
-    made = [None if rank is None else rank - shift for rank in found]
-    if error := rank_error(made, field):
+        counted.append(None if value is None else int(value))
+    known = [rank for rank in counted if rank is not None]
+    if known and min(known) == 1:
+        counted = [None if rank is None else rank - 1 for rank in counted]
+    error = rank_error(counted, field)
+    if error:
         raise error
-    return made
+    return counted
 
 
 def listed(row: Fields, key: str, count: int) -> list[Any]:
-    """The list under `key`, one entry for each of `count` responses. Raises RowError where it has another length."""
+    """The list under `key`, one entry for each of `count` responses. Raises RowError if it has another length."""
     values = row[key]
     if not isinstance(values, list):
         raise wrong_type(key, values, "a list with one entry for each response")
@@ -174,53 +198,67 @@ def ranking(
 ) -> Ranking:
     """A Ranking whose prompt can be answered and whose judgements can be followed.
 
-    Raises RowError where the prompt is empty or does not end on a user turn or a tool result, where nothing is judged,
-    where all of several responses are identical, and where ranks prefer one response and its only score another.
+    Raises RowError if the prompt is empty or does not end on a user turn or a tool result, if nothing is judged, if all
+    of several responses are identical, and if ranks prefer one response and its only score another.
     """
     check_prompt(prompt)
-    judged = [r for r in responses if r.rank is not None or r.good is not None or any(s is not None for s in r.scores)]
-    if not judged:
+    if not any(is_judged(response) for response in responses):
         got = f"{len(responses)} response{'' if len(responses) == 1 else 's'} without rank, score or label"
         raise RowError("no judgement", field=field, got=got, expected="at least one that is judged")
-    if len(responses) > 1 and len({said(r.message) for r in responses}) == 1:
+    if len(responses) > 1 and len({_text(response.message) for response in responses}) == 1:
         got = f"{len(responses)} responses of the same text: {shown(responses[0].message.content)}"
         raise RowError("identical responses", field=field, got=got, expected="two that differ")
+    _check_ranks_against_scores(responses, field)
+    return Ranking(tuple(prompt), tuple(responses), dimensions, tools, origin)
+
+
+def is_judged(response: Response) -> bool:
+    """Whether a response has a rank, a label or a score."""
+    if response.rank is not None or response.good is not None:
+        return True
+    return any(score is not None for score in response.scores)
+
+
+def _check_ranks_against_scores(responses: Sequence[Response], field: str) -> None:
+    """Raise RowError if a response of a better rank has a lower score. Several scores may weigh up either way."""
     for i, better in enumerate(responses):
         for j, worse in enumerate(responses):
             if better.rank is None or worse.rank is None or better.rank >= worse.rank:
                 continue
-            if len(better.scores) == len(worse.scores) == 1:
-                (high,), (low,) = better.scores, worse.scores
-                if high is not None and low is not None and high < low:
-                    got = f"rank {better.rank} with score {high:g} and rank {worse.rank} with score {low:g}"
-                    fix = "Is a lower score better? Negate the scores, or keep the ranks alone"
-                    where = f"{field}[{i}], [{j}]"
-                    raise RowError("ranks contradict scores", field=where, got=got, expected="one order", fix=fix)
-    return Ranking(tuple(prompt), tuple(responses), dimensions, tools, origin)
+            if len(better.scores) != 1 or len(worse.scores) != 1:
+                continue
+            (high,), (low,) = better.scores, worse.scores
+            if high is not None and low is not None and high < low:
+                got = f"rank {better.rank} with score {high:g} and rank {worse.rank} with score {low:g}"
+                fix = "Is a lower score better? Negate the scores, or keep the ranks alone"
+                places = f"{field}[{i}], [{j}]"
+                raise RowError("ranks contradict scores", field=places, got=got, expected="one order", fix=fix)
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:
     """Raise RowError for a prompt that is empty, or after which no assistant turn may begin."""
-    last = prompt[-1] if prompt else None
-    if last is None or (last.role in ("user", "system") and not last.content.strip()):
-        got = f"content {last.content[:20]!r}" if last else "no turns"
-        raise RowError("empty prompt", field="prompt", got=got, expected="a text to answer")
+    if not prompt:
+        raise RowError("empty prompt", field="prompt", got="no turns", expected="a text to answer")
+    last = prompt[-1]
+    if last.role in ("user", "system") and not last.content.strip():
+        raise blank("empty prompt", "prompt", last.content, "a text to answer")
     if last.role not in ("user", "tool"):
         got = f"the role {last.role} at the end"
         raise RowError("prompt without a question", field="prompt", got=got, expected="a user turn at the end")
+    # A prompt is sound if the conversation that an answer makes of it is.
     check_turns((*prompt, Message("assistant", "answer")), "prompt")
 
 
-def said(message: Message) -> tuple[str, str | None, str]:
-    """What a message says, by which two are the same."""
+def _text(message: Message) -> tuple[str, str | None, str]:
+    """Everything that a message says: two responses of equal text are identical."""
     return message.content, message.reasoning, repr(message.tool_calls)
 
 
 def common_run(one: Sequence[Message], other: Sequence[Message]) -> int:
     """How many turns at the start two conversations have in common, whatever their loss weights."""
     count = 0
-    for a, b in zip(one, other, strict=False):
-        if replace(a, weight=None) != replace(b, weight=None):
+    for left, right in zip(one, other, strict=False):
+        if replace(left, weight=None) != replace(right, weight=None):
             break
         count += 1
     return count
@@ -229,7 +267,7 @@ def common_run(one: Sequence[Message], other: Sequence[Message]) -> int:
 def split_pair(chosen: Sequence[Message], rejected: Sequence[Message], field: str) -> tuple[Message, ...]:
     """The prompt that two whole conversations share: all turns but the last.
 
-    Raises RowError where they are the same, or where what follows the turns they share is not one turn each.
+    Raises RowError if they are the same, or if what follows the turns they share is not one turn each.
     """
     run = common_run(chosen, rejected)
     left, right = len(chosen) - run, len(rejected) - run

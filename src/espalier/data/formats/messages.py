@@ -11,15 +11,16 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
-    nearest,
+    role_of,
     shown,
     string,
     tools,
     weight,
     wrong_type,
 )
-from espalier.errors import RowError
-from espalier.types import Chat, Message, Origin, Role
+from espalier.data.formats.format import Format
+from espalier.errors import RowError, nearest
+from espalier.types import Chat, Consumes, Message, Origin, Role
 
 KEYS = ("messages", "conversation", "conversations")
 ROLES: dict[str, Role] = {
@@ -30,9 +31,34 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-_TEXT = ("text", "output_text", "input_text")
 _REASONING = ("reasoning", "thinking")
+_TEXT = ("text", "output_text", "input_text")
 _CALL = ("tool_call", "function")
+_STAGES = ("reasoning", "text", "tool_call")
+_BLOCKS = (*_REASONING, *_TEXT, *_CALL)
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_CALL_KEYS = ("tool_calls", "function_call")
+
+Content = tuple[str, str, tuple[dict[str, Any], ...]]
+"""Content, reasoning and tool calls of a message."""
+
+
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has turns with a `role`. If they have neither it nor `from`, the name of their list decides."""
+    key = first_key(row, KEYS)
+    if key is None:
+        return False
+    turn = _first_object(row[key])
+    if "role" in turn or "from" in turn:
+        return "role" in turn
+    return key != "conversations"
+
+
+def _first_object(turns: Any) -> Fields:
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict):
+            return turn
+    return {}
 
 
 def read_messages(row: Fields, origin: Origin) -> Chat:
@@ -51,28 +77,25 @@ def message_list(value: Any, field: str) -> list[Message]:
     """The messages of a list, without a check of their order."""
     if not isinstance(value, list):
         raise wrong_type(field, value, "a list of messages")
-    made = []
+    messages = []
     for i, message in enumerate(value):
         here = f"{field}[{i}]"
         if not isinstance(message, dict):
             raise wrong_type(here, message, "an object with role and content")
-        made.append(_message(message, here))
-    return made
+        messages.append(_message(message, here))
+    return messages
 
 
 def _message(row: Fields, field: str) -> Message:
     name = string(row, ("role",), f"{field}.")
-    role = ROLES.get(name)
-    if role is None:
-        fix = nearest(name, ROLES)
-        raise RowError("unknown role", field=f"{field}.role", got=shown(name), expected=", ".join(ROLES), fix=fix)
-    call_keys = [key for key in ("tool_calls", "function_call") if row.get(key)]
+    role = role_of(name, ROLES, f"{field}.role")
+    call_keys = [key for key in _CALL_KEYS if row.get(key)]
     if "content" not in row and not call_keys:
         raise missing(f"{field}.content", row, "content")
     content, reasoning, tool_calls = _content(row.get("content"), role, f"{field}.content", bool(call_keys))
     for key in call_keys:
         tool_calls += calls(row[key], f"{field}.{key}")
-    reasoning = string(row, ("reasoning_content", "reasoning", "thinking"), f"{field}.", default="") + reasoning
+    reasoning = string(row, _REASONING_KEYS, f"{field}.", default="") + reasoning
     if role != "assistant" and (reasoning or tool_calls):
         what = "tool calls" if tool_calls else "reasoning"
         raise RowError(f"{what} outside an assistant turn", field=field, got=f"role {name}", expected="role assistant")
@@ -80,37 +103,53 @@ def _message(row: Fields, field: str) -> Message:
     return Message(role, content, reasoning or None, tool_calls, speaker, weight(row, field))
 
 
-def _content(value: Any, role: Role, field: str, called: bool) -> tuple[str, str, tuple[dict[str, Any], ...]]:
-    """Content, reasoning and tool calls of a message."""
+def _content(value: Any, role: Role, field: str, has_calls: bool) -> Content:
+    """What the `content` of a message holds; `has_calls` says that tool calls stand beside it."""
     if isinstance(value, str):
         return value, "", ()
-    if value is None and (called or role == "assistant"):
-        return "", "", ()  # an assistant turn without content and calls is refused as empty
-    blocks = isinstance(value, list) and all(isinstance(block, dict) and "type" in block for block in value)
-    if role == "tool" and isinstance(value, dict | list) and not (blocks and value):
-        return json.dumps(value, ensure_ascii=False, default=str), "", ()  # a result given as data
-    if not blocks:
+    if value is None and (has_calls or role == "assistant"):
+        # An assistant turn with neither content nor calls is refused as empty later.
+        return "", "", ()
+    is_blocks = isinstance(value, list) and all(isinstance(block, dict) and "type" in block for block in value)
+    if role == "tool" and isinstance(value, dict | list) and not (is_blocks and value):
+        # The result of a tool, given as data instead of a text. `default`: Parquet holds dates, too.
+        return json.dumps(value, ensure_ascii=False, default=str), "", ()
+    if not is_blocks:
         raise wrong_type(field, value, "a string or a list of typed blocks")
-    content, reasoning, stage = "", "", 0
-    found: tuple[dict[str, Any], ...] = ()
-    for i, block in enumerate(value):
+    return _blocks(value, field)
+
+
+def _blocks(blocks: list[dict[str, Any]], field: str) -> Content:
+    """The content of typed blocks, which stand in the order reasoning, text, calls."""
+    content, reasoning, previous = "", "", "reasoning"
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    for i, block in enumerate(blocks):
         here, kind = f"{field}[{i}]", block["type"]
-        kinds = (*_REASONING, *_TEXT, *_CALL)
-        if kind not in kinds:
-            fix = nearest(kind, kinds) if isinstance(kind, str) else ""
-            expected = "text, reasoning or tool_call"
-            raise RowError("unknown block type", field=f"{here}.type", got=shown(kind), expected=expected, fix=fix)
-        now = 0 if kind in _REASONING else 1 if kind in _TEXT else 2
-        if now < stage:
-            got = f"{kind} after {'tool_call' if stage == 2 else 'text'}"
-            fix = "Split the message into two"
-            raise RowError("blocks out of order", field=here, got=got, expected="reasoning, text, tool_call", fix=fix)
-        stage = now
-        if now == 2:
-            key = first_key(block, ("value", kind))
-            found += calls(block[key] if key else block, f"{here}.{key}" if key else here)
-        elif now == 1:
+        stage = _stage(kind, f"{here}.type")
+        if _STAGES.index(stage) < _STAGES.index(previous):
+            got, fix = f"{kind} after {previous}", "Split the message into two"
+            raise RowError("blocks out of order", field=here, got=got, expected=", ".join(_STAGES), fix=fix)
+        previous = stage
+        if stage == "reasoning":
+            reasoning += string(block, ("value", kind, "text"), f"{here}.")
+        elif stage == "text":
             content += string(block, ("text", "value"), f"{here}.")
         else:
-            reasoning += string(block, ("value", kind, "text"), f"{here}.")
-    return content, reasoning, found
+            key = first_key(block, ("value", kind))
+            tool_calls += calls(block[key], f"{here}.{key}") if key else calls(block, here)
+    return content, reasoning, tool_calls
+
+
+def _stage(kind: Any, field: str) -> str:
+    """Which of `_STAGES` a block of type `kind` belongs to. Raises RowError for an unknown type."""
+    if kind in _REASONING:
+        return "reasoning"
+    if kind in _TEXT:
+        return "text"
+    if kind in _CALL:
+        return "tool_call"
+    fix, expected = nearest(kind, _BLOCKS), "text, reasoning or tool_call"
+    raise RowError("unknown block type", field=field, got=shown(kind), expected=expected, fix=fix)
+
+
+FORMAT = Format("messages", read_messages, looks)

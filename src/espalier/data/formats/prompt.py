@@ -1,47 +1,51 @@
-"""A prompt and its answer: strings or lists of messages, as a chat or, without chat markup, as a completion."""
+"""A prompt and its answer, strings or lists of messages, as a chat."""
 
 from __future__ import annotations
 
-from espalier.data.formats.common import Fields, check_turns, empty_answer, first_key, missing, string, tools
+from espalier.data.formats.common import Fields, blank, check_turns, empty_answer, first_key, missing, string, tools
+from espalier.data.formats.format import Format
 from espalier.data.formats.messages import message_list
-from espalier.errors import RowError
-from espalier.types import Chat, Completion, Message, Origin
+from espalier.types import Chat, Consumes, Message, Origin
 
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("completion", "response", "answer", "output")
 
 
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has a prompt and an answer."""
+    return first_key(row, PROMPTS) is not None and first_key(row, ANSWERS) is not None
+
+
 def read_prompt(row: Fields, origin: Origin) -> Chat:
     """A Chat of an optional `system` turn, the prompt and the answer. Raises RowError."""
-    asked, answered = _key(row, PROMPTS), _key(row, ANSWERS)
+    prompt_key, answer_key = one_of(row, PROMPTS), one_of(row, ANSWERS)
     messages = []
-    if system := string(row, ("system",), default=""):
+    system = string(row, ("system",), default="")
+    if system:
         messages.append(Message("system", system))
-    if isinstance(row[asked], list):
-        messages += message_list(row[asked], asked)
-    elif string(row, (asked,)).strip():
-        messages.append(Message("user", row[asked]))
+    if isinstance(row[prompt_key], list):
+        messages += message_list(row[prompt_key], prompt_key)
     else:
-        raise RowError("empty prompt", field=asked, got=f"content {row[asked][:20]!r}", expected="a text to answer")
-    if isinstance(row[answered], list):
-        messages += message_list(row[answered], answered)
-    elif string(row, (answered,)).strip():
-        messages.append(Message("assistant", row[answered]))
+        prompt = string(row, (prompt_key,))
+        if not prompt.strip():
+            raise blank("empty prompt", prompt_key, prompt, "a text to answer")
+        messages.append(Message("user", prompt))
+    if isinstance(row[answer_key], list):
+        messages += message_list(row[answer_key], answer_key)
     else:
-        raise empty_answer(answered, row[answered])
-    return Chat(check_turns(messages, f"{asked} + {answered}"), tools(row), origin)
+        answer = string(row, (answer_key,))
+        if not answer.strip():
+            raise empty_answer(answer_key, answer)
+        messages.append(Message("assistant", answer))
+    return Chat(check_turns(messages, f"{prompt_key} + {answer_key}"), tools(row), origin)
 
 
-def read_completion(row: Fields, origin: Origin) -> Completion:
-    """A Completion of two strings, which are joined as they are. The prompt may be empty. Raises RowError."""
-    prompt, completion = string(row, (_key(row, PROMPTS),)), string(row, (answered := _key(row, ANSWERS),))
-    if not completion.strip():
-        raise empty_answer(answered, completion)
-    return Completion(prompt, completion, origin)
-
-
-def _key(row: Fields, keys: tuple[str, ...]) -> str:
+def one_of(row: Fields, keys: tuple[str, ...]) -> str:
+    """The first of `keys` that the row has. Raises RowError if it has none of them."""
     key = first_key(row, keys)
     if key is None:
         raise missing(keys[0], row, " or ".join(keys))
     return key
+
+
+FORMAT = Format("prompt", read_prompt, looks)

@@ -14,6 +14,7 @@ from typing import Any
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import JSON_NAMES, open_file
 from espalier.data.formats.common import Fields, shown, string, wrong_type
+from espalier.data.formats.format import Format
 from espalier.data.formats.judged import answer, ranking, score
 from espalier.errors import DataError, RowError
 from espalier.types import Message, Origin, Ranking, Response
@@ -40,71 +41,80 @@ class _Folder:
     reviews: list[tuple[str, Fields]] = field(default_factory=list)
 
 
-def is_reviews(path: str) -> bool:
+def looks(path: str) -> bool:
     """Whether a folder holds files that are called reviews and others that are called answers."""
     names = [str(file.relative_to(path)).lower() for file in _files(path)]
     return any("review" in name for name in names) and any("answer" in name for name in names)
 
 
 def _files(path: str) -> list[Path]:
-    files = (file for file in Path(path).rglob("*") if file.is_file())
-    return sorted(file for file in files if file.name.lower().removesuffix(".gz").endswith(JSON_NAMES))
+    """The JSON files of a folder and those below it, in the order of their names."""
+    files = []
+    for file in Path(path).rglob("*"):
+        if file.is_file() and file.name.lower().removesuffix(".gz").endswith(JSON_NAMES):
+            files.append(file)
+    # Sorted, so that examples come in the same order on every file system.
+    return sorted(files)
 
 
 def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
     """One Ranking for each question of a folder, of all its answers, each with the mean of its reviews' scores.
 
-    What a row is follows from its keys: a review has `answer1_id`, `answer2_id` and two scores in `score` (1 to 10); an
-    answer has `answer_id`, `question_id`, `text` and, where its author is known, `model_id`; a question has
-    `question_id` and `text`.
-    Files may lie in folders of their own. An answer without a review is in the ranking as one that nobody judged.
+    The keys of a row decide what it is: a review has `answer1_id`, `answer2_id` and two scores in `score` (1 to 10); an
+    answer has `answer_id`, `question_id`, `text` and, if its author is known, `model_id`; a question has `question_id`
+    and `text`. Files may lie in folders of their own. An answer without a review is in the ranking, not judged.
 
     A Ranking has its question's line. A row that cannot be used is a RowError that names its file: an empty answer, a
     question or an answer whose id was there before; a review of an unusable answer, of answers to different questions,
     or with a score outside the scale, which is left out whole: its two scores were given in comparison. So every
     question is a Ranking or a RowError, and every other row is part of a Ranking or a RowError.
 
-    Raises DataError where the folder has no questions, no answers or no reviews.
+    Raises DataError if the folder has no questions, no answers or no reviews.
     """
     folder = _Folder()
     for file in _files(path):
         place = str(file)
         for row in open_file(file, place).rows():
+            if isinstance(row, RowError):
+                yield row.at(place)
+                continue
             try:
-                if isinstance(row, RowError):
-                    raise row
                 _sort(folder, row, place)
-            except RowError as e:
-                yield e.at(f"{place}:{row.line}" if isinstance(row, Row) else place)
-    for what, found in (("questions", folder.questions), ("answers", folder.answers), ("reviews", folder.reviews)):
-        if not found:
-            expected = (
-                "files of questions (question_id, text), answers (answer_id) and reviews (answer1_id, answer2_id)"
-            )
-            raise DataError(f"{path}: it holds no {what} that can be read; expected {expected}")
+            except RowError as error:
+                yield error.at(f"{place}:{row.line}")
+    _check_complete(folder, path)
     for where, review in folder.reviews:
         try:
             _review(folder, review)
-        except RowError as e:
-            yield e.at(where)
-    by_question: dict[Key, list[_Answer]] = {}
-    for found_answer in folder.answers.values():
-        by_question.setdefault(found_answer.question, []).append(found_answer)
+        except RowError as error:
+            yield error.at(where)
+    by_question: dict[Key, list[Response]] = {}
+    for one in folder.answers.values():
+        by_question.setdefault(one.question, []).append(_response(one))
     for name, (text, line) in folder.questions.items():
-        responses = [_response(one) for one in by_question.get(name, ())]
+        responses = by_question.get(name, [])
         try:
             yield ranking([Message("user", text)], responses, Origin(source, line), field=f"question {name}")
-        except RowError as e:
-            yield e.at(f"{path}, question {name}")
+        except RowError as error:
+            yield error.at(f"{path}, question {name}")
+
+
+def _check_complete(folder: _Folder, path: str) -> None:
+    """Raise DataError if a folder lacks questions, answers or reviews."""
+    for what, rows in (("questions", folder.questions), ("answers", folder.answers), ("reviews", folder.reviews)):
+        if not rows:
+            keys = "questions (question_id, text), answers (answer_id) and reviews (answer1_id, answer2_id)"
+            raise DataError(f"{path}: it holds no {what} that can be read; expected files of {keys}")
 
 
 def _response(one: _Answer) -> Response:
-    mean = math.fsum(one.scores) / len(one.scores) if one.scores else None  # whatever the order of the reviews
+    # fsum: the order of the reviews changes no bit.
+    mean = math.fsum(one.scores) / len(one.scores) if one.scores else None
     return Response(one.message, scores=(mean,), author=one.author)
 
 
 def _sort(folder: _Folder, row: Row, place: str) -> None:
-    """Put a row where it belongs."""
+    """Put a row among the questions, answers or reviews of its folder. Raises RowError."""
     value = row.value
     if not isinstance(value, dict):
         raise wrong_type("", value, "a JSON object")
@@ -114,6 +124,7 @@ def _sort(folder: _Folder, row: Row, place: str) -> None:
         name = _id(value, "answer_id")
         if name in folder.answers or name in folder.refused:
             raise _twice("answer_id", name)
+        # Refused until it is known to be sound: an error below leaves it so.
         folder.refused.add(name)
         message = answer(string(value, ("text",)), "text")
         author = string(value, ("model_id", "model"), default="")
@@ -141,7 +152,7 @@ def _twice(key: str, name: Key) -> RowError:
 
 
 def _review(folder: _Folder, row: Fields) -> None:
-    """Add the two scores of a review to the answers that it judges."""
+    """Add the two scores of a review to the answers that it judges. Raises RowError."""
     reviewed = []
     for key in ("answer1_id", "answer2_id"):
         name = _id(row, key)
@@ -149,13 +160,18 @@ def _review(folder: _Folder, row: Fields) -> None:
             got = f"{name}, which {'cannot be used' if name in folder.refused else 'no file holds'}"
             raise RowError("review of an unusable answer", field=key, got=got, expected="the answer_id of an answer")
         reviewed.append(folder.answers[name])
-    if reviewed[0].question != reviewed[1].question:
-        got = f"answers to questions {reviewed[0].question} and {reviewed[1].question}"
+    first, second = reviewed
+    if first.question != second.question:
+        got = f"answers to questions {first.question} and {second.question}"
         raise RowError("prompts differ", field="answer1_id and answer2_id", got=got, expected="answers to one question")
-    given = row.get("score")
-    if not isinstance(given, list) or len(given) != 2 or None in given:
-        raise RowError("wrong type", field="score", got=shown(given), expected="a list of two scores")
-    found = [score(one, f"score[{i}]", SCALE) for i, one in enumerate(given)]
-    for one, number in zip(reviewed, found, strict=True):
+    pair = row.get("score")
+    if not isinstance(pair, list) or len(pair) != 2 or None in pair:
+        raise RowError("wrong type", field="score", got=shown(pair), expected="a list of two scores")
+    # Both are read before either is added: a review with one unusable score is left out whole.
+    scores = [score(value, f"score[{i}]", SCALE) for i, value in enumerate(pair)]
+    for one, number in zip(reviewed, scores, strict=True):
         assert number is not None
         one.scores.append(number)
+
+
+FORMAT = Format("reviews", read_reviews, looks, "folder")

@@ -11,16 +11,17 @@ from espalier.data.formats.common import (
     check_turns,
     first_key,
     missing,
-    nearest,
-    shown,
+    role_of,
     string,
     tools,
     weight,
     wrong_type,
 )
+from espalier.data.formats.format import Format
 from espalier.data.formats.messages import KEYS
+from espalier.data.formats.messages import looks as looks_like_messages
 from espalier.errors import RowError
-from espalier.types import Chat, Message, Origin, Role
+from espalier.types import Chat, Consumes, Message, Origin, Role
 
 CALLS = ("function_call", "tool_call")
 ROLES: dict[str, Role] = {
@@ -29,6 +30,7 @@ ROLES: dict[str, Role] = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    # Assistants whose conversations people shared.
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
@@ -40,6 +42,11 @@ ROLES: dict[str, Role] = {
     "tool_response": "tool",
     "tool": "tool",
 }
+
+
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has turns that are not OpenAI messages."""
+    return first_key(row, KEYS) is not None and not looks_like_messages(row, consumes)
 
 
 def read_sharegpt(row: Fields, origin: Origin) -> Chat:
@@ -57,7 +64,8 @@ def read_sharegpt(row: Fields, origin: Origin) -> Chat:
         if messages and messages[0].role == "system":
             got = "a system column and a system turn"
             raise RowError("two system turns", field="system", got=got, expected="one", fix="Keep one of them")
-        check_turns(messages, key)  # first alone, so that an error counts turns as the file does
+        # Checked without the system turn first, so that an error counts turns as the file does.
+        check_turns(messages, key)
         messages.insert(0, Message("system", system))
     return Chat(check_turns(messages, key), tools(row), origin)
 
@@ -73,15 +81,16 @@ def _turn(row: Any, field: str) -> Message:
     if not isinstance(row, dict):
         raise wrong_type(field, row, "an object with from and value")
     name = string(row, ("from",), f"{field}.")
-    role = ROLES.get(name)
-    if role is None:
-        fix = nearest(name, ROLES)
-        raise RowError("unknown role", field=f"{field}.from", got=shown(name), expected=", ".join(ROLES), fix=fix)
-    own = weight(row, field)
-    if row.get("value") is None:
+    role = role_of(name, ROLES, f"{field}.from")
+    own_weight = weight(row, field)
+    value = row.get("value")
+    if value is None:
         raise missing(f"{field}.value", row, "value")
     if name in CALLS:
-        return Message(role, "", tool_calls=calls(row["value"], f"{field}.value"), weight=own)
-    if role == "tool" and isinstance(row["value"], dict | list):
-        return Message(role, json.dumps(row["value"], ensure_ascii=False, default=str), weight=own)
-    return Message(role, string(row, ("value",), f"{field}."), weight=own)
+        return Message(role, "", tool_calls=calls(value, f"{field}.value"), weight=own_weight)
+    if role == "tool" and isinstance(value, dict | list):
+        return Message(role, json.dumps(value, ensure_ascii=False, default=str), weight=own_weight)
+    return Message(role, string(row, ("value",), f"{field}."), weight=own_weight)
+
+
+FORMAT = Format("sharegpt", read_sharegpt, looks)

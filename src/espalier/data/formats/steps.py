@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.data.formats.common import Fields, first_key, missing, nearest, shown, string, wrong_type
+from espalier.data.formats.common import Fields, blank, first_key, first_list, missing, shown, string, wrong_type
+from espalier.data.formats.format import Format
+from espalier.data.formats.messages import KEYS as TURNS
 from espalier.data.formats.messages import message_list
-from espalier.errors import RowError
-from espalier.types import Message, Origin, Steps
+from espalier.data.formats.ranked import is_ranked
+from espalier.errors import RowError, nearest
+from espalier.types import Consumes, Message, Origin, Steps
 
 PROMPTS = ("prompt", "question", "problem", "query", "input")
 STEPS = ("steps", "completions")
@@ -18,54 +21,70 @@ TEXTS = ("text", "content", "step", "value")
 LABELS = ("labels", "ratings")
 SOLVED = ("solved", "correct", "is_correct", "final_answer_correct")
 WORDS: dict[str, float] = {"good": 1.0, "bad": 0.0, "neutral": 0.5, "+": 1.0, "-": 0.0}
+# As PRM800K rates steps. Elsewhere 0 is bad, so that numbers are read only if the column says which scale it is.
 _RATINGS: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
 _LABEL = "true, false, good, bad, neutral or null"
+
+
+def looks(row: Fields, consumes: Consumes) -> bool:
+    """Whether a row has steps, or completions with labels; if a run consumes steps, also whether it has judged
+    responses, whose texts are cut into steps."""
+    if consumes == "steps" and is_ranked(row):
+        return True
+    if first_key(row, TURNS):
+        return False
+    if isinstance(row.get("steps"), list):
+        return True
+    return isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list)
 
 
 def read_steps(row: Fields, origin: Origin) -> list[Steps]:
     """One Steps, or one for each of several solutions. The prompt may have a `system` turn before it.
 
     Steps stand in `steps` (BIG-bench-mistake, PRM800K, ProcessBench) or `completions` (Math-Shepherd as TRL keeps it),
-    as strings or as objects with a text and a `label` or `rating` of their own. What is known of them, first found:
+    as strings or as objects with a text and a `label` or `rating` of their own. Their labels are the first of these:
 
         mistake_index 2 (null: none)             1 1 0 - - ...   what follows a first mistake was not judged
         label 2 (-1: none), beside plain steps   1 1 0 - - ...
         labels [true, "bad", "neutral", null]    1 0 0.5 -
         ratings [1, -1, 0, null]                 1 0 0.5 -       as are labels and ratings of steps that are objects
-        solved false                             - - - -         the outcome, for whoever trains to say what it means
+        solved false                             - - - -         the outcome; the run decides what it says of steps
 
     An outcome is `solved`, `correct`, `is_correct` or `final_answer_correct` (true or false), or whether the texts
     `answer` and `target` are equal; an answer of null is not.
 
     A solution may be one text (`solution`, `response`, `completion`, `answer`): it is cut at its blank lines, or at
-    every line where it has none. Several (`solutions`, `responses`, a list under `response`) are texts, lists of steps
+    every line if it has none. Several (`solutions`, `responses`, a list under `response`) are texts, lists of steps
     or objects like a row; their outcomes are a list, too, which may be called `score`.
 
     Raises RowError for labels of another number than steps, an index outside them, empty steps, a number whose scale
     is not known, and a row that judges nothing.
     """
     prompt = _prompt(row)
-    key = next((key for key in SEVERAL if isinstance(row.get(key), list)), None)
+    key = first_list(row, SEVERAL)
     if key is None or first_key(row, STEPS):
         return [_solution(row, "", prompt, origin)]
-    listed = row[key]
-    if not listed:
+    solutions = row[key]
+    if not solutions:
         raise RowError("no solutions", field=key, got="an empty list", expected="at least one solution")
-    outcomes = next((name for name in (*SOLVED, "score") if isinstance(row.get(name), list)), None)
-    if outcomes is not None and len(row[outcomes]) != len(listed):
-        got = f"{len(row[outcomes])} outcomes for {len(listed)} solutions"
+    outcomes = first_list(row, (*SOLVED, "score"))
+    if outcomes is not None and len(row[outcomes]) != len(solutions):
+        got = f"{len(row[outcomes])} outcomes for {len(solutions)} solutions"
         raise RowError("another number of outcomes", field=outcomes, got=got, expected="one for each solution")
-    made = []
-    for i, solution in enumerate(listed):
-        own = dict(solution) if isinstance(solution, dict) else {_form(solution): solution}
+    examples = []
+    for i, solution in enumerate(solutions):
+        fields = _as_row(solution)
         if outcomes is not None:
-            own["solved"] = row[outcomes][i]
-        made.append(_solution(own, f"{key}[{i}].", prompt, origin))
-    return made
+            fields["solved"] = row[outcomes][i]
+        examples.append(_solution(fields, f"{key}[{i}].", prompt, origin))
+    return examples
 
 
-def _form(solution: Any) -> str:
-    return "steps" if isinstance(solution, list) else "solution"
+def _as_row(solution: Any) -> dict[str, Any]:
+    """One of several solutions, as the row of a single one has it."""
+    if isinstance(solution, dict):
+        return dict(solution)
+    return {"steps" if isinstance(solution, list) else "solution": solution}
 
 
 def _prompt(row: Fields) -> tuple[Message, ...]:
@@ -80,43 +99,46 @@ def _prompt(row: Fields) -> tuple[Message, ...]:
             got = f"the role {messages[-1].role} at the end" if messages else "an empty list"
             raise RowError("prompt without a question", field=key, got=got, expected="a user turn at the end")
         return tuple(messages)
-    if not string(row, (key,)).strip():
-        raise RowError("empty prompt", field=key, got=f"content {row[key][:20]!r}", expected="a text to answer")
-    return (*lead, Message("user", row[key]))
+    text = string(row, (key,))
+    if not text.strip():
+        raise blank("empty prompt", key, text, "a text to answer")
+    return (*lead, Message("user", text))
 
 
 def _solution(row: Fields, field: str, prompt: tuple[Message, ...], origin: Origin) -> Steps:
     """One solution; `field` is where it stands in its row, with a dot at the end."""
     key, separator = first_key(row, STEPS), string(row, ("separator",), field, default="\n")
-    own: list[Any] = []
-    whole = None
+    objects: list[Any] = []
     if key is None:
-        whole = first_key(row, WHOLE)
-        if whole is None:
-            raise missing(field + STEPS[0], row, f"{' or '.join(STEPS)}, or a whole solution ({', '.join(WHOLE)})")
-        steps, separator = split(string(row, (whole,), field))
-        here = f"{field}{whole}"
+        key = first_key(row, WHOLE)
+        if key is None:
+            expected = f"{' or '.join(STEPS)}, or a whole solution ({', '.join(WHOLE)})"
+            raise missing(field + STEPS[0], row, expected)
+        steps, separator = split(string(row, (key,), field))
     elif not isinstance(row[key], list):
         raise wrong_type(field + key, row[key], "a list of steps")
     else:
-        here = f"{field}{key}"
-        steps = [_text(step, f"{here}[{i}]") for i, step in enumerate(row[key])]
-        own = [step for step in row[key] if isinstance(step, dict)]
+        steps = [_text(step, f"{field}{key}[{i}]") for i, step in enumerate(row[key])]
+        objects = [step for step in row[key] if isinstance(step, dict)]
+    here = field + key
     if not steps:
         raise RowError("no steps", field=here, got="no text", expected="at least one step")
-    if own and len(own) < len(steps):
-        got = f"{len(own)} objects among {len(steps)} steps"
+    if objects and len(objects) < len(steps):
+        got = f"{len(objects)} objects among {len(steps)} steps"
         raise RowError("mixed steps", field=here, got=got, expected="steps that are all texts or all objects")
-    solved = _solved(row, field, whole)
-    labels = _labels(row, own, len(steps), field, here)
+    solved = _solved(row, field, key)
+    if objects:
+        labels = [_own(step, f"{here}[{i}]") for i, step in enumerate(objects)]
+    else:
+        labels = _labels(row, len(steps), field)
     if solved is None and all(label is None for label in labels):
         expected = f"mistake_index, {', '.join(LABELS)}, or an outcome ({', '.join(SOLVED)}; answer and target)"
-        raise RowError("no label", field=here, got="steps that nobody judged", expected=expected)
+        raise RowError("no label", field=here, got="steps without a judgement", expected=expected)
     return Steps(prompt, tuple(steps), tuple(labels), solved, separator, origin)
 
 
 def split(text: str) -> tuple[list[str], str]:
-    """The steps of a text and what stands between them: blank lines, or ends of lines where it has no blank line.
+    """The steps of a text and what stands between them: blank lines, or ends of lines if it has no blank line.
 
     Joining gives the text back, without the space around it; a step that would be blank goes with the one before it.
 
@@ -139,13 +161,13 @@ def _text(step: Any, field: str) -> str:
     if not isinstance(text, str):
         raise wrong_type(field, step, "a text, or an object with text and label")
     if not text.strip():
-        raise RowError("empty step", field=field, got=f"content {text[:20]!r}", expected="a text to judge")
+        raise blank("empty step", field, text, "a text to judge")
     return text
 
 
-def _labels(row: Fields, own: list[Any], count: int, field: str, here: str) -> list[float | None]:
-    if own:
-        return [_own(step, f"{here}[{i}]") for i, step in enumerate(own)]
+def _labels(row: Fields, count: int, field: str) -> list[float | None]:
+    """The labels that stand beside `count` steps, None for each if there are none."""
+    # Null is an answer here: a solution without a mistake.
     if "mistake_index" in row:
         return _up_to(row["mistake_index"], None, count, f"{field}mistake_index")
     if row.get("label") is not None:
@@ -153,21 +175,21 @@ def _labels(row: Fields, own: list[Any], count: int, field: str, here: str) -> l
     key = first_key(row, LABELS)
     if key is None:
         return [None] * count
-    given, place = row[key], field + key
-    if not isinstance(given, list):
-        raise wrong_type(place, given, "a list with a label for each step")
-    if len(given) != count:
-        got = f"{len(given)} labels for {count} steps"
+    labels, place = row[key], field + key
+    if not isinstance(labels, list):
+        raise wrong_type(place, labels, "a list with a label for each step")
+    if len(labels) != count:
+        got = f"{len(labels)} labels for {count} steps"
         raise RowError("another number of labels", field=place, got=got, expected="one for each step")
     scale = _RATINGS if key == "ratings" else {}
-    return [_label(label, scale, f"{place}[{i}]") for i, label in enumerate(given)]
+    return [_label(label, scale, f"{place}[{i}]") for i, label in enumerate(labels)]
 
 
-def _up_to(index: Any, none: int | None, count: int, field: str) -> list[float | None]:
-    """Labels of steps whose first mistake is at `index`, `none` being the word for no mistake."""
-    if index == none and not isinstance(index, bool):
+def _up_to(index: Any, no_mistake: int | None, count: int, field: str) -> list[float | None]:
+    """Labels of steps whose first mistake is at `index`; `no_mistake` is the index of a solution without one."""
+    if index == no_mistake and not isinstance(index, bool):
         return [1.0] * count
-    expected = f"a place from 0 to {count - 1}, or {'null' if none is None else none} for no mistake"
+    expected = f"a place from 0 to {count - 1}, or {'null' if no_mistake is None else no_mistake} for no mistake"
     if isinstance(index, bool) or not isinstance(index, int):
         raise wrong_type(field, index, expected)
     if not 0 <= index < count:
@@ -178,36 +200,45 @@ def _up_to(index: Any, none: int | None, count: int, field: str) -> list[float |
 def _own(step: Fields, field: str) -> float | None:
     """The label of a step that is an object, whose numbers are ratings."""
     key = first_key(step, ("label", "rating"))
-    return None if key is None else _label(step[key], _RATINGS, f"{field}.{key}")
+    if key is None:
+        return None
+    return _label(step[key], _RATINGS, f"{field}.{key}")
 
 
 def _label(value: Any, scale: Mapping[float, float], field: str) -> float | None:
-    """A label as a number; numbers are read by `scale`, empty where 0 could be bad or neutral."""
-    if value is None or isinstance(value, bool):
-        return None if value is None else float(value)
+    """A label as a number; numbers are read by `scale`, empty if 0 could be bad or neutral."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return float(value)
     if isinstance(value, str):
         word = value.strip().lower()
         if word not in WORDS:
-            expected = ", ".join(WORDS)
-            raise RowError("unknown label", field=field, got=shown(value), expected=expected, fix=nearest(word, WORDS))
+            expected, fix = ", ".join(WORDS), nearest(word, WORDS)
+            raise RowError("unknown label", field=field, got=shown(value), expected=expected, fix=fix)
         return WORDS[word]
     if not isinstance(value, int | float):
         raise wrong_type(field, value, _LABEL)
     if not scale:
-        fix = "Name the column ratings where 0 is neutral and -1 bad, or write true and false"
+        fix = "Name the column ratings if 0 is neutral and -1 bad, or write true and false"
         raise RowError("label without a scale", field=field, got=shown(value), expected=_LABEL, fix=fix)
     if value not in scale:
         raise RowError("unknown label", field=field, got=shown(value), expected="-1, 0, 1, or a word: " + _LABEL)
     return scale[value]
 
 
-def _solved(row: Fields, field: str, whole: str | None) -> bool | None:
+def _solved(row: Fields, field: str, steps_key: str) -> bool | None:
+    """The outcome of a solution whose steps stand under `steps_key`; None if it has none."""
     key = first_key(row, SOLVED)
     if key is not None:
         if row[key] not in (0, 1):
             raise wrong_type(field + key, row[key], "true or false")
         return bool(row[key])
-    if isinstance(row.get("target"), str) and "answer" in row and whole != "answer":
+    # An `answer` that was cut into steps is the solution, not the final answer that `target` is compared with.
+    if isinstance(row.get("target"), str) and "answer" in row and steps_key != "answer":
         answer = row["answer"]
         return isinstance(answer, str) and answer.strip() == row["target"].strip()
     return None
+
+
+FORMAT = Format("steps", read_steps, looks)

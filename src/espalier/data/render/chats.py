@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from espalier.data.render import templates
-from espalier.data.render.control import Codec, Follows
+from espalier.data.render.control import Codec, opened
 from espalier.data.render.drafts import Draft, Mark
 from espalier.data.render.form import CHATS, Form
-from espalier.data.render.turns import Probe, Row, Templates, Turn, rewritten
+from espalier.data.render.tokenizer_json import Follows
+from espalier.data.render.turns import Probe, SealedChat, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
 from espalier.types import Chat, Message, TrainOn
 
@@ -40,13 +41,15 @@ class Chats:
         if max_length < 0:
             raise ConfigError(f"max_length got {max_length}; expected a number of tokens, or 0 for no limit")
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer names no end-of-text token. Set eos_token in its tokenizer_config.json")
+            raise ModelError("the tokenizer has no end-of-text token. Set eos_token in its tokenizer_config.json")
         self.train_on, self.max_length, self.form = train_on, max_length, form
+        self._base = 1.0 if train_on == "all" else 0.0  # the weight of tokens that no turn or region weighs
         self.eos = int(tokenizer.eos_token_id)
         self.bos = int(tokenizer.bos_token_id) if templates.adds_bos(tokenizer) else None
         self._bos_text = str(tokenizer.bos_token)
         self._templates: Templates | None = None
         self._probe: Probe | None = None
+        turn_ends: tuple[int, ...] = ()
         if tokenizer.chat_template is None:
             self.codec = Codec(tokenizer)
         else:
@@ -55,26 +58,29 @@ class Chats:
             literals = [*templates.literals(plain), *templates.literals(tools)]
             self.codec = Codec(tokenizer, literals=literals)
             self._probe = Probe(self._templates, self.codec)
-            if any(not self.codec.added[i].special for i in self._probe.ends):
-                self.codec = Codec(tokenizer, turn_ends=self._probe.ends, literals=literals)
-        ends = self._probe.ends if self._probe else ()
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*ends, self.eos)))
+            turn_ends = self._probe.ends
+            # Which tokens end a turn shows only in rendered text. One that the tokenizer does not
+            # call special must never come from content either, so that the codec is built again
+            # with it.
+            if any(not self.codec.added[i].special for i in turn_ends):
+                self.codec = Codec(tokenizer, turn_ends=turn_ends, literals=literals)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*turn_ends, self.eos)))
         self.bos_id = self.bos
         if self._probe and self.bos is None and tokenizer.bos_token and self._probe.opens_with(self._bos_text):
             self.bos_id = int(tokenizer.bos_token_id)
 
     def head(self, text: str) -> list[int]:
-        """The begin-of-text token, where the tokenizer puts one in front and the template has not written it."""
+        """The begin-of-text token, if the tokenizer puts one in front and the template has not written it."""
         return [] if self.bos is None or text.startswith(self._bos_text) else [self.bos]
 
-    def row(self, chat: Chat) -> Row:
+    def sealed(self, chat: Chat) -> SealedChat:
         """The conversation under its template. Raises ModelError for a tokenizer without one that chats can use."""
         if self._templates is None or self._probe is None:
             raise ModelError(f"the tokenizer has no chat template, and chat data needs one. {_CHOICES}")
         if self._probe.renders and not self._probe.ends:
             raise ModelError(f"the chat template writes no token that ends an assistant turn. {_CHOICES}")
         self._probe.check(chat)
-        return Row(chat, self._templates, self.codec, self.stop_ids)
+        return SealedChat(chat, self._templates, self.codec, self.stop_ids)
 
     def drafts(self, chat: Chat, *, apart: bool = False) -> list[Draft]:
         """The samples of a conversation, not yet cut to length. Raises as `render` does.
@@ -82,102 +88,169 @@ class Chats:
         apart: turns that are not trained are encoded on their own, too, so that conversations which share messages
         share their tokens.
         """
-        row, weights, every = self.row(chat), self.weights(chat.messages), self.train_on == "all"
-        size = len(weights) if every else 1 + max((i for i, w in enumerate(weights) if w), default=-1)
-        if not any(weights):
+        sealed, weights = self.sealed(chat), self.weights(chat.messages)
+        all_tokens = self.train_on == "all"
+        trained = [i for i, weight in enumerate(weights) if weight]
+        if not trained:
             raise RowError("nothing to train", got="no trained message", expected="one assistant turn at least")
-        roles = [m.role for m in chat.messages[:size]]
-        own = [i for i, m in enumerate(chat.messages[:size]) if m.weight not in (None, 1.0 if every else 0.0)]
+        # What follows the last trained message decides nothing: the sample ends there.
+        messages = chat.messages if all_tokens else chat.messages[: trained[-1] + 1]
+        roles = [message.role for message in messages]
+        own = [i for i, message in enumerate(messages) if message.weight not in (None, self._base)]
         others = [i for i in own if roles[i] != "assistant"]
-        try:
-            every_turn = every or apart
-            turns = [row.turn(i) for i, r in enumerate(roles) if r == "assistant" and (every_turn or weights[i])]
-        except RowError:
-            if not every or own:
-                raise
-            turns = []  # all tokens are trained alike, so it does not matter where a turn begins
-        full = turns[-1].text if turns and turns[-1].message == size - 1 else row.write(size)
+        every, needed = all_tokens or apart, not all_tokens or bool(own)
+        turns = self._turns(sealed, roles, weights, every=every, needed=needed)
+        last = len(roles) - 1
+        full = turns[-1].text if turns and turns[-1].message == last else sealed.write(last + 1)
+
+        # One sample holds the whole conversation if every turn stands in it as it was sampled:
+        # later messages leave the text before them as it is, and the tokens before the last turn
+        # are those of that text encoded at once.
         if all(full.startswith(turn.text[: turn.end]) for turn in turns):
-            regions = [(i, *row.region(i, full)) for i in others]
-            draft = self._draft(row, full, turns, weights, roles, regions)
-            if len(turns) < 2 or self._sampled(row, full, turns[-1], draft):
+            regions = [(i, *sealed.region(i, full)) for i in others]
+            draft = self._draft(sealed, full, turns, weights, roles, regions)
+            if len(turns) < 2 or self._sampled(sealed, full, turns[-1], draft):
                 return [draft]
-        if every:
+
+        # Else the template rewrites earlier turns (it drops old reasoning), or their ids join in
+        # another way: each trained turn gets a sample. Under `all` every token is trained alike,
+        # and one sample without turns does, unless a message has a weight of its own.
+        if all_tokens:
             if own:
                 raise rewritten(own[0])
-            return [self._draft(row, full, [], weights, roles)]
+            return [self._draft(sealed, full, [], weights, roles)]
         if others:
             raise rewritten(others[0])
-        return [
-            self._draft(row, t.text, [t], weights, roles[: t.message + 1])
-            for t in turns  # each trains its own turn only
-            if weights[t.message]
-        ]
+        drafts = []
+        for turn in turns:
+            if weights[turn.message]:  # each sample trains its own turn only
+                through = roles[: turn.message + 1]
+                drafts.append(self._draft(sealed, turn.text, [turn], weights, through))
+        return drafts
+
+    def _turns(
+        self,
+        sealed: SealedChat,
+        roles: Sequence[str],
+        weights: Sequence[float],
+        *,
+        every: bool,
+        needed: bool,
+    ) -> list[Turn]:
+        """The assistant turns that are trained, or `every` one.
+
+        needed: a turn that cannot be told from its prompt refuses the row. It need not if all tokens are trained alike:
+        where a turn begins then does not matter, and there are none.
+        """
+        turns = []
+        try:
+            for i, role in enumerate(roles):
+                if role == "assistant" and (every or weights[i]):
+                    turns.append(sealed.turn(i))
+        except RowError:
+            if needed:
+                raise
+            return []
+        return turns
 
     def weights(self, messages: Sequence[Message]) -> list[float]:
-        """The weight with which each message is trained, 0 where it is not. Raises RowError for a negative one."""
-        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
-        found = []
-        for i, m in enumerate(messages):
-            trained = self.train_on == "all" or (m.role == "assistant" and (self.train_on != "last" or i == last))
-            weight = float(trained) if m.weight is None else m.weight
+        """The weight with which each message is trained, 0 if it is not. Raises RowError for a negative one."""
+        last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        weights = []
+        for i, message in enumerate(messages):
+            answer = message.role == "assistant" and (self.train_on != "last" or i == last)
+            weight = message.weight
+            if weight is None:
+                weight = 1.0 if self.train_on == "all" or answer else 0.0
             if not 0 <= weight < float("inf"):
-                raise RowError(
-                    "impossible weight", field=f"messages[{i}].weight", got=str(weight), expected="0 or more"
-                )
-            found.append(weight)
-        return found
+                field = f"messages[{i}].weight"
+                raise RowError("impossible weight", field=field, got=str(weight), expected="0 or more")
+            weights.append(weight)
+        return weights
 
     def _draft(
         self,
-        row: Row,
+        sealed: SealedChat,
         full: str,
         turns: Sequence[Turn],
         weights: Sequence[float],
         roles: Sequence[str],
         regions: Sequence[tuple[int, int, int]] = (),
     ) -> Draft:
-        """One sample of `full`, cut where its turns begin and end. `regions` are other messages with own weights."""
-        base = 1.0 if self.train_on == "all" else 0.0
-        cut = {turn.message for turn in turns} | {i for i, _, _ in regions}
-        marks = [Mark(a, b, roles[i], weights[i]) for i, a, b in regions]
-        marks += [Mark(a, b, roles[i], base) for i, a, b in row.contents(full, len(roles)) if i not in cut]
+        """One sample of `full`, cut where its turns begin and end.
+
+        regions: (message, start, end) of other messages with own weights.
+        """
+        base = self._base
+        # Marks of plain contents come from a search of the text and serve the counts by role alone;
+        # turns and regions know their places from rendering prefixes, and carry the weights.
+        weighted = {turn.message for turn in turns}
+        marks: list[Mark] = []
+        for i, start, end in regions:
+            weighted.add(i)
+            marks.append(Mark(start, end, roles[i], weights[i]))
+        for i, start, end in sealed.contents(full, len(roles)):
+            if i not in weighted:
+                marks.append(Mark(start, end, roles[i], base))
         marks.sort()
-        end = len(full) if base else max([turn.end for turn in turns] + [b for _, _, b in regions])
+
         draft, at = Draft(), 0
         follows: Follows = "start"
         draft.add(self.head(full), base)
+        # Where text goes over into a turn, ids are joined, not text: a sampler is given the ids of
+        # the prompt, and merges across that border (of "\n" and "\n\n") are none it could produce.
         for turn in turns:
-            follows = self._gap(draft, row, full, at, turn.start, follows, marks, base)
-            response = full[turn.start : turn.end]
-            piece = self.codec.encode(response, row.seal, follows)
-            meant = row.seal.open(response) if row.seal else response
-            if not self.codec.reads(piece.ids, meant):
-                raise RowError(
-                    "trained tokens decode to other text",
-                    field=f"messages[{turn.message}]",
-                    got=repr(self.codec.decode(piece.ids)[:60]),
-                    expected=repr(meant[:60]),
-                )
-            stop = self.codec.added[piece.ids[-1]].text
-            draft.add_turn(piece, weights[turn.message], meant.removesuffix(stop))
+            follows = self._gap(draft, sealed, full, at, turn.start, follows, marks, base)
+            self._turn(draft, sealed, turn, follows, weights[turn.message])
             at, follows = turn.end, "token"
-        self._gap(draft, row, full, at, end, follows, marks, base)
+        # What stands behind the last trained token (a line end after the stop token) belongs to the
+        # next prompt.
+        end = len(full)
+        if self.train_on != "all":
+            end = max([at, *(end for _, _, end in regions)])
+        self._gap(draft, sealed, full, at, end, follows, marks, base)
         return draft
 
-    def _gap(
-        self, draft: Draft, row: Row, full: str, a: int, b: int, follows: Follows, marks: Sequence[Mark], base: float
-    ) -> Follows:
-        """Append the characters a to b, which stand between turns. Returns what the next piece follows."""
-        if follows == "token" and self.codec.added[draft.sample.tokens[-1]].rstrip:
-            a += len(full[a:b]) - len(full[a:b].lstrip())  # that token takes the spaces behind it
-        if a == b:
-            return follows
-        piece = self.codec.encode(full[a:b], row.seal, follows)
-        draft.add_piece(piece, a, [m for m in marks if m.start < b and m.end > a], base)
-        return self.codec.ending(full[a:b])
+    def _turn(self, draft: Draft, sealed: SealedChat, turn: Turn, follows: Follows, weight: float) -> None:
+        """Append what the model writes in `turn`. Raises RowError if its tokens decode to other text."""
+        response = turn.text[turn.start : turn.end]
+        piece = self.codec.encode(response, sealed.seal, follows)
+        text = opened(response, sealed.seal)
+        # The model would learn to write what the decoder shows, not what the row says.
+        if not self.codec.reads(piece.ids, text):
+            raise RowError(
+                "trained tokens decode to other text",
+                field=f"messages[{turn.message}]",
+                got=repr(self.codec.decode(piece.ids)[:60]),
+                expected=repr(text[:60]),
+            )
+        stop = self.codec.added[piece.ids[-1]].text
+        draft.add_turn(piece, weight, text.removesuffix(stop))
 
-    def _sampled(self, row: Row, full: str, last: Turn, draft: Draft) -> bool:
+    def _gap(
+        self,
+        draft: Draft,
+        sealed: SealedChat,
+        full: str,
+        start: int,
+        end: int,
+        follows: Follows,
+        marks: Sequence[Mark],
+        base: float,
+    ) -> Follows:
+        """Append the characters `start` to `end`, which stand between turns. Returns what the next piece follows."""
+        # Some added tokens take the spaces behind them (`rstrip`); encoded on their own, these
+        # would come twice.
+        if follows == "token" and self.codec.added[draft.sample.tokens[-1]].rstrip:
+            start += len(full[start:end]) - len(full[start:end].lstrip())
+        if start == end:
+            return follows
+        piece = self.codec.encode(full[start:end], sealed.seal, follows)
+        inside = [mark for mark in marks if mark.start < end and mark.end > start]
+        draft.add_piece(piece, start, inside, base)
+        return self.codec.ending(full[start:end])
+
+    def _sampled(self, sealed: SealedChat, full: str, last: Turn, draft: Draft) -> bool:
         """Whether a sampler that is given all of `full` before the last turn as text sees the tokens of `draft`."""
         text = full[: last.start]
-        return self.head(text) + self.codec.encode(text, row.seal).ids == draft.sample.tokens[: draft.turn_at]
+        return self.head(text) + self.codec.encode(text, sealed.seal).ids == draft.sample.tokens[: draft.turn_at]

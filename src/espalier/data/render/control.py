@@ -18,21 +18,18 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from espalier.data.render import control_patterns, tokenizer_json
+from espalier.data.render.tokenizer_json import Follows
 from espalier.errors import ModelError, RowError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-Follows = Literal["start", "token", "text"]
-"""What a piece of text stands behind: nothing, an added token, or ordinary text. Vocabularies that mark a word by the
-space in front of it add one at the start of a text; in the middle of one they must not."""
-
-_HIDDEN = "\U0010ffff"  # a noncharacter: names of hidden vocabulary entries begin with it
-_STEM = 3  # a sealed beginning of a control string is this long, or one character short of the whole
 _PRIVATE = range(0xE000, 0xF900)
+_PROBES = ("Two  words, 12.5", " led by a space", "lines\n\n\ttabs ", "ÜBER naïve 漢字 🙂")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +46,7 @@ class Added:
 
     @property
     def pattern(self) -> str:
+        """The regular expression of the token's text, at which the tokenizer would see it."""
         return rf"(?<!\w){re.escape(self.text)}(?!\w)" if self.single_word else re.escape(self.text)
 
 
@@ -57,14 +55,19 @@ class Seal:
 
     def __init__(self, codec: Codec, base: int) -> None:
         self._codec = codec
-        self._to = {c: chr(base + i) for i, c in enumerate(codec.initials)}
-        self._back = {base + i: c for i, c in enumerate(codec.initials)}
+        self._to: dict[str, str] = {}
+        self._back: dict[int, str] = {}
+        self._escapes: dict[str, str] = {}
+        for code, initial in enumerate(codec.initials, base):
+            self._to[initial] = chr(code)
+            self._back[code] = initial
+            self._escapes[f"\\u{code:04x}"] = chr(code)
         self.chars = frozenset(self._to.values())
-        self._escapes = {f"\\u{base + i:04x}": chr(base + i) for i in range(len(codec.initials))}
 
     def close(self, text: str, markup: bool = False) -> str:
         """`text` with every control string in it broken; with `markup`, those of other added tokens are left whole."""
-        text = self._codec.risky[markup].sub(lambda m: self._to.get(m[0], m[0]), text)
+        pattern = self._codec.risky_but_markup if markup else self._codec.risky
+        text = pattern.sub(lambda match: self._to.get(match[0], match[0]), text)
         if self._codec.continues(text):
             at = len(text) - len(text.lstrip())
             text = text[:at] + self._to.get(text[at], text[at]) + text[at + 1 :]
@@ -73,13 +76,23 @@ class Seal:
     def rendered(self, text: str) -> str:
         """`text` as a template wrote it, with private-use characters that its `tojson` escaped put back."""
         if "\\u" in text:
-            for escaped, c in self._escapes.items():
-                text = text.replace(escaped, c)
+            for escaped, char in self._escapes.items():
+                text = text.replace(escaped, char)
         return text
 
     def open(self, text: str) -> str:
         """The text that was meant: as long as `text`, every private-use character of this seal put back."""
         return text.translate(self._back)
+
+
+def opened(sealed: str, seal: Seal | None) -> str:
+    """The text that was meant by sealed text; of a row that needs no seal, the text itself."""
+    return sealed if seal is None else seal.open(sealed)
+
+
+def closed(text: str, seal: Seal | None) -> str:
+    """Content that may hold no markup, sealed; of a row that needs no seal, the text itself."""
+    return text if seal is None else seal.close(text)
 
 
 @dataclass(slots=True)
@@ -91,24 +104,27 @@ class Piece:
 
     def starts(self) -> list[int]:
         """The character of the piece at which each token starts."""
-        found: list[int] = []
+        starts: list[int] = []
         for chunk, base in self.chunks:
-            offsets = chunk if isinstance(chunk, list) else [a for a, _ in chunk.offsets]
-            found.extend(base + a for a in offsets)
-        return found
+            offsets = chunk if isinstance(chunk, list) else [start for start, _ in chunk.offsets]
+            starts.extend(base + offset for offset in offsets)
+        return starts
 
 
 class Codec:
     """Text to ids and back under one tokenizer, with the promise above.
 
-    tokenizer: a fast one (backed by the `tokenizers` library). turn_ends: ids that end a turn, where they are no
+    tokenizer: a fast one (backed by the `tokenizers` library). turn_ends: ids that end a turn although they are no
     special tokens of the vocabulary. literals: the constant strings of its chat templates.
 
-    Raises ModelError where the tokenizer has no such backend.
+    Raises ModelError if the tokenizer has no such backend.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, turn_ends: Collection[int] = (), literals: Iterable[str] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        turn_ends: Collection[int] = (),
+        literals: Iterable[str] = (),
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -117,46 +133,65 @@ class Codec:
                 "Save it once with a tokenizer.json (transformers' PreTrainedTokenizerFast does)"
             )
         spec = json.loads(backend.to_str())
+        # The post-processor adds begin- and end-of-text tokens around every text that is encoded;
+        # here the template and `Chats.head` write them. Sorted keys: this text is part of what
+        # tokens are cached under.
         spec.update(truncation=None, padding=None, post_processor=None)
         self.backend_json: str = json.dumps(spec, ensure_ascii=False, sort_keys=True)
         never = {*tokenizer.all_special_ids, *turn_ends}
-        self.added = {i: _added(i, token, i in never) for i, token in sorted(tokenizer.added_tokens_decoder.items())}
-        controls = [a for a in self.added.values() if not a.space]
-        self.control_ids = frozenset(a.id for a in controls)
-        self._by_text = {a.text: a for a in self.added.values()}
-        unknown = _unknown_id(spec["model"])
+        self.added: dict[int, Added] = {}
+        for i, token in sorted(tokenizer.added_tokens_decoder.items()):
+            self.added[i] = _added(i, token, i in never)
+        controls = [token for token in self.added.values() if not token.space]
+        self.control_ids = frozenset(token.id for token in controls)
+        self._by_text = {token.text: token for token in self.added.values()}
+        # An unknown token stands for characters that the vocabulary lacks, and content may hold
+        # those. One that is also the end- or begin-of-text token stays forbidden.
+        unknown = tokenizer_json.unknown_id(spec["model"])
         ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, *turn_ends}
         self.unknown_id = unknown if unknown not in ends else None
         self._forbidden = self.control_ids - {self.unknown_id}
-        longest_first = sorted(self.added.values(), key=lambda a: -len(a.text))
-        self._written = re.compile("|".join(a.pattern for a in longest_first) or r"(?!)")
-        texts = [a.text for a in controls]
-        self._rests = {rest.casefold() for rest in _rests(texts, literals)}
-        self.initials = _initials([*texts, *self._rests])
-        markup = [a.text for a in controls if not a.special]
-        self.risky = (_risky(texts, []), _risky([a.text for a in controls if a.special], markup))
+        longest_first = sorted(self.added.values(), key=lambda token: -len(token.text))
+        self._written = re.compile("|".join(token.pattern for token in longest_first) or r"(?!)")
+        texts = [token.text for token in controls]
+        self._rests = {rest.casefold() for rest in control_patterns.rests(texts, literals)}
+        self.initials = control_patterns.initials([*texts, *self._rests])
+        markup = [token.text for token in controls if not token.special]
+        self.risky = control_patterns.risky(texts, [])
+        self.risky_but_markup = control_patterns.risky([token.text for token in controls if token.special], markup)
         self._private = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
 
     # ------------------------------------------------------------------------------------------------- sealing a row
 
     def seal(self, texts: Sequence[tuple[str, bool]], template: str = "") -> Seal | None:
-        """A seal for a row made of `texts` (each with whether it may hold markup); None where nothing needs one.
+        """A seal for a row made of `texts` (each with whether it may hold markup); None if nothing needs one.
 
-        Raises RowError where the row uses up all private-use characters of the Basic Multilingual Plane.
+        Raises RowError if the row uses up all private-use characters of the Basic Multilingual Plane.
         """
-        if not any(self.risky[markup].search(text) or self.continues(text) for text, markup in texts):
+        if not any(self._needs_seal(text, markup) for text, markup in texts):
             return None
-        taken = {c for text in (*(text for text, _ in texts), template) for c in self._private.findall(text)}
-        taken |= {chr(int(code, 16)) for text, _ in texts for code in re.findall(r"\\u(e[0-9a-f]{3}|f[0-8]..)", text)}
+        taken = set(self._private.findall(template))
+        for text, _ in texts:
+            taken.update(self._private.findall(text))
+            # Content may hold the escape of a private-use character, which `Seal.rendered` would
+            # take for its own.
+            taken.update(chr(int(code, 16)) for code in re.findall(r"\\u(e[0-9a-f]{3}|f[0-8]..)", text))
         width = len(self.initials)
         for base in range(_PRIVATE[0], _PRIVATE[-1] + 1 - width, width):
             if not any(chr(code) in taken for code in range(base, base + width)):
                 return Seal(self, base)
         raise RowError("too many private-use characters", expected="some of U+E000 to U+F8FF left for control strings")
 
+    def _needs_seal(self, text: str, markup: bool) -> bool:
+        pattern = self.risky_but_markup if markup else self.risky
+        return pattern.search(text) is not None or self.continues(text)
+
     def continues(self, text: str) -> bool:
         """Whether `text` could complete a control string whose beginning a template writes in front of it."""
-        if not self._rests or not (start := text.strip().casefold()):
+        if not self._rests:
+            return False
+        start = text.strip().casefold()
+        if not start:
             return False
         return any(start.startswith(rest) or rest.startswith(start) for rest in self._rests)
 
@@ -164,118 +199,139 @@ class Codec:
 
     def written(self, sealed: str, start: int = 0) -> Iterator[tuple[int, int, Added]]:
         """(start, end, token) of each added token in `sealed` that the template wrote, or content that may."""
-        for m in self._written.finditer(sealed, start):
-            yield m.start(), m.end(), self._by_text[m[0]]
+        for match in self._written.finditer(sealed, start):
+            yield match.start(), match.end(), self._by_text[match[0]]
+
+    def last_written(self, sealed: str, start: int = 0) -> tuple[int, Added | None]:
+        """The last of `written` and where it ends; None and `start` if there is none."""
+        end, last = start, None
+        for _, token_end, token in self.written(sealed, start):
+            end, last = token_end, token
+        return end, last
 
     def ending(self, sealed: str) -> Follows:
         """What text behind `sealed` follows."""
-        last = None
-        for last in self.written(sealed):  # noqa: B007
-            pass
+        end, last = self.last_written(sealed)
         if last is None:
             return "text" if sealed else "start"
-        tail = sealed[last[1] :]
-        return "token" if not (tail.lstrip() if last[2].rstrip else tail) else "text"
+        tail = sealed[end:].lstrip() if last.rstrip else sealed[end:]
+        return "text" if tail else "token"
 
     def encode(self, sealed: str, seal: Seal | None = None, follows: Follows = "start") -> Piece:
         """The tokens of `sealed`, the seal opened: added tokens where they were written, plain characters elsewhere.
 
-        Equal to the tokenizer's own encoding where no content needs a seal. Raises RowError where the vocabulary
-        offers no way to write the content without a control token, or the text is no valid Unicode.
+        Equal to the tokenizer's own encoding if no content needs a seal. Raises RowError if the vocabulary offers no
+        way to write the content without a control token, or the text is not valid Unicode.
         """
         if follows != "start" and self._prefixes:
-            cut = next((a for a, _, _ in self.written(sealed)), len(sealed))
+            # Only the text up to the first added token stands behind something; what comes later
+            # follows that token.
+            cut = next((start for start, _, _ in self.written(sealed)), len(sealed))
             if cut:
-                head, tail = self._sections(sealed[:cut], seal, follows), self.encode(sealed[cut:], seal)
-                return Piece(head.ids + tail.ids, head.chunks + [(chunk, base + cut) for chunk, base in tail.chunks])
-        text = seal.open(sealed) if seal else sealed
-        found = list(self.written(sealed))
-        if text is sealed or text == sealed or [f[:2] for f in found] == [f[:2] for f in self.written(text)]:
-            encoding = _encode(self._full, text)
+                piece, tail = self._sections(sealed[:cut], seal, follows), self.encode(sealed[cut:], seal)
+                piece.ids.extend(tail.ids)
+                piece.chunks.extend((chunk, base + cut) for chunk, base in tail.chunks)
+                return piece
+        text = opened(sealed, seal)
+        # The whole text is encoded at once, as a sampler does, if the tokenizer sees added tokens
+        # exactly where they were written: by the pattern first, then by the ids that came out.
+        tokens = list(self.written(sealed))
+        if text is sealed or text == sealed or _places(tokens) == _places(self.written(text)):
+            encoding = tokenizer_json.encode(self._full, text)
             ids: list[int] = encoding.ids
-            controls = self.control_ids
-            if [i for i in ids if i in controls] == [a.id for _, _, a in found if a.id in controls]:
+            controls = [token.id for _, _, token in tokens if token.id in self.control_ids]
+            if controls == [i for i in ids if i in self.control_ids]:
                 return Piece(ids, [(encoding, 0)])
         return self._sections(sealed, seal, follows)
 
     def _sections(self, sealed: str, seal: Seal | None, follows: Follows) -> Piece:
         """Encode what stands between written tokens on its own, where no control string has a meaning."""
-        ids: list[int] = []
-        chunks: list[tuple[list[int] | Any, int]] = []
-
-        def plain(a: int, b: int, behind: Follows) -> None:
-            text = seal.open(sealed[a:b]) if seal else sealed[a:b]
-            if not text:
-                return
-            encoding = _encode(self._bare[behind], text)
-            if not self._forbidden.isdisjoint(encoding.ids):
-                token = next(i for i in encoding.ids if i in self._forbidden)
-                raise RowError(
-                    "content becomes a control token",
-                    got=f"{self.added[token].text} from {text[:40]!r}",
-                    expected="a vocabulary that can write it as plain characters",
-                    fix="Remove these characters from the row",
-                )
-            ids.extend(encoding.ids)
-            chunks.append((encoding, a))
-
+        piece = Piece([], [])
         at, behind = 0, follows
-        for a, b, token in self.written(sealed):
-            end = at + len(sealed[at:a].rstrip()) if token.lstrip else a
-            plain(at, end, behind)
-            ids.append(token.id)
-            chunks.append(([0], a))
-            at, behind = b, "token"
+        for start, end, token in self.written(sealed):
+            # `lstrip` and `rstrip` tokens take the spaces beside them, as in the tokenizer's own
+            # encoding.
+            stop = at + len(sealed[at:start].rstrip()) if token.lstrip else start
+            self._add_plain(piece, sealed[at:stop], at, seal, behind)
+            piece.ids.append(token.id)
+            piece.chunks.append(([0], start))
+            at, behind = end, "token"
             if token.rstrip:
-                at += len(sealed[b:]) - len(sealed[b:].lstrip())
-        plain(at, len(sealed), behind)
-        return Piece(ids, chunks)
+                at += len(sealed[end:]) - len(sealed[end:].lstrip())
+        self._add_plain(piece, sealed[at:], at, seal, behind)
+        return piece
+
+    def _add_plain(self, piece: Piece, sealed: str, at: int, seal: Seal | None, behind: Follows) -> None:
+        """Append `sealed`, which stands at character `at`, as plain characters."""
+        text = opened(sealed, seal)
+        if not text:
+            return
+        encoding = tokenizer_json.encode(self._bare[behind], text)
+        if not self._forbidden.isdisjoint(encoding.ids):
+            token = next(i for i in encoding.ids if i in self._forbidden)
+            raise RowError(
+                "content becomes a control token",
+                got=f"{self.added[token].text} from {text[:40]!r}",
+                expected="a vocabulary that can write it as plain characters",
+                fix="Remove these characters from the row",
+            )
+        piece.ids.extend(encoding.ids)
+        piece.chunks.append((encoding, at))
+
+    # Tokenizers are built when they are first needed: a row without control strings takes `_full`
+    # alone.
 
     @cached_property
     def _full(self) -> Tokenizer:
-        return _load(self.backend_json)
+        return tokenizer_json.load(self.backend_json)
 
     @cached_property
     def _prefixes(self) -> bool:
         """Whether the place of a text changes how it is encoded."""
         spec = json.loads(self.backend_json)
-        return bool(_placed(spec, "text") != spec)
+        return bool(tokenizer_json.placed(spec, "text") != spec)
 
     @cached_property
     def _bare(self) -> dict[Follows, Tokenizer]:
         """Copies of the tokenizer without added tokens, for each place a section can stand at."""
-        spec = _hide(json.loads(self.backend_json), {i: self.added[i].text for i in self.control_ids})
-        texts = {place: json.dumps(_placed(spec, place)) for place in ("start", "token", "text")}
-        loaded = {text: _load(text) for text in set(texts.values())}
-        return {place: loaded[text] for place, text in texts.items()}  # type: ignore[misc]
+        controls = {i: self.added[i].text for i in self.control_ids}
+        spec = tokenizer_json.without_added(json.loads(self.backend_json), controls)
+        loaded: dict[str, Tokenizer] = {}  # most vocabularies encode alike at every place: one copy
+        bare: dict[Follows, Tokenizer] = {}
+        places: tuple[Follows, ...] = ("start", "token", "text")
+        for place in places:
+            text = json.dumps(tokenizer_json.placed(spec, place))
+            if text not in loaded:
+                loaded[text] = tokenizer_json.load(text)
+            bare[place] = loaded[text]
+        return bare
 
     # ------------------------------------------------------------------------------------------------------ decoding
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included."""
         return str(self._full.decode(ids, skip_special_tokens=False))
 
     @cached_property
     def lossless(self) -> bool:
-        """Whether decoding gives every text back: so for byte-level vocabularies, not where spaces or case get lost."""
-        token = next((a.text for a in self.added.values() if a.special and not (a.lstrip or a.rstrip)), "")
-        probes = (
-            "Two  words, 12.5",
-            " led by a space",
-            "lines\n\n\ttabs ",
-            "ÜBER naïve 漢字 🙂",
-            f"a{token}b {token} c",
-        )
-        return all(self._same(self.decode(_encode(self._full, text).ids), text) for text in probes)
+        """Whether decoding gives every text back: so for byte-level vocabularies, not if spaces or case get lost."""
+        token = ""
+        for added in self.added.values():
+            if added.special and not (added.lstrip or added.rstrip):
+                token = added.text
+                break
+        probes = (*_PROBES, f"a{token}b {token} c")
+        return all(self._same(self.decode(tokenizer_json.encode(self._full, text).ids), text) for text in probes)
 
     def _same(self, decoded: str, text: str) -> bool:
-        """Equal, but for a space in front where the vocabulary cannot tell it from the one it adds."""
+        """Equal, but for a space in front if the vocabulary cannot tell it from the one it adds."""
         return decoded == text or (self._prefixes and decoded == text.removeprefix(" "))
 
     def reads(self, ids: list[int], text: str) -> bool:
         """Whether `ids` decode to `text`: exactly, or up to the tokenizer's own normalisation.
 
-        Without spaces, case and compatibility forms where the tokenizer loses those; not checked where it wrote
-        unknown tokens.
+        Without spaces, case and compatibility forms if the tokenizer loses those; not checked if it wrote unknown
+        tokens.
         """
         decoded = self.decode(ids)
         if self._same(decoded, text):
@@ -283,7 +339,9 @@ class Codec:
         if self.lossless:
             normalizer = self._full.normalizer
             return normalizer is not None and bool(decoded == normalizer.normalize_str(text))
-        return (self.unknown_id is not None and self.unknown_id in ids) or _squash(decoded) == _squash(text)
+        if self.unknown_id is not None and self.unknown_id in ids:
+            return True
+        return _squash(decoded) == _squash(text)
 
 
 def _added(id: int, token: Any, never: bool) -> Added:
@@ -299,100 +357,10 @@ def _added(id: int, token: Any, never: bool) -> Added:
     )
 
 
-def _initials(texts: Iterable[str]) -> list[str]:
-    """First characters of `texts`, in both cases."""
-    return sorted({c for text in texts if text for c in (text[0], text[0].lower(), text[0].upper()) if len(c) == 1})
-
-
-def _risky(texts: Sequence[str], allowed: Sequence[str]) -> re.Pattern[str]:
-    """Matches the first character of each of `texts`, of its stem anywhere and of any beginning of it at the end.
-
-    The stem is sealed too because templates cut and join content: what one takes out of the middle must leave no whole
-    control string. Those that begin like a word have no stem, or every such word would be sealed. Case does not
-    matter, templates may change it. Strings in `allowed` are left alone, unless one of `texts` stands there.
-    """
-    if not texts:
-        return re.compile(r"(?!)")
-    stems, tails = set(), set()
-    for text in texts:
-        size = len(text) if text[0].isalnum() else max(1, min(_STEM, len(text) - 1))
-        stems.add(text[:size])
-        if size < len(text):
-            tails |= {text[:k] for k in range(1, size)}
-
-    def ahead(words: Iterable[str], end: str = "") -> str:
-        found = sorted({(w[0].lower(), w[1:].lower()) for w in words})
-        return "|".join(f"{re.escape(c)}(?={re.escape(rest)}{end})" for c, rest in found)
-
-    stem = "|".join(filter(None, (ahead(stems), ahead(tails, r"\s*\Z"))))
-    if allowed:
-        longest = "|".join(map(re.escape, sorted(allowed, key=len, reverse=True)))
-        stem = f"{ahead(texts)}|(?!{longest})(?:{stem})"
-    return re.compile(stem, re.IGNORECASE)
-
-
-def _rests(texts: Sequence[str], literals: Iterable[str]) -> set[str]:
-    """What completes a control string after a literal that ends in the beginning of one: `'<|' + role + '|>'`."""
-    ends = {literal[-k:] for literal in literals for k in range(1, min(40, len(literal)) + 1)}
-    return {text[k:] for text in texts for k in range(1, len(text)) if text[:k] in ends}
-
-
-def _unknown_id(model: dict[str, Any]) -> int | None:
-    if model["type"] == "Unigram":
-        return model["unk_id"]  # type: ignore[no-any-return]
-    return model["vocab"].get(model.get("unk_token"))  # type: ignore[no-any-return]
-
-
-def _load(text: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(text)
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> Any:
-    try:
-        return tokenizer.encode(text, add_special_tokens=False)
-    except TypeError as e:  # what the library says about lone surrogates
-        raise RowError("text is no valid Unicode", got=ascii(text[:40]), fix="Remove the lone surrogates") from e
+def _places(tokens: Iterable[tuple[int, int, Added]]) -> list[tuple[int, int]]:
+    return [(start, end) for start, end, _ in tokens]
 
 
 def _squash(text: str) -> str:
+    """A text without spaces, case and compatibility forms."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().replace("▁", "").split())
-
-
-def _hide(spec: dict[str, Any], controls: dict[int, str]) -> dict[str, Any]:
-    """A tokenizer without added tokens, in whose vocabulary no text matches a control string."""
-    names = set(controls.values())
-    model = dict(spec["model"])
-    if model["type"] == "Unigram":
-        vocab = [[_HIDDEN + str(i) if p in names else p, score] for i, (p, score) in enumerate(model["vocab"])]
-        return {**spec, "added_tokens": [], "model": {**model, "vocab": vocab}}
-    model["vocab"] = {_HIDDEN + str(i) if p in names else p: i for p, i in model["vocab"].items()}
-    if model.get("unk_token") in names:
-        model["unk_token"] = _HIDDEN + str(spec["model"]["vocab"][model["unk_token"]])
-    if "merges" in model:
-        pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
-        model["merges"] = [[a, b] for a, b in pairs if names.isdisjoint((a, b, a + b))]
-    return {**spec, "added_tokens": [], "model": model}
-
-
-def _placed(spec: dict[str, Any], follows: str) -> dict[str, Any]:
-    """`spec` without the spaces that it would put in front of a text which `follows` something."""
-    return {**spec, **{part: _without_prefix(spec[part], follows) for part in ("normalizer", "pre_tokenizer")}}
-
-
-def _without_prefix(node: Any, follows: str) -> Any:
-    if not isinstance(node, dict) or follows == "start":
-        return node
-    for listed in ("normalizers", "pretokenizers"):
-        if listed in node:
-            inner = [_without_prefix(child, follows) for child in node[listed]]
-            return {**node, listed: [child for child in inner if child is not None]}
-    scheme = node.get("prepend_scheme")
-    if node["type"] == "Metaspace" and (scheme == "first" or (scheme == "always" and follows == "text")):
-        return {**node, "prepend_scheme": "never"}
-    if follows == "text" and node["type"] == "Prepend":
-        return None
-    if follows == "text" and node.get("add_prefix_space"):
-        return {**node, "add_prefix_space": False}
-    return node

@@ -10,6 +10,8 @@ from espalier.data.render.control import Piece
 from espalier.errors import RowError
 from espalier.types import Response, Sample
 
+EMPTIED = "emptied by truncation"
+
 
 class Span(NamedTuple):
     """Tokens `start` up to, not including, `end` come from `role`.
@@ -33,13 +35,14 @@ class Rendered(NamedTuple):
     response: Response | None = None
 
 
-class Judged(list[Rendered]):
-    """The group of a ranking, of a solution in steps or of a tree, prefixes shared.
+class RenderedGroup(list[Rendered]):
+    """The samples of a ranking, of a solution in steps or of a tree, which share prefixes.
 
-    dropped: how often what was left out, by reason. dimensions: the names of what `Sample.grades` are about, where a
-    run reads scores and the row has some. learned: the run learns from grades alone, so that a row with others than the
-    rows before it is refused; elsewhere it only loses them. labelled: `Sample.label` is 1 for good and 0 for bad.
-    judged_by: which judgement of a ranking decides: ranks, scores, dimensions (scores of named ones) or labels.
+    dropped: how much of the row was left out, by reason. dimensions: the names of what `Sample.grades` are about, if
+    the run reads scores and the row has some. learned: the run learns from grades alone, so that a row with other
+    dimensions than the rows before it is refused; other runs leave such grades out and keep the row. labelled:
+    `Sample.label` is 1 for good and 0 for bad. judged_by: which judgement of a ranking decides: ranks, scores,
+    dimensions (scores of named ones) or labels.
     """
 
     def __init__(self, kind: Literal["ranking", "steps", "tree"]) -> None:
@@ -52,6 +55,7 @@ class Judged(list[Rendered]):
         self.judged_by = ""
 
     def drop(self, reason: str, count: int = 1) -> None:
+        """Count what is left out; a count of 0 leaves no trace."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
@@ -68,8 +72,8 @@ class Mark(NamedTuple):
 class Draft:
     """A sample that grows, with its spans.
 
-    turn_at: where its last turn begins. turn: the tokens of that turn. said: what the model says there, up to its stop
-    token, of which `turn.starts()` are places.
+    turn_at: the token at which its last turn begins. turn: the tokens of that turn. turn_text: what the model writes in
+    it, up to its stop token; `turn.starts()` are places in this text.
     """
 
     def __init__(self) -> None:
@@ -77,22 +81,25 @@ class Draft:
         self.spans: list[Span] = []
         self.turn_at = 0
         self.turn = Piece([], [])
-        self.said = ""
+        self.turn_text = ""
 
     def add(self, ids: list[int], weight: float, role: str = "") -> None:
+        """Append tokens, trained if `weight` is above 0; a span of `role`, if one is named."""
         start = len(self.sample)
         self.sample.append(ids, trained=weight > 0, weight=weight)
         if role and ids:
             self.spans.append(Span(start, len(self.sample), role, weight > 0))
 
-    def add_turn(self, piece: Piece, weight: float, said: str) -> None:
+    def add_turn(self, piece: Piece, weight: float, text: str) -> None:
         """Append what the model writes in an assistant turn."""
-        self.turn_at, self.turn, self.said = len(self.sample), piece, said
+        self.turn_at, self.turn, self.turn_text = len(self.sample), piece, text
         self.add(piece.ids, weight, "assistant")
 
     def add_piece(self, piece: Piece, offset: int, marks: Sequence[Mark], base: float) -> None:
-        """Append a piece from character `offset` on; a token belongs to the mark that its first character is in."""
+        """Append a piece from character `offset` on; tokens outside every mark have the weight `base`."""
         starts, at = piece.starts(), 0
+        # A token belongs to the mark that its first character is in: one that straddles the end of
+        # a message counts as that message's, one that begins in front of it does not.
         for mark in marks:
             first = max(at, bisect_left(starts, mark.start - offset))
             behind = max(first, bisect_left(starts, mark.end - offset))
@@ -102,7 +109,7 @@ class Draft:
         self.add(piece.ids[at:], base)
 
     def finish(self, limit: int, key: int, response: Response | None = None) -> Rendered:
-        """The sample, cut to `limit` tokens (0 for no limit). Raises RowError where nothing trained is left."""
+        """The sample, cut to `limit` tokens (0 for no limit). Raises RowError if nothing trained is left."""
         sample = self.sample
         sample.key = sample.group = key
         if limit and len(sample) > limit:
@@ -110,15 +117,19 @@ class Draft:
             for column in (sample.tokens, sample.mask, sample.weights):
                 del column[limit:]
             sample.stop = "length"
-            self.spans = [Span(a, min(b, limit), role, t) for a, b, role, t in self.spans if a < limit]
+            self.spans = _cut(self.spans, limit)
+            # The first token of a sample has nothing before it and is never scored, whatever its
+            # mask says.
             if not any(sample.mask[1:]):
                 raise RowError(
                     EMPTIED,
                     got=f"{length} tokens, the first trained one behind the limit",
                     expected=f"a trained token among the first {limit}",
-                    fix="Raise --max-length, where the model takes more, or leave such rows out with --on-bad-row skip",
+                    fix="Raise --max-length, if the model takes more, or leave such rows out with --on-bad-row skip",
                 )
         return Rendered(sample, self.spans, response)
 
 
-EMPTIED = "emptied by truncation"
+def _cut(spans: list[Span], limit: int) -> list[Span]:
+    """What is left of spans in the first `limit` tokens."""
+    return [span._replace(end=min(span.end, limit)) for span in spans if span.start < limit]

@@ -8,6 +8,8 @@ from espalier.config.sections import PreferenceConfig, StepLabelsConfig
 from espalier.types import Consumes, Wants
 
 
+# Names and values of these fields, and of the sections inside, enter `Renderer.fingerprint`:
+# another name or another default makes a different token store of every cached one.
 @dataclass(frozen=True, slots=True)
 class Form:
     """Everything beside tokenizer and length that decides what samples an example becomes.

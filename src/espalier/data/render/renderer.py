@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from espalier.data.render import judged
 from espalier.data.render.chats import Chats
-from espalier.data.render.control import Follows
+from espalier.data.render.control import closed
 from espalier.data.render.drafts import Draft, Rendered
 from espalier.data.render.form import CHATS, Form
+from espalier.data.render.ranking_samples import ranking_samples
+from espalier.data.render.step_samples import step_samples
+from espalier.data.render.tokenizer_json import Follows
+from espalier.data.render.tree_samples import tree_samples
 from espalier.errors import RowError
 from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, TrainOn, Tree
 
@@ -34,7 +37,7 @@ class Renderer:
 
     A trained turn is encode(what a sampler would be given there) + encode(the rest of that turn through its stop
     token), joined as ids; the rest is trained. What follows the stop token belongs to the next prompt. A conversation
-    is one sample, or, where later turns re-render earlier ones (templates that drop old reasoning), one sample for each
+    is one sample, or, if later turns re-render earlier ones (templates that drop old reasoning), one sample for each
     trained turn. Example, under ChatML, trained tokens in brackets:
 
         <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n[Hello<|im_end|>]
@@ -42,7 +45,7 @@ class Renderer:
     train_on: `assistant` trains every assistant turn, `last` the last one, `all` every token of the rendered
     conversation; a message's own weight goes first. max_length: longest sample in tokens, 0 for no limit; longer ones
     lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end
-    an assistant turn. `bos_id` is what a sample must start with and hold once, None where there is no such token. A
+    an assistant turn. `bos_id` is what a sample must start with and hold once, None if there is no such token. A
     template that writes the date of today gets a fixed one.
 
     Raises ConfigError for an unknown train_on or a negative max_length, ModelError for a tokenizer that cannot be used.
@@ -59,18 +62,21 @@ class Renderer:
         chats = Chats(tokenizer, train_on=train_on, max_length=max_length, form=form)
         self.chats, self.train_on, self.max_length, self.form = chats, train_on, max_length, form
         self.stop_ids, self.bos_id = chats.stop_ids, chats.bos_id
-        decides = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
-        decides += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
-        decides += [asdict(form)]
-        self.fingerprint: str = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+        # All that decides the tokens and judgements of an example, in this order: what a token
+        # store is cached under.
+        parts = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
+        parts += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
+        parts += [asdict(form)]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------ the verbs
 
     def render(self, example: Example, key: int = 0) -> list[Rendered]:
         """The group of samples that `example` becomes; `key` is the key and the group of them all.
 
-        Raises RowError, with a reason that can be counted, where it cannot be used, and ModelError where the tokenizer
-        has no template that chats could use.
+        Raises RowError, with a reason that can be counted, if it cannot be used, and ModelError if the tokenizer has no
+        template that chats could use.
         """
         match self.form.consumes, example:
             case "chat", Chat():
@@ -78,13 +84,14 @@ class Renderer:
             case "chat", Text():
                 drafts = self._windows(self._plain(("text", example.text, 1.0)))
             case "chat", Completion():
-                drafts = [self._plain(("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))]
+                parts = (("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))
+                drafts = [self._plain(*parts)]
             case "chat", Tree():
-                return judged.tree(self.chats, example, key)
+                return tree_samples(self.chats, example, key)
             case "ranking", Ranking():
-                return judged.ranking(self.chats, example, key)
+                return ranking_samples(self.chats, example, key)
             case "steps", Steps():
-                return judged.steps(self.chats, example, key)
+                return step_samples(self.chats, example, key)
             case _:
                 raise RowError(
                     "wrong form",
@@ -96,35 +103,43 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The ids that a sampler is given before an assistant turn that follows `messages`. Raises as `render` does."""
-        row = self.chats.row(Chat(tuple(messages), tuple(tools)))
-        text = row.write(len(messages), generate=True)
-        return self.chats.head(text) + self.chats.codec.encode(text, row.seal).ids
+        sealed = self.chats.sealed(Chat(tuple(messages), tuple(tools)))
+        text = sealed.write(len(messages), generate=True)
+        return self.chats.head(text) + self.chats.codec.encode(text, sealed.seal).ids
 
     def text(self, prompt: str) -> list[int]:
         """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""
-        seal = self.chats.codec.seal([(prompt, False)])
-        return self.chats.head("") + self.chats.codec.encode(seal.close(prompt) if seal else prompt, seal).ids
+        codec = self.chats.codec
+        seal = codec.seal([(prompt, False)])
+        return self.chats.head("") + codec.encode(closed(prompt, seal), seal).ids
 
     # -------------------------------------------------------------------------------------------------- text, no chat
 
     def _plain(self, *parts: tuple[str, str, float]) -> Draft:
-        if not parts[-1][1]:
-            raise RowError("nothing to train", field=parts[-1][0], got="an empty string")
+        """Parts of a text, each with its role and weight; the last one is trained through the end-of-text token."""
+        last, content, _ = parts[-1]
+        if not content:
+            raise RowError("nothing to train", field=last, got="an empty string")
+        codec = self.chats.codec
         draft = Draft()
         follows: Follows = "start"
-        seal = self.chats.codec.seal([(text, False) for _, text, _ in parts])
+        seal = codec.seal([(text, False) for _, text, _ in parts])
         draft.add(self.chats.head(""), parts[0][2])
+        # Each part is encoded on its own, as a sampler is given the ids of the prompt and goes on
+        # from there.
         for role, text, weight in parts:
             if text:
-                ids = self.chats.codec.encode(seal.close(text) if seal else text, seal, follows).ids
-                draft.add([*ids, self.chats.eos] if role == parts[-1][0] else ids, weight, role)
+                ids = codec.encode(closed(text, seal), seal, follows).ids
+                if role == last:
+                    ids = [*ids, self.chats.eos]
+                draft.add(ids, weight, role)
                 follows = "text"
         return draft
 
     def _windows(self, draft: Draft) -> list[Draft]:
         """A text in samples of at most max_length tokens, so that every token is scored once; the last one stops.
 
-        A window begins with the begin-of-text token, or, where there is none, with the last token of the one before.
+        A window begins with the begin-of-text token or, if there is none, with the last token of the one before.
         """
         ids, head = draft.sample.tokens, self.chats.head("")
         if self.max_length < 2 or len(ids) <= self.max_length:
@@ -132,7 +147,12 @@ class Renderer:
         windows, step = [], self.max_length - 1
         for low in range(1, len(ids), step):
             window = Draft()
-            window.add(head or ids[low - 1 : low], 1.0 if head or low == 1 else 0.0, "" if head else "text")
+            if head:
+                window.add(head, 1.0)
+            else:
+                # The token is there to predict from, and counts in the window before; the text's
+                # first one has none.
+                window.add(ids[low - 1 : low], 1.0 if low == 1 else 0.0, "text")
             window.add(ids[low : low + step], 1.0, "text")
             window.sample.stop = "stop" if low + step >= len(ids) else "length"
             windows.append(window)

@@ -10,7 +10,7 @@ from espalier.errors import RowError
 from espalier.types import Steps
 
 
-def relabel(example: Steps, how: StepLabelsConfig) -> Steps:
+def relabel(example: Steps, config: StepLabelsConfig) -> Steps:
     """The example with the labels that are trained on; None still is "not labelled", and has no part in the loss.
 
     With labels 1 0.5 0 1 - (- is None), of a solution that failed:
@@ -22,34 +22,46 @@ def relabel(example: Steps, how: StepLabelsConfig) -> Steps:
         supervision outcome, outcome spread    0 0 0 0 0
         supervision outcome, outcome last      - - - - 0
 
-    This is done before the tokens are packed, so that the reads a loss is divided by are those it has a label for.
-    Raises RowError where no label is left.
+    This happens before tokens are packed, so that the reads a loss is divided by are those that have a label.
+    Raises RowError if no label is left.
     """
-    labels: Sequence[float | None] = example.labels
-    if how.supervision == "outcome" or all(label is None for label in labels):
-        labels = _from_outcome(example, how)
+    if config.supervision == "outcome" or all(label is None for label in example.labels):
+        labels = _from_outcome(example, config)
     else:
-        neutral = {"good": 1.0, "bad": 0.0, "half": 0.5, "ignore": None}[how.neutral]
-        labels = [neutral if label == 0.5 else label for label in labels]
-        if how.after_mistake != "keep" and 0.0 in labels:
-            first = labels.index(0.0)
-            behind = 0.0 if how.after_mistake == "bad" else None
-            labels = [*labels[: first + 1], *[behind] * (len(labels) - first - 1)]
+        labels = _from_steps(example.labels, config)
     if all(label is None for label in labels):
-        got = f"neutral steps alone, with neutral {how.neutral}"
+        got = f"neutral steps alone, with neutral {config.neutral}"
         fix = "Count neutral steps as good, bad or half, or leave the row out"
         raise RowError("no label left", field="labels", got=got, expected="a step that is good or bad", fix=fix)
     return replace(example, labels=tuple(labels))
 
 
-def _from_outcome(example: Steps, how: StepLabelsConfig) -> list[float | None]:
-    if example.solved is None or how.outcome == "ignore":
-        got = "no outcome" if example.solved is None else "an outcome alone, with outcome ignore"
-        if how.supervision == "outcome":
+def _from_steps(labels: Sequence[float | None], config: StepLabelsConfig) -> list[float | None]:
+    """The steps' own labels, neutral ones and those behind a first mistake replaced."""
+    neutral = {"good": 1.0, "bad": 0.0, "half": 0.5, "ignore": None}[config.neutral]
+    result: list[float | None] = []
+    mistaken = False
+    for label in labels:
+        if mistaken and config.after_mistake != "keep":
+            result.append(0.0 if config.after_mistake == "bad" else None)
+            continue
+        # Neutral steps are replaced first: one that counts as bad is a first mistake.
+        counted = neutral if label == 0.5 else label
+        mistaken = mistaken or counted == 0.0
+        result.append(counted)
+    return result
+
+
+def _from_outcome(example: Steps, config: StepLabelsConfig) -> list[float | None]:
+    """Labels made of whether the solution is right. Raises RowError if that is not known, or not to be used."""
+    if example.solved is None or config.outcome == "ignore":
+        got, fix = "no outcome", ""
+        if example.solved is not None:
+            got, fix = "an outcome alone, with outcome ignore", "Set outcome to spread or last"
+        if config.supervision == "outcome":
             raise RowError("no outcome", field="solved", got=got, expected="whether the solution is right")
-        fix = "Set outcome to spread or last" if example.solved is not None else ""
         raise RowError("no label", field="labels", got=got, expected="labels of steps", fix=fix)
     outcome = float(example.solved)
-    if how.outcome == "last":
+    if config.outcome == "last":
         return [*[None] * (len(example.steps) - 1), outcome]
     return [outcome] * len(example.steps)

@@ -20,18 +20,22 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "alpaca": (),
     "plain": (),
 }
-"""Name -> the control tokens it writes; those that write none end a turn in the end-of-text token."""
+"""The control tokens each template writes; those that write none end a turn in the end-of-text token."""
 
-_MARKUP = re.compile("<[|\uff5c][^<>\\s|\uff5c]{1,60}[|\uff5c]>")  # U+FF5C: the fullwidth bar of some vocabularies
+# `<|im_end|>` and its like. U+FF5C is the fullwidth bar of some vocabularies. Control tokens of
+# other shapes (`[INST]`, `</s>`) are not recognised: they look like text that a template may well
+# write.
+_MARKUP = re.compile("<[|\uff5c][^<>\\s|\uff5c]{1,60}[|\uff5c]>")
+_OTHER = "Choose a template that names its own (chatml, llama3)"
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Give `tokenizer` the chat template `name`: built in (chatml, llama3, alpaca, plain) or a Jinja file.
 
     It ends up in `tokenizer.chat_template`, and so in what is exported. A built-in one writes the begin-of-text token
-    where the tokenizer itself puts one in front of text. An empty name keeps the tokenizer's own.
+    if the tokenizer itself puts one in front of text. An empty name keeps the tokenizer's own.
 
-    Raises ConfigError where the name is neither, the file is no Jinja template, or the template writes control tokens
+    Raises ConfigError if the name is neither, the file is not a Jinja template, or the template writes control tokens
     that the vocabulary lacks: those would be split into characters.
     """
     if not name:
@@ -46,17 +50,14 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             )
     else:
         source = _file(name)
-    known = tokenizer.get_vocab()
-    lacking = [token for token in BUILT_IN.get(name, _control_tokens(source)) if token not in known]
+    vocabulary = tokenizer.get_vocab()
+    lacking = [token for token in BUILT_IN.get(name, _control_tokens(source)) if token not in vocabulary]
     if lacking:
         raise ConfigError(
             f"template {name} writes {', '.join(lacking)}, which the tokenizer does not know and would split into "
             f"characters. Add them with --add-tokens {' '.join(map(repr, lacking))}, or take --template plain"
         )
     tokenizer.chat_template = source
-
-
-_OTHER = "Choose a template that names its own (chatml, llama3)"
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -81,31 +82,36 @@ def _file(name: str) -> str:
         source = path.read_text(encoding="utf-8")
         literals(source)
     except (TemplateError, UnicodeDecodeError) as e:
-        raise ConfigError(f"template {name} is no Jinja template in UTF-8: {e}") from e
+        raise ConfigError(f"template {name} is not a Jinja template in UTF-8: {e}") from e
     return source
 
 
 def _control_tokens(source: str) -> list[str]:
     """What looks like a control token in the text a template writes."""
-    return sorted({token for text in literals(source) for token in _MARKUP.findall(text)})
+    tokens: set[str] = set()
+    for text in literals(source):
+        tokens.update(_MARKUP.findall(text))
+    return sorted(tokens)
 
 
 # --------------------------------------------------------------------------------------------------------- rendering
 
 
 def write(source: str, values: Mapping[str, Any]) -> str:
-    """The text of the template `source` for `values`. Raises RowError where the template refuses them."""
+    """The text of the template `source` for `values`. Raises RowError if the template refuses them."""
     from jinja2 import TemplateError
 
     try:
         return str(_compiled(source).render(**values))
-    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or by a type mismatch.
+    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or
+    # by a type mismatch.
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
         raise RowError("chat template refuses the conversation", got=f"{e}"[:200]) from e
 
 
 def _compiled(source: str) -> Any:
-    # transformers' own environment: its sandbox, its `tojson`, `{% generation %}`; it keeps what it compiled.
+    # transformers' own environment, private as it is: its sandbox, its `tojson`, its `{% generation
+    # %}`, so that a template writes here what it writes everywhere else. It keeps what it compiled.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(source)
@@ -117,9 +123,9 @@ def literals(source: str) -> tuple[str, ...]:
     from jinja2 import nodes
 
     tree = _compiled(source).environment.parse(source)
-    found = {node.data for node in tree.find_all(nodes.TemplateData)}
-    found |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    return tuple(sorted(found))
+    texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+    texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return tuple(sorted(texts))
 
 
 @lru_cache(maxsize=8)

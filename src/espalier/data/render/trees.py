@@ -5,94 +5,105 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.errors import RowError
-from espalier.types import Message, Ranking, Response, Tree
+from espalier.types import Ranking, Response, Tree
 
 
 def threads(tree: Tree) -> list[list[int]]:
     """The node indices of every conversation from the root to the last assistant message before a leaf, in preorder.
 
-    A branch that ends in a user message leaves no thread of its own where another one passes through all the rest of
-    it: nothing would be learned from it.
+    A branch that ends in a user message leaves no thread of its own if another one passes through all the rest of it:
+    nothing would be learned from it.
 
-    >>> from espalier.types import TreeNode
-    >>> asked, told = Message("user", "?"), Message("assistant", "!")
-    >>> nodes = [(asked, -1), (told, 0), (asked, 1), (told, 2), (told, 0), (asked, 4)]
+    >>> from espalier.types import Message, TreeNode
+    >>> question, answer = Message("user", "?"), Message("assistant", "!")
+    >>> nodes = [(question, -1), (answer, 0), (question, 1), (answer, 2), (answer, 0), (question, 4)]
     >>> threads(Tree(tuple(TreeNode(message, parent) for message, parent in nodes)))
     [[0, 1, 2, 3], [0, 4]]
     """
     nodes = tree.nodes
     inner = {node.parent for node in nodes}
-    ends = []
+    paths: list[list[int]] = []
     for leaf in range(len(nodes)):
+        if leaf in inner:
+            continue
         end = leaf
-        while leaf not in inner and end >= 0 and nodes[end].message.role != "assistant":
+        while end >= 0 and nodes[end].message.role != "assistant":
             end = nodes[end].parent
-        if leaf not in inner and end >= 0:
-            ends.append(path(tree, end))
-    passed = {i for found in ends for i in found[:-1]}
+        if end >= 0:
+            paths.append(path(tree, end))
+    passed: set[int] = set()
+    for thread in paths:
+        passed.update(thread[:-1])
+    # Several leaves below one answer end in the same thread, which counts once, in the place of the
+    # first.
     kept: dict[int, list[int]] = {}
-    for found in ends:
-        if found[-1] not in passed:
-            kept.setdefault(found[-1], found)
+    for thread in paths:
+        if thread[-1] not in passed:
+            kept.setdefault(thread[-1], thread)
     return list(kept.values())
 
 
 def path(tree: Tree, node: int) -> list[int]:
     """The indices from the root down to `node`, itself included; of node -1 there are none."""
-    found = []
+    upward = []
     while node >= 0:
-        found.append(node)
+        upward.append(node)
         node = tree.nodes[node].parent
-    return found[::-1]
+    return upward[::-1]
 
 
 def rankings(tree: Tree) -> list[Ranking | RowError]:
     """Every group of two or more sibling answers of which at least two are ranked, as a Ranking of all of them that
-    shares the thread above; an answer without a rank is in it as one that nobody judged.
+    shares the thread above; an answer without a rank is in it as one that is not judged.
 
-    The place of a group of siblings with fewer ranks is taken by a RowError. So is that of the whole tree where no
-    message has two answers. What a user says is never ranked.
+    A RowError takes the place of a group of siblings with fewer ranks, and of the whole tree if no message has two
+    answers. What a user says is never ranked.
 
-    >>> from espalier.types import TreeNode
-    >>> asked, a, b, c = (Message(role, text) for role, text in zip(["user"] + 3 * ["assistant"], "?abc", strict=True))
-    >>> nodes = [(asked, -1, None), (a, 0, 1), (asked, 1, None), (b, 2, None), (b, 0, 0), (c, 0, None)]
-    >>> (found,) = rankings(Tree(tuple(TreeNode(*node) for node in nodes)))
-    >>> [m.content for m in found.prompt], [(r.message.content, r.rank) for r in found.responses]
+    >>> from espalier.types import Message, TreeNode
+    >>> question, a, b, c = Message("user", "?"), *(Message("assistant", text) for text in "abc")
+    >>> nodes = [(question, -1, None), (a, 0, 1), (question, 1, None), (b, 2, None), (b, 0, 0), (c, 0, None)]
+    >>> (ranking,) = rankings(Tree(tuple(TreeNode(*node) for node in nodes)))
+    >>> [m.content for m in ranking.prompt], [(r.message.content, r.rank) for r in ranking.responses]
     (['?'], [('a', 1), ('b', 0), ('c', None)])
     """
     groups: dict[int, list[int]] = {}
     for i, node in enumerate(tree.nodes):
         if node.message.role == "assistant":
             groups.setdefault(node.parent, []).append(i)
-    found = [_ranking(tree, parent, group) for parent, group in groups.items() if len(group) > 1]
-    if not found:
+    result = [_ranking(tree, parent, group) for parent, group in groups.items() if len(group) > 1]
+    if not result:
         got = "one answer at most to every message"
         return [RowError("no siblings", got=got, expected="two answers to one message, with ranks")]
-    return found
+    return result
 
 
 def _ranking(tree: Tree, parent: int, group: Sequence[int]) -> Ranking | RowError:
+    """The answers `group` to the message `parent`, or why they are no ranking."""
     prompt = tuple(tree.nodes[i].message for i in path(tree, parent))
     answers = [tree.nodes[i] for i in group]
     ranked = sum(node.rank is not None for node in answers)
-    what = f"the answers to {prompt[-1].content[:40]!r}" if prompt else "the first messages"
+    field = "the first messages"
+    if prompt:
+        field = f"the answers to {prompt[-1].content[:40]!r}"
     if ranked < 2:
         got = f"{ranked} ranked of {len(answers)}"
-        return RowError("siblings without ranks", field=what, got=got, expected="at least 2 that are ranked")
+        expected = "at least 2 that are ranked"
+        return RowError("siblings without ranks", field=field, got=got, expected=expected)
     if not prompt or prompt[-1].role == "assistant":
         got = "an assistant message above them" if prompt else "no message above them"
-        return RowError("nothing to answer", field=what, got=got, expected="a user message")
-    if error := rank_error([node.rank for node in answers], what):
+        return RowError("nothing to answer", field=field, got=got, expected="a user message")
+    error = rank_error([node.rank for node in answers], field)
+    if error:
         return error
-    if len({_said(node.message) for node in answers}) == 1:
+    # Repr: calls are dicts of any depth, which have no hash.
+    texts = {(node.message.content, repr(node.message.tool_calls)) for node in answers}
+    if len(texts) == 1:
         got = f"{len(answers)} answers of the same text"
-        return RowError("identical responses", field=what, got=got, expected="two that differ")
-    responses = tuple(Response(node.message, rank=node.rank, author=node.message.name or "") for node in answers)
-    return Ranking(prompt, responses, origin=tree.origin)
-
-
-def _said(message: Message) -> tuple[str, str]:
-    return message.content, repr(message.tool_calls)
+        return RowError("identical responses", field=field, got=got, expected="two that differ")
+    responses = []
+    for node in answers:
+        responses.append(Response(node.message, rank=node.rank, author=node.message.name or ""))
+    return Ranking(prompt, tuple(responses), origin=tree.origin)
 
 
 def rank_error(ranks: Sequence[int | None], field: str) -> RowError | None:

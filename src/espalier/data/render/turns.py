@@ -13,7 +13,8 @@ from espalier.data.render.control import Codec
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 
-_SWITCHES = ("enable_thinking", "open_thinking", "thinking")  # names under which templates take "answer with reasoning"
+# Names under which templates take "answer with reasoning".
+_SWITCHES = ("enable_thinking", "open_thinking", "thinking")
 _DATE = date(2024, 7, 26)
 
 
@@ -47,19 +48,25 @@ class Templates:
         generate: bool = False,
         values: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of `messages`, with the generation prompt where `generate` says so. Raises RowError."""
+        """The text of `messages`; `generate` adds the generation prompt. Raises RowError."""
         names = {**self.names, "strftime_now": _fixed_date, **(values or {})}
         names |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
-        return templates.write(self.tools if tools else self.plain, names)
+        return templates.write(self.source(tools), names)
+
+    def source(self, tools: Any) -> str:
+        """The template for a conversation with `tools`."""
+        return self.tools if tools else self.plain
 
     def variants(self, tools: bool) -> list[dict[str, bool]]:
-        """The template's own defaults, then reasoning switched on, then off, where it has a switch."""
-        known = templates.variables(self.tools if tools else self.plain)
+        """The template's own defaults, then reasoning switched on, then off, if it has a switch."""
+        known = templates.variables(self.source(tools))
         switches = [name for name in _SWITCHES if name in known]
-        return [{}, *(dict.fromkeys(switches, value) for value in (True, False) if switches)]
+        if not switches:
+            return [{}]
+        return [{}, dict.fromkeys(switches, True), dict.fromkeys(switches, False)]
 
 
-class Row:
+class SealedChat:
     """A conversation whose content is sealed (see `control`), ready to be rendered; all texts below are sealed.
 
     stops: ids that end a turn.
@@ -67,11 +74,14 @@ class Row:
 
     def __init__(self, chat: Chat, form: Templates, codec: Codec, stops: Sequence[int]) -> None:
         self._form, self._codec, self._stops = form, codec, frozenset(stops)
-        self.seal = codec.seal(list(_strings(chat)), form.tools if chat.tools else form.plain)
-        self.messages = [self._message(m) for m in chat.messages]
+        # One seal for the whole row: a template may copy content from anywhere to anywhere, so that
+        # the characters of the seal must occur nowhere in it, the template's own text included.
+        self.seal = codec.seal(list(_strings(chat)), form.source(chat.tools))
+        self.messages = [self._message(message) for message in chat.messages]
         self.tools = [self._close(tool) for tool in chat.tools] or None
 
     def _close(self, value: Any, markup: bool = False) -> Any:
+        """`value` with every text in it sealed; with `markup`, a text keeps other added tokens than special ones."""
         if self.seal is None:
             return value
         if isinstance(value, str):
@@ -82,15 +92,20 @@ class Row:
             return [self._close(item) for item in value]
         return value
 
-    def _message(self, m: Message) -> dict[str, Any]:
-        made: dict[str, Any] = {"role": m.role, "content": self._close(m.content, m.role == "assistant")}
-        if m.reasoning is not None:  # `thinking` is what some templates call it
-            made["reasoning_content"] = made["thinking"] = self._close(m.reasoning)
-        if m.tool_calls:
-            made["tool_calls"] = [self._close(_parsed(call)) for call in m.tool_calls]
-        if m.name is not None:
-            made["name"] = self._close(m.name)
-        return made
+    def _message(self, message: Message) -> dict[str, Any]:
+        """A message as templates take it."""
+        fields: dict[str, Any] = {
+            "role": message.role,
+            "content": self._close(message.content, message.role == "assistant"),
+        }
+        if message.reasoning is not None:
+            fields["reasoning_content"] = self._close(message.reasoning)
+            fields["thinking"] = fields["reasoning_content"]  # what some templates call it
+        if message.tool_calls:
+            fields["tool_calls"] = [self._close(_parsed(call)) for call in message.tool_calls]
+        if message.name is not None:
+            fields["name"] = self._close(message.name)
+        return fields
 
     def write(self, size: int, generate: bool = False, values: Mapping[str, Any] | None = None) -> str:
         """The first `size` messages rendered."""
@@ -100,38 +115,37 @@ class Row:
     def turn(self, index: int) -> Turn:
         """The turn of assistant message `index`, behind the prompt that a sampler is given there.
 
-        The prompt is the template's own where the turn begins with it, else the variant with reasoning switched on or
-        off with which it does. Raises RowError where neither does, or the turn does not end in a stop token.
+        The prompt is the template's own if the turn begins with it, else the variant with reasoning switched on or off
+        with which it does. Raises RowError if neither does, or the turn does not end in a stop token.
         """
+        text = prompt = ""
         for values in self._form.variants(self.tools is not None):
             text = self.write(index + 1, values=values)
             prompt = self.write(index, generate=True, values=values)
             if text.startswith(prompt):
                 return Turn(index, text, len(prompt), self._end(text, len(prompt)))
-        same = next(
-            (i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text))
-        )
+        at = _first_difference(prompt, text)
         raise RowError(
             "prompt is no prefix of the turn",
             field=f"messages[{index}]",
-            got=f"{prompt[same : same + 40]!r} in the prompt, {text[same : same + 40]!r} in the turn",
+            got=f"{prompt[at : at + 40]!r} in the prompt, {text[at : at + 40]!r} in the turn",
             expected="a turn that begins with what the template writes to start it",
         )
 
     def _end(self, text: str, start: int) -> int:
-        last = None
-        for last in self._codec.written(text, start):  # noqa: B007
-            pass
-        if last is None or last[2].id not in self._stops or text[last[1] :].strip():
+        """Where the turn from `start` on ends: behind its stop token, after which only whitespace may stand."""
+        end, last = self._codec.last_written(text, start)
+        if last is None or last.id not in self._stops or text[end:].strip():
+            stops = [repr(self._codec.added[i].text) for i in sorted(self._stops)]
             raise RowError(
                 "turn without a stop token",
                 got=f"a turn that ends in {text[start:][-40:]!r}",
-                expected="one of " + ", ".join(repr(self._codec.added[i].text) for i in sorted(self._stops)),
+                expected=f"one of {', '.join(stops)}",
             )
-        return last[1]
+        return end
 
     def region(self, index: int, text: str) -> tuple[int, int]:
-        """Where message `index` stands in `text`, the whole rendering. Raises RowError where it is rewritten."""
+        """Where message `index` stands in `text`, the whole rendering. Raises RowError if it is rewritten."""
         before = self.write(index) if index else ""
         through = self.write(index + 1)
         if not (text.startswith(through) and through.startswith(before)):
@@ -143,6 +157,9 @@ class Row:
 
         They are searched for, as whole words; those that the template changed are left out.
         """
+        # Each search starts behind the content before it. A content that a template repeats in
+        # front of its own place (a system prompt inside the first user turn) is found there; only
+        # counts by role depend on it.
         at = 0
         for index, message in enumerate(self.messages[:size]):
             content = message["content"].strip()
@@ -152,6 +169,14 @@ class Row:
             if start >= 0:
                 at = start + len(content)
                 yield index, start, at
+
+
+def _first_difference(some: str, other: str) -> int:
+    """The first place at which two texts differ; the end of the shorter one if it begins the other."""
+    for at, (a, b) in enumerate(zip(some, other, strict=False)):
+        if a != b:
+            return at
+    return min(len(some), len(other))
 
 
 def _inside_word(text: str, start: int, end: int) -> bool:
@@ -171,19 +196,20 @@ def rewritten(index: int) -> RowError:
 
 def _strings(chat: Chat) -> Iterator[tuple[str, bool]]:
     """All text of a conversation that its template could write, each with whether it may hold markup."""
-    for m in chat.messages:
-        yield m.content, m.role == "assistant"
-        if m.reasoning is not None:
-            yield m.reasoning, False
-        if m.name is not None:
-            yield m.name, False
-        for call in m.tool_calls:
+    for message in chat.messages:
+        yield message.content, message.role == "assistant"
+        if message.reasoning is not None:
+            yield message.reasoning, False
+        if message.name is not None:
+            yield message.name, False
+        for call in message.tool_calls:
             yield from _inner(_parsed(call))
     for tool in chat.tools:
         yield from _inner(tool)
 
 
 def _inner(value: Any) -> Iterator[tuple[str, bool]]:
+    """All text inside a JSON value, keys included; none of it may hold markup."""
     if isinstance(value, str):
         yield value, False
     elif isinstance(value, Mapping):
@@ -196,17 +222,21 @@ def _inner(value: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object where their text is one: templates write both, and some only that."""
+    """A tool call whose arguments are an object, if their text is that of one: templates write both forms, and some
+    take objects only."""
     function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(arguments, str):
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return dict(call)
     try:
-        decoded = json.loads(arguments)
-    except ValueError:  # no JSON: the template gets the text
+        decoded = json.loads(function["arguments"])
+    except ValueError:  # not JSON: the template gets the text
         return dict(call)
-    whole = isinstance(decoded, dict)
-    return {**call, "function": {**function, "arguments": decoded}} if whole else dict(call)
+    if not isinstance(decoded, dict):
+        return dict(call)
+    return {**call, "function": {**function, "arguments": decoded}}
+
+
+# -------------------------------------------------------------------------------------------------------------- probe
 
 
 class Probe:
@@ -217,58 +247,78 @@ class Probe:
     """
 
     def __init__(self, form: Templates, codec: Codec) -> None:
-        def turn(role: str, word: str, **more: Any) -> dict[str, Any]:
-            return {"role": role, "content": word, **more}
-
-        def text(*messages: dict[str, Any], tools: Any = None) -> str | None:
-            try:
-                return form.write(messages, tools)
-            except RowError:  # refuses this kind of conversation: so it will with rows, with its own words
-                return None
-
-        user, answer = turn("user", "Zqu"), turn("assistant", "Zqa")
+        # A template is a program: what it does shows only when it runs. The words begin with "Zq",
+        # which no template writes by itself, so that a word in the text is the content, and one
+        # that is missing was left out.
+        system, user, answer = _turn("system", "Zqs"), _turn("user", "Zqu"), _turn("assistant", "Zqa")
+        thought = {**answer, "reasoning_content": "Zqr", "thinking": "Zqr"}
         call = {"type": "function", "id": "zqcall000", "function": {"name": "zqf", "arguments": {"zqk": 1}}}
-        caller = turn("assistant", "", tool_calls=[call])
-        offer = [{"type": "function", "function": {"name": "zqo", "description": "", "parameters": {}}}]
-        self._twice = text(user, answer, user, answer)
-        answered, called = text(user, answer), text(user, caller)
+        caller = {**_turn("assistant", ""), "tool_calls": [call]}
+        result = {**_turn("tool", "Zqt"), "name": "zqf"}
+        tool = {"type": "function", "function": {"name": "zqo", "description": "", "parameters": {}}}
+
+        self._twice = _tried(form, (user, answer, user, answer))
+        answered, called = _tried(form, (user, answer)), _tried(form, (user, caller))
         self.renders = answered is not None
-        found = [_last(codec, t, word) for t, word in ((answered, "Zqa"), (called, "zqf")) if t and word in t]
-        self.ends = tuple(dict.fromkeys(a.id for i, a in enumerate(found) if a and (i == 0 or a.special)))
-        drops = {
-            "system messages": ("Zqs", text(turn("system", "Zqs"), user, answer)),
-            "reasoning": ("Zqr", text(user, {**answer, "reasoning_content": "Zqr", "thinking": "Zqr"})),
+        self.ends = _ends(codec, answered, called)
+        words_and_texts = {
+            "system messages": ("Zqs", _tried(form, (system, user, answer))),
+            "reasoning": ("Zqr", _tried(form, (user, thought))),
             "tool calls": ("zqf", called),
-            "tools": ("zqo", text(user, answer, tools=offer)),
-            "tool messages": ("Zqt", text(user, caller, turn("tool", "Zqt", name="zqf"), answer)),
+            "tools": ("zqo", _tried(form, (user, answer), [tool])),
+            "tool messages": ("Zqt", _tried(form, (user, caller, result, answer))),
         }
-        self.drops = frozenset(name for name, (word, t) in drops.items() if t is not None and word not in t)
+        dropped = []
+        for name, (word, text) in words_and_texts.items():
+            if text is not None and word not in text:
+                dropped.append(name)
+        self.drops = frozenset(dropped)
 
     def opens_with(self, text: str) -> bool:
         """Whether a conversation starts with `text` and holds it once."""
         return self._twice is not None and self._twice.startswith(text) and self._twice.count(text) == 1
 
     def check(self, chat: Chat) -> None:
-        """Raise RowError where the template would silently leave out a part of `chat`."""
+        """Raise RowError if the template would silently leave out a part of `chat`."""
         if not self.drops:
             return
-        holds = {
-            "system messages": any(m.role == "system" for m in chat.messages),
-            "reasoning": any(m.reasoning for m in chat.messages),
-            "tool calls": any(m.tool_calls for m in chat.messages),
+        parts = {
+            "system messages": any(message.role == "system" for message in chat.messages),
+            "reasoning": any(message.reasoning for message in chat.messages),
+            "tool calls": any(message.tool_calls for message in chat.messages),
             "tools": bool(chat.tools),
-            "tool messages": any(m.role == "tool" for m in chat.messages),
+            "tool messages": any(message.role == "tool" for message in chat.messages),
         }
         for name in sorted(self.drops):
-            if holds[name]:
-                raise RowError(
-                    f"chat template drops {name}", fix="Choose another template, or remove them from the row"
-                )
+            if parts[name]:
+                fix = "Choose another template, or remove them from the row"
+                raise RowError(f"chat template drops {name}", fix=fix)
 
 
-def _last(codec: Codec, text: str, word: str) -> Any:
-    """The added token that ends `text` behind `word`, if one does."""
-    last = None
-    for last in codec.written(text, text.rindex(word)):  # noqa: B007
-        pass
-    return last[2] if last is not None and not text[last[1] :].strip() else None
+def _turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _tried(form: Templates, messages: Sequence[dict[str, Any]], tools: Any = None) -> str | None:
+    """The text of `messages`; None if the template refuses such a conversation."""
+    try:
+        return form.write(messages, tools)
+    except RowError:  # it will refuse such rows, too, and in its own words
+        return None
+
+
+def _ends(codec: Codec, answered: str | None, called: str | None) -> tuple[int, ...]:
+    """The ids that end the answer "Zqa" and the call of "zqf", each once.
+
+    The end of a call counts only if it is a special token: markup such as `</tool_call>` ends the call, not the turn.
+    """
+    ends: list[int] = []
+    first = True
+    for text, word in ((answered, "Zqa"), (called, "zqf")):
+        if not text or word not in text:
+            continue
+        end, token = codec.last_written(text, text.rindex(word))
+        if token is not None and not text[end:].strip() and (first or token.special):
+            ends.append(token.id)
+        first = False
+    return tuple(dict.fromkeys(ends))

@@ -1,11 +1,11 @@
 """One entry of the token cache on disk: flat binary files that are complete or not there.
 
-    tokens.bin          int32, one a token
-    runs.bin            RUN, one for each run of tokens of equal mask and weight
-    samples.bin         SAMPLE, one a sample
-    judged.bin          for each group with judgements: JUDGED, one a sample, then all its numbers (see `judgements`)
-    group_*.bin         one number a group, for each of COLUMNS
-    rejected.jsonl      one JSON object for each row that could not be used
+    tokens.bin          int32, one per token
+    runs.bin            RUN, one per run of tokens of equal mask and weight
+    samples.bin         SAMPLE, one per sample
+    judged.bin          for each group with judgements: JUDGED, one per sample, then all its numbers (`pack_judgements`)
+    group_*.bin         one number per group, for each of COLUMNS
+    rejected.jsonl      one JSON object per row that could not be used
     meta.json           version, sizes of the other files, names of parts, statistics
 
 An entry is written into a folder beside its final place, synced, and renamed: what carries an entry's name is whole. A
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -35,14 +36,37 @@ from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason
 
 VERSION = 3
+"""Raised whenever the layout changes: entries of another version are not read, but built anew under another name."""
+# All numbers are little-endian and of fixed width, so that machines that share a cache read the
+# same entry. Records are packed: a SAMPLE is 26 bytes, no padding.
 TOKEN = np.dtype("<i4")
+# A mask and a weight per token would be 9 bytes; they change a few times in a sample.
 RUN = np.dtype([("length", "<i4"), ("trained", "?"), ("weight", "<f8")])
+# token, run: the number of the sample's first token and first run in their files; tokens, runs: how
+# many it has. part is a place in the list of meta.json, stop one in STOPS.
 SAMPLE = np.dtype(
-    [("token", "<i8"), ("tokens", "<i4"), ("run", "<i8"), ("runs", "<i4"), ("part", "u1"), ("stop", "u1")]
+    [
+        ("token", "<i8"),
+        ("tokens", "<i4"),
+        ("run", "<i8"),
+        ("runs", "<i4"),
+        ("part", "u1"),
+        ("stop", "u1"),
+    ]
 )
+# Counts of what follows the records; width: dimensions of a grade.
 JUDGED = np.dtype(
-    [("label", "<f8"), ("beats", "<i4"), ("ties", "<i4"), ("reads", "<i4"), ("grades", "<i4"), ("width", "<i4")]
+    [
+        ("label", "<f8"),
+        ("beats", "<i4"),
+        ("ties", "<i4"),
+        ("reads", "<i4"),
+        ("grades", "<i4"),
+        ("width", "<i4"),
+    ]
 )
+# first: the number of the group's first sample; judged: the byte in judged.bin at which its
+# judgements start.
 COLUMNS = {
     "first": "<i8",
     "samples": "<i4",
@@ -59,7 +83,7 @@ _FRESH = Sample()
 
 @contextlib.contextmanager
 def writing(home: Path) -> Iterator[None]:
-    """Say of an OSError inside the block that the cache cannot be written, and what to do."""
+    """Turn an OSError inside the block into an EspalierError: the cache cannot be written, and the way out."""
     try:
         yield
     except OSError as e:
@@ -88,37 +112,45 @@ class Writer:
         """Append one group. Raises ValueError for a sample with something that the files do not hold."""
         group = {"first": self._samples, "samples": len(samples), "line": line, "hash": digest, "prompt": prompt}
         group["tokens"] = sum(len(s.tokens) for s in samples)
+        group["judged"] = self._judged
         for s in samples:
             self._add(s)
-        judged = judgements(samples)
-        group["judged"] = self._judged
-        self._judged += self._files["judged"].write(judged)
+        self._judged += self._files["judged"].write(pack_judgements(samples))
         for column, kind in COLUMNS.items():
             self._files[f"group_{column}"].write(np.array(group[column], kind).tobytes())
 
     def _add(self, s: Sample) -> None:
-        n = len(s.tokens)
-        if len(s.mask) != n or len(s.weights) != n:
-            raise ValueError(f"a sample has {n} tokens, {len(s.mask)} mask entries and {len(s.weights)} weights")
+        size = len(s.tokens)
+        if len(s.mask) != size or len(s.weights) != size:
+            raise ValueError(f"a sample has {size} tokens, {len(s.mask)} mask entries and {len(s.weights)} weights")
         for name in ("reward", "streams", "temperature", "version"):
             if getattr(s, name) != getattr(_FRESH, name):
                 raise ValueError(f"the token cache does not hold a sample's {name}, got {getattr(s, name)!r}")
         mask, weights = np.array(s.mask, bool), np.array(s.weights, np.float64)
-        change = np.ones(n, bool)
+        # A run starts at the first token, and wherever mask or weight differ from those of the
+        # token before.
+        change = np.ones(size, bool)
         change[1:] = (mask[1:] != mask[:-1]) | (weights[1:] != weights[:-1])
         starts = np.flatnonzero(change)
         runs = np.empty(len(starts), RUN)
-        runs["length"], runs["trained"], runs["weight"] = np.diff(starts, append=n), mask[starts], weights[starts]
+        runs["length"] = np.diff(starts, append=size)
+        runs["trained"], runs["weight"] = mask[starts], weights[starts]
         if s.part not in self.parts:
             self.parts.append(s.part)
-        place = (self._tokens, n, self._runs, len(runs), self.parts.index(s.part), STOPS.index(s.stop))
+        part, stop = self.parts.index(s.part), STOPS.index(s.stop)
+        place = (self._tokens, size, self._runs, len(runs), part, stop)
         self._files["tokens"].write(np.array(s.tokens, TOKEN).tobytes())
         self._files["runs"].write(runs.tobytes())
         self._files["samples"].write(np.array(place, SAMPLE).tobytes())
-        self._tokens, self._runs, self._samples = self._tokens + n, self._runs + len(runs), self._samples + 1
+        self._tokens += size
+        self._runs += len(runs)
+        self._samples += 1
 
     def reject(self, item: dict[str, Any]) -> None:
-        self._files["rejected"].write(json.dumps(item, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        """Append one row that could not be used."""
+        # A row may hold lone surrogates, which UTF-8 cannot write; the report shows them escaped.
+        text = json.dumps(item, ensure_ascii=False)
+        self._files["rejected"].write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     def flush(self) -> None:
         """Make what was appended readable through the files' names."""
@@ -127,6 +159,8 @@ class Writer:
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Write meta.json and sync everything to the disk."""
+        # The files before meta.json, which holds their sizes: an entry with a meta.json that
+        # matches them is whole.
         for stream in self._files.values():
             stream.flush()
             os.fsync(stream.fileno())
@@ -140,14 +174,14 @@ class Writer:
         fsync_dir(self.folder)
 
     def abandon(self) -> None:
-        """Close the files of an entry that will not be finished, whatever their buffers say about a full disk."""
+        """Close the files of an entry that will not be finished; errors of a full disk on closing are ignored."""
         for stream in self._files.values():
             with contextlib.suppress(OSError):
                 stream.close()
 
 
-def judgements(samples: Sequence[Sample]) -> bytes:
-    """What a group's samples say about their judgements: nothing at all where none has any.
+def pack_judgements(samples: Sequence[Sample]) -> bytes:
+    """The judgements of a group's samples; no bytes if no sample has any.
 
     The numbers behind the JUDGED records are the samples' beats, ties and reads (int32), then their grades, as many
     numbers each as the sample's width (float64). A label of None is nan. Raises ValueError for a sample whose grades
@@ -163,28 +197,35 @@ def judgements(samples: Sequence[Sample]) -> bytes:
         label = np.nan if s.label is None else s.label
         table[i] = (label, len(s.beats), len(s.ties), len(s.reads), len(s.grades), max(widths, default=0))
         places += (*s.beats, *s.ties, *s.reads)
-        grades.extend(x for grade in s.grades for x in grade)
+        for grade in s.grades:
+            grades.extend(grade)
     return table.tobytes() + np.array(places, TOKEN).tobytes() + np.array(grades, "<f8").tobytes()
 
 
-def judge(samples: Sequence[Sample], data: bytes) -> None:
-    """Give samples the judgements that `judgements` wrote."""
-    table = np.frombuffer(data, JUDGED, len(samples)).tolist()
-    count = sum(beats + ties + reads for _, beats, ties, reads, _, _ in table)
-    places = np.frombuffer(data, TOKEN, count, len(table) * JUDGED.itemsize).tolist()
-    grades = np.frombuffer(data, "<f8", offset=len(table) * JUDGED.itemsize + count * TOKEN.itemsize).tolist()
-    at = first = 0
-    for s, (label, beats, ties, reads, graded, width) in zip(samples, table, strict=True):
-        s.label = None if label != label else label
+def unpack_judgements(samples: Sequence[Sample], data: bytes) -> None:
+    """Give samples the judgements that `pack_judgements` wrote."""
+    records = np.frombuffer(data, JUDGED, len(samples)).tolist()
+    count = sum(beats + ties + reads for _, beats, ties, reads, _, _ in records)
+    behind = len(records) * JUDGED.itemsize
+    places = np.frombuffer(data, TOKEN, count, behind).tolist()
+    grades = np.frombuffer(data, "<f8", offset=behind + count * TOKEN.itemsize).tolist()
+    at = grade_at = 0
+    for s, (label, beats, ties, reads, graded, width) in zip(samples, records, strict=True):
+        s.label = None if math.isnan(label) else label
         s.beats = places[at : at + beats]
-        s.ties = places[at + beats : at + beats + ties]
-        s.reads = places[at + beats + ties : at + beats + ties + reads]
-        s.grades = [tuple(grades[i : i + width]) for i in range(first, first + graded * width, width or 1)]
-        at, first = at + beats + ties + reads, first + graded * width
+        at += beats
+        s.ties = places[at : at + ties]
+        at += ties
+        s.reads = places[at : at + reads]
+        at += reads
+        s.grades = []
+        for _ in range(graded):
+            s.grades.append(tuple(grades[grade_at : grade_at + width]))
+            grade_at += width
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The contents of meta.json, or None where there is no entry, or one whose files lost or gained bytes."""
+    """The contents of meta.json; None if there is no entry, or one whose files lost or gained bytes."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         whole = meta["version"] == VERSION and all(
@@ -196,21 +237,21 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def column(folder: Path, name: str) -> NDArray[Any]:
-    """One number a group, mapped from its file."""
+    """One number per group, mapped from its file."""
     path, kind = folder / f"group_{name}.bin", COLUMNS[name]
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
 def read_at(fd: int, kind: np.dtype[Any], first: int, count: int, folder: Path) -> NDArray[Any]:
-    """Records first .. first + count of an open file. Raises DataError where the file ends before.
+    """Records first .. first + count of an open file. Raises DataError if the file ends before.
 
     Plain reads, not a memory map: pages of a map count as memory of the process for as long as they stay in the
     system's cache, so that a run's memory would grow with its data; and a map of a file cut short ends the process.
     """
-    wanted, offset = count * kind.itemsize, first * kind.itemsize
-    data = os.pread(fd, wanted, offset)
-    while len(data) < wanted:
-        more = os.pread(fd, wanted - len(data), offset + len(data))
+    size, offset = count * kind.itemsize, first * kind.itemsize
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
         if not more:
             raise DataError(f"{folder}: the token cache is damaged, a file ends early. Remove this folder")
         data += more
@@ -221,15 +262,19 @@ def read_at(fd: int, kind: np.dtype[Any], first: int, count: int, folder: Path) 
 def building(home: Path, key: str) -> Iterator[Path]:
     """A new folder to write the entry `home/key` into; renamed to it when the block ends, removed when it raises.
 
-    Folders that killed builds of the same entry left behind on this machine are removed where a lock proves that
+    Folders that killed builds of the same entry left behind on this machine are removed by `locked`, which proves that
     nobody writes to them.
     """
-    mine = f".{key}.{socket.gethostname()}."
-    draft = home / f"{mine}{uuid.uuid4().hex}"
+    # The host's name tells `locked` which drafts its lock speaks for: another machine may be
+    # writing the others.
+    draft = home / f".{key}.{socket.gethostname()}.{uuid.uuid4().hex}"
     with writing(home):
         draft.mkdir()
     try:
         yield draft
+        # The draft's files and its own list of names are on the disk by now (`Writer.finish`); the
+        # rename is one step, and durable once the folder above is synced. A crash at any point
+        # leaves no entry, or a whole one.
         with writing(home):
             _place(draft, home / key)
             fsync_dir(home)
@@ -238,10 +283,12 @@ def building(home: Path, key: str) -> Iterator[Path]:
 
 
 def _place(draft: Path, final: Path) -> None:
+    """Give a finished draft the name of its entry."""
     try:
         os.rename(draft, final)
     except OSError:
-        # Something is there: another machine's entry, used if it is whole, or a damaged one, replaced.
+        # A folder cannot be renamed onto one that holds files. What is there is another machine's
+        # entry, used if it is whole, or a damaged one, replaced.
         if not final.exists():
             raise
         if read_meta(final) is None:
@@ -253,7 +300,7 @@ def _place(draft: Path, final: Path) -> None:
 def locked(home: Path, key: str) -> Iterator[None]:
     """Hold the right to build `home/key`, waiting for another process of this machine that does. Ends with the process.
 
-    Where the file system has no locks, the block runs without one.
+    If the file system has no locks, the block runs without one.
     """
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)
@@ -264,6 +311,8 @@ def locked(home: Path, key: str) -> Iterator[None]:
         except OSError:
             yield
             return
+        # Under the lock no process of this machine builds the entry: these drafts are of processes
+        # that were killed.
         for left in home.glob(f".{key}.{socket.gethostname()}.*"):
             shutil.rmtree(left, ignore_errors=True)
         yield

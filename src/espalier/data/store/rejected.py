@@ -6,23 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from espalier.errors import RowError
 
+if TYPE_CHECKING:
+    from espalier.data.store.store import Store
+
 FIELDS = ("where", "reason", "field", "got", "expected", "fix")
 NAME = "rejected.jsonl"
-
-
-class Entry(Protocol):
-    """What `write_rejected` asks of a store."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def path(self) -> str: ...
 
 
 def record(error: RowError, row: int, source: str, path: str) -> dict[str, Any]:
@@ -32,7 +24,9 @@ def record(error: RowError, row: int, source: str, path: str) -> dict[str, Any]:
 
 
 def restore(item: dict[str, Any], path: str) -> RowError:
-    """The RowError that `record` wrote, its place given in terms of `path`, where the same bytes are read now."""
+    """The RowError that `record` wrote, its place in terms of `path`, from which the same bytes are read now."""
+    # An entry is found by what a file contains: the file may have another path than when the entry
+    # was written.
     where = item["where"]
     if where.startswith(f"{item['path']}:"):
         where = path + where[len(item["path"]) :]
@@ -46,13 +40,15 @@ def rejections(folder: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def write_rejected(stores: Iterable[Entry], path: Path) -> int:
+def write_rejected(stores: Iterable[Store], path: Path) -> int:
     """Write the rejected rows of all `stores` to `path` as JSON lines and return how many there are.
 
     Each line holds `source`, `path`, `row`, `where`, `reason`, `field`, `got`, `expected`, `fix` and `message`. The
     file is replaced as a whole; without rejected rows it is empty.
     """
     count = 0
+    # Processes of one run may write the same report; each has its own draft, and the last whole one
+    # stays.
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with open(draft, "w", encoding="utf-8", errors="backslashreplace") as out:
         for store in stores:

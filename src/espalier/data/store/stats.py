@@ -5,32 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from espalier.data.render.drafts import Judged
+from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.types import Sample
 
 ANSWERS = ("assistant", "text", "completion")  # roles whose turns end in a stop token
-
-
-class Span(Protocol):
-    """Tokens `start` up to, not including, `end` of a sample belong to a turn of `role`."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def role(self) -> str: ...
-
-
-class Rendered(Protocol):
-    """One sample of a row, with the turns its tokens come from."""
-
-    @property
-    def sample(self) -> Sample: ...
-    @property
-    def spans(self) -> Sequence[Span]: ...
 
 
 @dataclass(slots=True)
@@ -42,16 +22,16 @@ class StoreStats:
     `tokens` and `trained`. Tokens of a prefix that several samples of a group share count once for each.
     `truncated` counts rows with a sample that lost its tail; `untrained` counts samples without a trained token.
     Of the `whole` samples (not truncated, an answer trained), `stopped` train the stop token of their last answer.
-    `bos_0`, `bos_1` and `bos_more` count samples by their number of BOS tokens, where the tokenizer has one; where it
-    is also a stop token, only those at the start of the sample count.
+    `bos_0`, `bos_1` and `bos_more` count samples by their number of BOS tokens, if the tokenizer has one; if it is also
+    a stop token, only those at the start of the sample count.
     `histogram[2 ** k]` counts samples of more than 2 ** (k - 1) and at most 2 ** k tokens; `longest` is in tokens.
     `duplicates` counts groups whose tokens are those of an earlier group.
 
     Of rankings, steps and trees: `pairs` counts strict preferences and `ties` ties; `dropped` what was left out of rows
     that are kept, by reason (responses, comparisons, steps, threads); `responses[k]` rankings of which k responses are
-    kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses where a run takes
-    those, of steps where it takes steps. `dimensions` names what grades of responses are about, the same in all rows
-    that have some; `lowest` and `highest` are the least and the largest of them, None where nobody gave one.
+    kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses if the run takes
+    those, of steps if it takes steps. `dimensions` names what grades of responses are about, the same in all rows that
+    have some; `lowest` and `highest` are the least and the largest of them, None if there are none.
     `judged_by` counts rankings by the judgement that decides: ranks, scores, dimensions (scores of named ones), labels.
     """
 
@@ -86,33 +66,33 @@ class StoreStats:
     highest: float | None = None
     judged_by: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def stop_share(self) -> float:
-        """stopped / whole; 1 where no sample is whole."""
-        return self.stopped / self.whole if self.whole else 1.0
-
     def reject(self, reason: str) -> None:
         """Count a row that cannot be used."""
         self.rows += 1
         self.rejected += 1
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        _add(self.reasons, reason, 1)
 
     def keep(self, row: Sequence[Rendered], stop_ids: Collection[int], bos_id: int | None) -> None:
         """Count a row that became these samples."""
         self.rows += 1
         self.kept += 1
-        self.truncated += any(r.sample.stop == "length" and _lost(r) for r in row)
+        if any(rendered.sample.stop == "length" and _lost(rendered) for rendered in row):
+            self.truncated += 1
         for rendered in row:
-            self._sample(rendered, stop_ids, bos_id)
+            self._lengths(rendered.sample)
+            self._stops(rendered, stop_ids)
+            if bos_id is not None:
+                self._begins(rendered.sample, bos_id, bos_id in stop_ids)
             self._roles(rendered)
-        if isinstance(row, Judged):
+        if isinstance(row, RenderedGroup):
             self._judgements(row)
 
-    def _judgements(self, row: Judged) -> None:
-        samples = [r.sample for r in row]
-        self.pairs += sum(len(s.beats) for s in samples)
-        self.ties += sum(len(s.ties) for s in samples)
-        self.reads += sum(len(s.reads) for s in samples)
+    def _judgements(self, row: RenderedGroup) -> None:
+        samples = [rendered.sample for rendered in row]
+        for s in samples:
+            self.pairs += len(s.beats)
+            self.ties += len(s.ties)
+            self.reads += len(s.reads)
         self.dimensions = row.dimensions or self.dimensions
         for reason, count in row.dropped.items():
             _add(self.dropped, reason, count)
@@ -120,41 +100,65 @@ class StoreStats:
             _add(self.judged_by, row.judged_by, 1)
         if row.kind == "ranking":
             self.responses[len(row)] = self.responses.get(len(row), 0) + 1
-            given = [x for s in samples for grade in s.grades for x in grade if not math.isnan(x)]
-            if given:
-                self.lowest = min(given) if self.lowest is None else min(self.lowest, *given)
-                self.highest = max(given) if self.highest is None else max(self.highest, *given)
-        labels: list[float | None] = [s.label for s in samples] if row.labelled else []
+        grades = [x for s in samples for grade in s.grades for x in grade]
+        if row.kind == "ranking":
+            self._range([x for x in grades if not math.isnan(x)])
+        labels: Sequence[float | None] = []
         if row.kind == "steps":
-            labels = [grade for s in samples for (grade,) in s.grades]
+            labels = grades  # of one dimension: the label of the step
+        elif row.labelled:
+            labels = [s.label for s in samples]
         self.good += labels.count(1.0)
         self.bad += labels.count(0.0)
 
-    def _sample(self, rendered: Rendered, stop_ids: Collection[int], bos_id: int | None) -> None:
-        sample = rendered.sample
+    def _range(self, grades: Sequence[float]) -> None:
+        """Widen `lowest` and `highest` to `grades`."""
+        if not grades:
+            return
+        self.lowest = min(grades) if self.lowest is None else min(self.lowest, *grades)
+        self.highest = max(grades) if self.highest is None else max(self.highest, *grades)
+
+    def _lengths(self, sample: Sample) -> None:
         length, trained = len(sample.tokens), sum(sample.mask)
         self.samples += 1
         self.tokens += length
         self.trained += trained
+        if not trained:
+            self.untrained += 1
         self.longest = max(self.longest, length)
         edge = 1 << max(0, length - 1).bit_length()
         self.histogram[edge] = self.histogram.get(edge, 0) + 1
-        if not trained:
-            self.untrained += 1
-        elif sample.stop != "length":
-            answers = [s for s in rendered.spans if s.role in ANSWERS and any(sample.mask[s.start : s.end])]
-            if answers or not rendered.spans:
-                self.whole += 1
-                last = answers[-1].end - 1 if answers else length - 1 - sample.mask[::-1].index(True)
-                self.stopped += sample.mask[last] and sample.tokens[last] in stop_ids
-        if bos_id is not None:
-            if bos_id in stop_ids:
-                count = next((i for i, t in enumerate(sample.tokens) if t != bos_id), length)
-            else:
-                count = sample.tokens.count(bos_id)
-            self.bos_0 += count == 0
-            self.bos_1 += count == 1
-            self.bos_more += count > 1
+
+    def _stops(self, rendered: Rendered, stop_ids: Collection[int]) -> None:
+        """Whether a whole sample trains the stop token of its last answer."""
+        sample = rendered.sample
+        if sample.stop == "length" or True not in sample.mask:
+            return
+        # Without spans (a renderer that gives none) the last trained token stands for the end of
+        # the answer.
+        last = len(sample.tokens) - 1 - sample.mask[::-1].index(True)
+        if rendered.spans:
+            last = -1
+            for span in rendered.spans:
+                if span.role in ANSWERS and any(sample.mask[span.start : span.end]):
+                    last = span.end - 1
+            if last < 0:
+                return
+        self.whole += 1
+        if sample.mask[last] and sample.tokens[last] in stop_ids:
+            self.stopped += 1
+
+    def _begins(self, sample: Sample, bos_id: int, stops: bool) -> None:
+        """Count BOS tokens; of one that `stops` turns, too, only those at the start."""
+        count = sample.tokens.count(bos_id)
+        if stops:
+            count = next((i for i, token in enumerate(sample.tokens) if token != bos_id), len(sample.tokens))
+        if count == 0:
+            self.bos_0 += 1
+        elif count == 1:
+            self.bos_1 += 1
+        else:
+            self.bos_more += 1
 
     def _roles(self, rendered: Rendered) -> None:
         mask = rendered.sample.mask
@@ -185,7 +189,7 @@ def _lost(rendered: Rendered) -> bool:
 
 
 def _numbered(counts: dict[Any, int]) -> dict[int, int]:
-    """Counts by number, ascending, of what JSON made texts."""
+    """Counts by number, ascending, of keys that JSON made texts."""
     return {int(number): count for number, count in sorted(counts.items(), key=lambda item: int(item[0]))}
 
 

@@ -9,46 +9,27 @@ import hashlib
 import math
 import os
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.data.render.drafts import Judged
+from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.store import entry as disk
 from espalier.data.store.rejected import record, rejections, restore
-from espalier.data.store.stats import Rendered, StoreStats
+from espalier.data.store.stats import StoreStats
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Example, Origin, Sample
+
+if TYPE_CHECKING:
+    from espalier.data.read import Source
+    from espalier.data.render.renderer import Renderer
 
 _PROGRESS_EVERY = 256
 _BUCKET = 1 << 18
 _BYTE = np.dtype("u1")
-
-
-class Named(Protocol):
-    """What a store asks of a data source: its name in reports, its path in errors, and the format it is read in."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def format(self) -> str: ...
-
-
-class Renderer(Protocol):
-    """Turns an example into samples. Two renderers of equal `fingerprint` render every example alike."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def stop_ids(self) -> Collection[int]: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    def render(self, example: Example, key: int) -> Sequence[Rendered]: ...
 
 
 class Store:
@@ -58,7 +39,7 @@ class Store:
     `source` and `path` are the source's; `folder` holds the files.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any], *, key: str, source: Named, part: str) -> None:
+    def __init__(self, folder: Path, meta: dict[str, Any], *, key: str, source: Source, part: str) -> None:
         self.folder, self.key, self.part = folder, key, part
         self.source, self.path = source.name, source.path
         self.stats = StoreStats.from_json(meta["stats"])
@@ -68,8 +49,8 @@ class Store:
         self.hashes: NDArray[np.uint64] = disk.column(folder, "hash")
         """64 bits of each group's tokens: equal for exact duplicates."""
         self.prompts: NDArray[np.uint64] = disk.column(folder, "prompt")
-        """64 bits of what decides a group's side of a split: its prompt's tokens where responses or steps are judged,
-        else those of the whole group."""
+        """64 bits of what decides a group's side of a split: its prompt's tokens if responses or steps are judged, else
+        those of the whole group."""
         self.dimensions = self.stats.dimensions
         """What grades are about. Set to other names, `group` leaves its own grades out and gives nan for each."""
         self._first = disk.column(folder, "first")
@@ -77,44 +58,50 @@ class Store:
         self._judged = disk.column(folder, "judged")
         self._judged_end = int(meta["files"]["judged.bin"])
         self._parts = [part if name == "main" else name for name in meta["parts"]]
-        # Keys of samples differ between stores in 22 bits that follow from the contents, and inside a store by number.
+        # Keys of samples differ between stores in 22 bits that follow from the contents, and inside
+        # a store by number: 40 bits. Two stores share their 22 bits by chance once in 4 million.
         digest = hashlib.sha256(f"{key}\n{part}".encode()).digest()
         self._base = (int.from_bytes(digest[:8], "little") & 0x3FFFFF) << 40
-        self._fds = [os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("samples", "tokens", "runs", "judged")]
+        self._fds: list[int] = []
+        for name in ("samples", "tokens", "runs", "judged"):
+            self._fds.append(os.open(folder / f"{name}.bin", os.O_RDONLY))
         weakref.finalize(self, _close, self._fds)
 
     def __len__(self) -> int:
         return len(self._first)
 
     def group(self, i: int) -> list[Sample]:
-        """New Sample objects of group `i` (0 <= i < len), with `group` = i and keys that no other sample has. Where
-        some rows have grades, all reads have, nan where nobody knows.
+        """New Sample objects of group `i` (0 <= i < len), with `group` = i and keys that no other sample has. If some
+        rows have grades, all reads have: nan if they are not known.
 
-        Raises IndexError outside that range, and DataError where the files were cut short.
+        Raises IndexError outside that range, and DataError if the files were cut short.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"group {i} of {self.source}, which has {len(self)}")
         samples, tokens, runs, judged = self._fds
         first, count = int(self._first[i]), int(self.samples_per_group[i])
+        # Samples of a group stand side by side in every file: three reads, whatever their number.
         table = disk.read_at(samples, disk.SAMPLE, first, count, self.folder)
-        n, m = int(table["tokens"].sum()), int(table["runs"].sum())
-        laid = disk.read_at(tokens, disk.TOKEN, int(table["token"][0]), n, self.folder).tolist()
-        run = disk.read_at(runs, disk.RUN, int(table["run"][0]), m, self.folder)
+        size, changes = int(table["tokens"].sum()), int(table["runs"].sum())
+        ids = disk.read_at(tokens, disk.TOKEN, int(table["token"][0]), size, self.folder).tolist()
+        run = disk.read_at(runs, disk.RUN, int(table["run"][0]), changes, self.folder)
         mask = np.repeat(run["trained"], run["length"]).tolist()
         weights = np.repeat(run["weight"], run["length"]).tolist()
         group, start = [], 0
         for j, row in enumerate(table.tolist()):
             _, length, _, _, part, stop = row
             end = start + length
-            sample = Sample(laid[start:end], mask[start:end], weights[start:end], group=i, part=self._parts[part])
-            sample.key, sample.stop = self._base + first + j, disk.STOPS[stop]
+            sample = Sample(ids[start:end], mask[start:end], weights[start:end], group=i)
+            sample.part, sample.stop = self._parts[part], disk.STOPS[stop]
+            sample.key = self._base + first + j
             group.append(sample)
             start = end
         if self._judged_end:
             at = int(self._judged[i])
             behind = int(self._judged[i + 1]) if i + 1 < len(self) else self._judged_end
             if behind > at:
-                disk.judge(group, disk.read_at(judged, _BYTE, at, behind - at, self.folder).tobytes())
+                data = disk.read_at(judged, _BYTE, at, behind - at, self.folder)
+                disk.unpack_judgements(group, data.tobytes())
         if self.dimensions:
             for s in group:
                 if not s.grades or self.dimensions != self.stats.dimensions:
@@ -126,8 +113,7 @@ class Store:
         return Origin(self.source, int(self._lines[i]))
 
     def groups_of(self, line: int, start: int) -> range:
-        """The groups of a line of the source, from group `start` on, which is the first of those behind earlier
-        lines."""
+        """The groups of a line of the source, from group `start` on, which is the first one behind earlier lines."""
         end = start
         while end < len(self) and self._lines[end] == line:
             end += 1
@@ -140,7 +126,7 @@ def _close(fds: list[int]) -> None:
 
 
 def open_store(
-    source: Named,
+    source: Source,
     read_rows: Callable[[], Iterator[Example | RowError]],
     renderer: Renderer,
     *,
@@ -151,7 +137,7 @@ def open_store(
     on_bad_row: Literal["stop", "skip"] = "stop",
     on_progress: Callable[[int], None] | None = None,
 ) -> Store:
-    """The tokens of `source`, from the cache where they are there, else read, rendered and cached.
+    """The tokens of `source`, from the cache if they are there, else read, rendered and cached.
 
     content_key: what the source contains, such as `content_hash` of a file, or name and revision of a hub data set.
     options: how its rows are read, beyond `source.format`; part of the entry's key, as the renderer's fingerprint is.
@@ -159,14 +145,15 @@ def open_store(
         first as a RowError, caches nothing, and does not accept an entry that lists any.
     on_progress: called with the number of rows read so far, every 256 and at the end; not for a cached source.
 
-    Processes that open the same source at the same time build it once. Raises RowError; DataError where the source has
-    no row that can be used; EspalierError where the cache cannot be written.
+    Processes that open the same source at the same time build it once. Raises RowError; DataError if the source has no
+    row that can be used; EspalierError if the cache cannot be written.
     """
     key = _entry_key(content_key, renderer.fingerprint, source.format, options)
     home = cache / "tokens"
     meta = disk.read_meta(home / key)
     if meta is None:
         with disk.locked(home, key):
+            # Another process may have built it while this one waited for the lock.
             meta = disk.read_meta(home / key)
             if meta is None:
                 with disk.building(home, key) as folder:
@@ -178,44 +165,52 @@ def open_store(
     if on_bad_row == "stop" and store.stats.rejected:
         raise restore(next(rejections(store.folder)), source.path)
     if not len(store):
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in store.stats.reasons.items()) or "it has no rows"
-        raise DataError(f"{source.path}: no row can be used: {reasons}. See {store.folder / 'rejected.jsonl'}")
+        counts = [f"{reason} ({count})" for reason, count in store.stats.reasons.items()]
+        reasons = ", ".join(counts) or "it has no rows"
+        rejected = store.folder / "rejected.jsonl"
+        raise DataError(f"{source.path}: no row can be used: {reasons}. See {rejected}")
     return store
 
 
 def _entry_key(*names: str) -> str:
+    """The name of an entry: equal if the layout and all `names` are. Each is hashed by itself, so that none can hold a
+    border."""
     text = "\n".join(hashlib.sha256(name.encode()).hexdigest() for name in (str(disk.VERSION), *names))
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _build(
     folder: Path,
-    source: Named,
+    source: Source,
     read_rows: Callable[[], Iterator[Example | RowError]],
     renderer: Renderer,
     stop: bool,
     on_progress: Callable[[int], None] | None,
 ) -> None:
+    """Write the entry: rows one by one, in the order of the source."""
     stats, stop_ids, bos_id = StoreStats(), frozenset(renderer.stop_ids), renderer.bos_id
+    # Only what writes stands inside `writing`: an OSError of reading or rendering is not about the
+    # cache.
     with disk.writing(folder.parent):
         writer = disk.Writer(folder)
     try:
         for example in read_rows():
-            row = _render(renderer, example, stats, source.path)
-            if isinstance(row, RowError):
+            rendered = _render(renderer, example, stats, source.path)
+            if isinstance(rendered, RowError):
                 if stop:
-                    raise row
-                stats.reject(row.reason)
+                    raise rendered
+                stats.reject(rendered.reason)
                 with disk.writing(folder.parent):
-                    writer.reject(record(row, stats.rows, source.name, source.path))
+                    writer.reject(record(rendered, stats.rows, source.name, source.path))
             else:
-                line, rendered = row
-                samples = [r.sample for r in rendered]
-                stats.keep(rendered, stop_ids, bos_id)
-                digest = _digest([s.tokens for s in samples])
-                judged = isinstance(rendered, Judged) and rendered.kind != "tree"
+                line, group = rendered
+                samples = [one.sample for one in group]
+                stats.keep(group, stop_ids, bos_id)
+                digest = prompt = _digest([s.tokens for s in samples])
+                if isinstance(group, RenderedGroup) and group.kind != "tree":
+                    prompt = _digest([_prompt(samples[0])])
                 with disk.writing(folder.parent):
-                    writer.add(samples, line, digest, _digest([_prompt(samples[0])]) if judged else digest)
+                    writer.add(samples, line, digest, prompt)
             if on_progress and stats.rows % _PROGRESS_EVERY == 0:
                 on_progress(stats.rows)
         with disk.writing(folder.parent):
@@ -237,19 +232,27 @@ def _render(
         return example
     try:
         rendered = renderer.render(example, stats.rows)
-        if not rendered or not all(r.sample.tokens for r in rendered):
+        if not rendered or not all(one.sample.tokens for one in rendered):
             raise RowError("no tokens", expected="at least one token in every sample")
-        if isinstance(rendered, Judged) and stats.dimensions and rendered.dimensions not in ((), stats.dimensions):
-            got, expected = (", ".join(names) for names in (rendered.dimensions, stats.dimensions))
-            if rendered.learned:
-                raise RowError("scores in other dimensions", got=got, expected=f"{expected}, as in the rows before")
-            rendered.drop("grade in another dimension", len(rendered))
-            rendered.dimensions = ()
-            for one in rendered:
-                one.sample.grades = []
+        if isinstance(rendered, RenderedGroup):
+            _agree(rendered, stats.dimensions)
     except RowError as e:
         return e.at(f"{path}:{example.origin.line}")
     return example.origin.line, rendered
+
+
+def _agree(group: RenderedGroup, dimensions: tuple[str, ...]) -> None:
+    """Leave out grades that are about other dimensions than those of the rows before; of a run that learns from grades
+    alone, raise RowError."""
+    if not dimensions or group.dimensions in ((), dimensions):
+        return
+    if group.learned:
+        got, expected = ", ".join(group.dimensions), f"{', '.join(dimensions)}, as in the rows before"
+        raise RowError("scores in other dimensions", got=got, expected=expected)
+    group.drop("grade in another dimension", len(group))
+    group.dimensions = ()
+    for one in group:
+        one.sample.grades = []
 
 
 def _prompt(s: Sample) -> list[int]:
@@ -268,16 +271,17 @@ def _digest(runs: Sequence[Sequence[int]]) -> int:
 
 def _distinct(path: Path) -> int:
     """How many different numbers a file of uint64 holds, a bucket of them in memory at a time."""
+    # Equal numbers fall into the same bucket, so that buckets can be counted one after another.
     total = path.stat().st_size // 8
     buckets = max(1, -(-total // _BUCKET))
-    found = 0
-    for b in range(buckets):
+    distinct = 0
+    for bucket in range(buckets):
         kept = [np.zeros(0, "<u8")]
         with open(path, "rb") as stream:
             while len(chunk := np.fromfile(stream, "<u8", _BUCKET)):
-                kept.append(chunk[chunk % np.uint64(buckets) == b])
-        found += len(np.unique(np.concatenate(kept)))
-    return found
+                kept.append(chunk[chunk % np.uint64(buckets) == bucket])
+        distinct += len(np.unique(np.concatenate(kept)))
+    return distinct
 
 
 def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -286,8 +290,8 @@ def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
     A group's side follows from its tokens, `seed` and `fraction` alone, so that exact duplicates are on the same side,
     in this store and in others, and rows added to a file move no other row. Of judged responses and steps it follows
     from the prompt's tokens, so that no prompt is on both sides: a model that has seen other answers to it would look
-    better than it is. Where that leaves a side empty, the tokens nearest to it change sides. Raises ConfigError for a
-    fraction outside (0, 1), and where all groups are alike.
+    better than it is. If that leaves a side empty, the tokens nearest to it change sides. Raises ConfigError for a
+    fraction outside (0, 1), and if all groups are alike.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"eval_fraction got {fraction}, expected more than 0 and less than 1", key="eval_fraction")
@@ -299,6 +303,7 @@ def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
             "expected two that differ. Name held-out files with --eval-data instead",
             key="eval_fraction",
         )
+    # The 53 upper bits as a number in [0, 1), which a float holds exactly.
     held = (place >> np.uint64(11)) * 2.0**-53 < fraction
     if not held.any():
         held = place == place.min()
@@ -309,6 +314,7 @@ def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A bijection of 64-bit numbers in which every input bit reaches every output bit (the finaliser of SplitMix64)."""
+    # Overflow is meant: numbers wrap at 2^64.
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

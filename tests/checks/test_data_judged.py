@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from espalier.checks import data as preflight
-from espalier.checks.table import Check
+from espalier.checks import data
+from espalier.checks.evidence import Row
+from espalier.checks.table import Outcome
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
@@ -44,7 +45,7 @@ CASES: list[tuple[Example, Form]] = [
 ]
 
 
-def verdict(example: Example, form: Form, change: Callable[[list[Sample]], None] | None = None) -> Check:
+def verdict(example: Example, form: Form, change: Callable[[list[Sample]], None] | None = None) -> Outcome:
     renderer = Renderer(TOKENIZER, form=form)
 
     def render(e: Example) -> Any:
@@ -53,7 +54,7 @@ def verdict(example: Example, form: Form, change: Callable[[list[Sample]], None]
             change([r.sample for r in group])
         return group
 
-    return preflight.mask([example], render, TOKENIZER.decode, "assistant")
+    return data.mask([Row(example, render(example), [])], TOKENIZER.decode, "assistant")
 
 
 def everything(samples: list[Sample]) -> None:
@@ -74,7 +75,7 @@ def test_the_mask_check(example: Example, form: Form) -> None:
         assert verdict(example, form, fault).verdict == "fail"
     for train_on in ("last", "all"):
         r = Renderer(TOKENIZER, train_on=train_on)  # type: ignore[arg-type]
-        assert preflight.mask([TREE], r.render, TOKENIZER.decode, train_on).verdict == "pass"
+        assert data.mask([Row(TREE, r.render(TREE), [])], TOKENIZER.decode, train_on).verdict == "pass"
 
 
 def test_the_mask_check_sees_exchanged_responses() -> None:
@@ -98,11 +99,12 @@ def test_the_mask_check_sees_reads_that_are_off_by_one(by: int) -> None:
 def test_the_template_check_sees_judgements_that_differ(name: str) -> None:
     renderer = Renderer(TOKENIZER, form=CASES[0][1])
     stored = [r.sample for r in renderer.render(RANKING, 7)]
-    assert preflight.template([RANKING], renderer.render, [stored]).verdict == "pass"
+    row = Row(RANKING, renderer.render(RANKING), stored)
+    assert data.template([row], renderer.render).verdict == "pass"
     setattr(stored[0], name, 5.0 if name == "label" else [(1.0,)] if name == "grades" else [])
     if name == "ties":
         stored[0].ties = [1]
-    assert preflight.template([RANKING], renderer.render, [stored]).verdict == "fail"
+    assert data.template([row], renderer.render).verdict == "fail"
 
 
 @pytest.mark.parametrize(("example", "form"), CASES)
@@ -110,14 +112,14 @@ def test_trained_and_stop_count_judged_examples(example: Example, form: Form) ->
     renderer, stats = Renderer(TOKENIZER, form=form), StoreStats()
     group = renderer.render(example)
     stats.keep(group, renderer.stop_ids, None)
-    assert preflight.stop([stats]).verdict == "pass" and stats.whole == len(group)
+    assert data.stop([stats]).verdict == "pass" and stats.whole == len(group)
     trained = sum(sum(r.sample.mask) for r in group)
-    assert f"d: assistant {trained}" in preflight.trained([("d", stats)]).value
+    assert f"d: assistant {trained}" in data.trained([("d", stats)]).value
     ended = StoreStats()
     for r in group:
         r.sample.tokens[-1] = 7
     ended.keep(group, renderer.stop_ids, None)
-    assert preflight.stop([ended]).verdict == "fail"
+    assert data.stop([ended]).verdict == "fail"
 
 
 def test_what_is_cut_says_nothing_of_the_mask_and_does_not_hide_its_siblings() -> None:

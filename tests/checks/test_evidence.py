@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from espalier.checks.start import matched
+from espalier.checks.evidence import matched
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import open_store
@@ -30,9 +30,10 @@ def test_a_row_that_only_the_store_refuses_shifts_nothing(tmp_path: Path) -> Non
     renderer = Renderer(CHATML, form=form)
     examples = numbered([(line, row) for line, row in enumerate(rows, 1)])
     found = list(matched(renderer, store, iter(examples)))
-    assert [example.origin.line for example, _ in found] == [1, 4]
-    for example, group in found:
-        assert [s.tokens for s in group] == [r.sample.tokens for r in renderer.render(example)]
+    assert [row.example.origin.line for row in found] == [1, 4]
+    for row in found:
+        assert [s.tokens for s in row.stored] == [r.sample.tokens for r in renderer.render(row.example)]
+        assert [s.tokens for s in row.stored] == [r.sample.tokens for r in row.rendered]
 
 
 def test_several_examples_of_a_line_are_all_matched_or_none(tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_several_examples_of_a_line_are_all_matched_or_none(tmp_path: Path) -> N
     )
     assert [store.origin(i).line for i in range(len(store))] == [1, 1, 2, 5]
     found = list(matched(renderer, store, iter(examples)))
-    assert [example.origin.line for example, _ in found] == [1, 1, 5]
-    for example, group in found:
-        assert [s.tokens for s in group] == [r.sample.tokens for r in renderer.render(example)]
+    assert [row.example.origin.line for row in found] == [1, 1, 5]
+    for row in found:
+        assert [s.tokens for s in row.stored] == [r.sample.tokens for r in renderer.render(row.example)]
+        assert [s.tokens for s in row.stored] == [r.sample.tokens for r in row.rendered]

@@ -1,43 +1,15 @@
-"""Judged examples as samples: the prompt once, every response on its own, judgements at the right places."""
+"""Rankings as samples: the prompt once, every response on its own, judgements at the right places."""
 
 import math
-from dataclasses import replace
+from typing import get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from espalier.config.sections import PreferenceConfig, StepLabelsConfig
-from espalier.data.render.form import Form
-from espalier.data.render.renderer import Renderer
-from espalier.errors import ConfigError, RowError
-from espalier.types import Chat, Ranking, Response, Steps
+from espalier.data.render.refusals import MISSING
+from espalier.errors import RowError
+from espalier.types import Ranking, Response, Wants
+from judged_examples import CHATML, HEAD, listed, pair, reason, renderer
 from toys import FORGETFUL, SWITCHED, assistant, letters, merging, show, system, user
-
-CHATML = letters(template="chatml")
-HEAD = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
-QUESTION = (user("Q"),)
-
-
-def renderer(wants="pairs", *, reads=False, limit=0, tokenizer=CHATML, consumes="ranking", **preference):
-    form = Form(consumes, wants, reads, PreferenceConfig(**preference))
-    return Renderer(tokenizer, max_length=limit, form=form)
-
-
-def pair(chosen, rejected, prompt=QUESTION):
-    return Ranking(tuple(prompt), (Response(assistant(chosen), rank=0), Response(assistant(rejected), rank=1)))
-
-
-def listed(*levels, texts="ABCDEFGH", **more):
-    """A ranking whose responses "A", "B" ... have scores."""
-    made = [Response(assistant(t), scores=(s,)) for t, s in zip(texts, levels, strict=False)]
-    return Ranking((user("Q"),), tuple(made), **more)
-
-
-def reason(r, example):
-    with pytest.raises(RowError) as caught:
-        r.render(example)
-    return caught.value.reason
 
 
 def judgements(group):
@@ -181,7 +153,7 @@ def test_pairs_of_right_and_wrong_where_labels_decide():
     assert reason(renderer("labels", judged_by="scores"), row) == "no good-or-bad label"  # on three levels
 
 
-def test_a_share_of_labels_is_turned_around():
+def test_a_share_of_labels_is_flipped():
     r = renderer("labels", flip=0.25)
     rows = [Ranking((user(f"{n}"),), (Response(assistant("A"), good=True),)) for n in range(400)]
     good = sum(one.sample.label == 1.0 for row in rows for one in r.render(row))
@@ -206,121 +178,24 @@ def test_grades_stand_in_the_order_of_their_dimensions():
     assert len(renderer("grades").render(listed(3.0, 4.0, texts=["A", "A"]))) == 2  # two opinions on one answer
 
 
-# -------------------------------------------------------------------------------------------------------------- steps
-
-KEEP = StepLabelsConfig(neutral="half", after_mistake="keep")
+# ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def stepper(tokenizer=CHATML, limit=0, labels=KEEP):
-    return Renderer(tokenizer, max_length=limit, form=Form("steps", reads=True, labels=labels))
-
-
-def solution(*steps, separator="\n", labels=None, solved=None, prompt=QUESTION):
-    return Steps(tuple(prompt), steps, labels or (1.0,) * len(steps), solved, separator)
-
-
-def test_steps_are_read_where_each_of_them_ends():
-    group = stepper().render(solution("ab", "c", "def", labels=(1.0, 0.5, None), solved=False))
-    (r,) = group
-    s = r.sample
-    assert show(r, CHATML) == f"{HEAD}⟦ab\nc\ndef<|im_end|>⟧"
-    assert [CHATML.decode([s.tokens[i]]) for i in s.reads] == ["b", "c", "f"]
-    assert s.reads[-1] == len(s) - 2  # in front of the stop token
-    assert s.grades[:2] == [(1.0,), (0.5,)] and math.isnan(s.grades[2][0]) and s.label == 0.0
-    (ordinary,) = Renderer(CHATML).render(Chat((user("Q"), assistant("ab\nc\ndef"))))
-    assert (s.tokens, s.mask) == (ordinary.sample.tokens, ordinary.sample.mask)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.text("ab é\n<|im_end>", max_size=6).filter(str.strip), min_size=1, max_size=4),
-    st.sampled_from(["\n", "\n\n", " ", "<|im_end|>"]),
-)
-def test_what_is_read_so_far_is_what_was_said_so_far(steps, separator):
-    """Decoded up to a read, a solution ends in the last visible character of that step."""
-    (r,) = stepper().render(solution(*steps, separator=separator))
-    start = r.sample.mask.index(True)
-    told = separator.join(steps)
-    for number, read in enumerate(r.sample.reads):
-        said = CHATML.decode(r.sample.tokens[start : read + 1])
-        assert said.replace("<unk>", "é") == separator.join(steps[: number + 1]).rstrip()
-        assert told.startswith(separator.join(steps[: number + 1]).rstrip())
+def test_each_thing_a_run_wants_has_a_reason_for_its_lack():
+    assert list(MISSING) == list(get_args(Wants))
 
 
 @pytest.mark.parametrize(
-    "template", ["chatml", "llama3", "plain", FORGETFUL, SWITCHED, FORGETFUL.replace("m.content", "m.content | trim")]
+    ("wants", "example", "text"),
+    [
+        ("pairs", listed(1.0), "no strict preference; got 1 response; .*--objective pointwise"),
+        ("pairs", listed(None, None), "no strict preference; got none that is judged; left out: not judged \\(2\\)"),
+        ("pairs", listed(1.0, 1.0), "no strict preference; got 2 responses, none better than another"),
+        ("pairs", listed(1.0, texts=" "), "empty response; got empty response \\(1\\)"),
+        ("pairs", Ranking((user("Q"),), (Response(assistant("A"), good=True),)), "`espalier kto`"),
+        ("grades", pair("Yes", "No"), "no score; got none that is judged; .*--objective bradley_terry"),
+    ],
 )
-def test_reads_are_found_under_every_template(template):
-    tokenizer = letters(template=template)
-    (r,) = stepper(tokenizer).render(solution(" one ", "think ", "one"))
-    assert [tokenizer.decode([r.sample.tokens[i - 1], r.sample.tokens[i]]) for i in r.sample.reads] == [
-        "ne",
-        "nk",
-        "ne",
-    ]
-
-
-def test_tokens_of_several_characters_hold_the_end_of_a_step():
-    tokenizer = merging()  # two line ends are one token
-    (r,) = stepper(tokenizer).render(solution("a\n", "b", separator="\n"))
-    s = r.sample
-    assert [tokenizer.decode([s.tokens[i]]) for i in s.reads] == ["a", "b"]
-    with pytest.raises(RowError, match="two steps end in one token; field steps\\[1\\]"):
-        renderer_of_words().render(solution("a", "b", separator=""))
-
-
-def renderer_of_words():
-    """A vocabulary in which "ab" is one token."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    from toys import with_chatml
-
-    pieces = ["</s>", "\n", "ab", *map(chr, range(32, 127))]
-    core = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("a", "b")]))
-    core.decoder = decoders.Fuse()
-    return stepper(with_chatml(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")))
-
-
-def test_steps_that_cannot_be_used_are_refused():
-    r = stepper()
-    assert reason(r, solution("a", " ")) == "empty step"
-    assert reason(r, solution("a", "b", labels=(1.0,))) == "steps without labels"
-    assert reason(r, solution("a", labels=(None,))) == "no label"
-    changing = letters(template=FORGETFUL.replace("m.content", "m.content | replace('x', 'y')"))
-    assert reason(stepper(changing), solution("x")) == "template changes the solution"
-
-
-def test_steps_behind_the_cut_are_left_out_and_counted():
-    (whole,) = stepper().render(solution("ab", "cd", "ef"))
-    reads = whole.sample.reads
-    for limit in range(reads[0], len(whole.sample) + 1):
-        r = stepper(limit=limit)
-        if limit <= reads[0]:
-            assert reason(r, solution("ab", "cd", "ef")) == "emptied by truncation"
-            continue
-        group = r.render(solution("ab", "cd", "ef"))
-        kept = [i for i in reads if i < limit]
-        assert group[0].sample.reads == kept and len(group[0].sample.grades) == len(kept)
-        assert group.dropped == ({"step behind the cut": 3 - len(kept)} if len(kept) < 3 else {})
-    late = solution("ab", "cd", labels=(None, 0.0))
-    assert reason(stepper(limit=reads[0] + 1), late) == "no label before the cut"
-
-
-# --------------------------------------------------------------------------------------------------------------- forms
-
-
-def test_an_example_of_another_form_is_refused():
-    chat, ranking, steps = Chat((user("Q"), assistant("A"))), pair("Yes", "No"), solution("a")
-    for r, own in ((Renderer(CHATML), chat), (renderer(), ranking), (stepper(), steps)):
-        assert len(r.render(own)) >= 1
-        for other in (chat, ranking, steps):
-            if other is not own:
-                assert reason(r, other) == "wrong form"
-    with pytest.raises(ConfigError, match="train_on got 'all', but rankings"):
-        Renderer(CHATML, train_on="all", form=Form("ranking"))
-    assert renderer().fingerprint != renderer("labels").fingerprint != replace_seed().fingerprint
-
-
-def replace_seed():
-    return Renderer(CHATML, form=replace(Form("ranking", "labels"), seed=1))
+def test_a_refusal_says_what_is_left_and_where_such_rows_belong(wants, example, text):
+    with pytest.raises(RowError, match=text):
+        renderer(wants).render(example)

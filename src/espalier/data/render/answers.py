@@ -1,0 +1,84 @@
+"""The responses of a ranking as tokens, each with how good it is among its siblings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from espalier.data.render.drafts import EMPTIED, Rendered, RenderedGroup
+from espalier.data.render.rankings import levels, score_weights
+from espalier.data.render.refusals import EMPTY
+from espalier.errors import RowError
+from espalier.types import Chat, Message, Ranking, Response
+
+if TYPE_CHECKING:
+    from espalier.data.render.chats import Chats
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response as tokens. whole: its tokens before the cut to max_length. level: how good it is, or None."""
+
+    rendered: Rendered
+    response: Response
+    whole: tuple[int, ...]
+    level: float | None
+
+
+def answers_of(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -> list[Answer]:
+    """The responses as tokens; those without text, or without a token in front of the cut, are dropped."""
+    prompt = tuple(replace(message, weight=0.0) for message in example.prompt)
+    preference = chats.form.preference
+    answers: list[Answer] = []
+    prompt_ids: list[int] | None = None
+    emptied: RowError | None = None
+    values = levels(example, score_weights(preference), preference.judged_by)
+    for place, (response, level) in enumerate(zip(example.responses, values, strict=True)):
+        message = response.message
+        if not _has_text(message):
+            group.drop(EMPTY)
+            continue
+        (draft,) = chats.drafts(Chat((*prompt, replace(message, weight=1.0)), example.tools))
+        before = draft.sample.tokens[: draft.turn_at]
+        # Siblings share their prompt's computation, and a likelihood is compared given the same
+        # text: a template that writes the prompt by the response (reasoning switched on or off)
+        # makes responses that cannot be compared.
+        if prompt_ids is not None and before != prompt_ids:
+            raise RowError(
+                "responses have different prompts",
+                field=f"responses[{place}]",
+                got="a prompt that differs from that of the responses before it",
+                expected="one prompt for all responses",
+                fix="Give all responses of a row reasoning, or none, or choose another --template",
+            )
+        prompt_ids = before
+        whole = tuple(draft.sample.tokens)
+        try:
+            rendered = draft.finish(chats.max_length, key, response)
+        except RowError as error:
+            if error.reason != EMPTIED:
+                raise
+            emptied = error
+            group.drop(EMPTIED)
+        else:
+            answers.append(Answer(rendered, response, whole, level))
+    if emptied and not answers:
+        raise emptied
+    return answers
+
+
+def _has_text(message: Message) -> bool:
+    return bool(message.content.strip() or message.reasoning or message.tool_calls)
+
+
+def draw_key(answers: Sequence[Answer]) -> int:
+    """The key of a row's draws. It follows from the row's tokens, so that a draw is the same in every command and stays
+    when rows are added in front."""
+    state = hashlib.blake2b(digest_size=7)
+    for answer in answers:
+        state.update(np.array([len(answer.whole), *answer.whole], "<i8").tobytes())
+    return int.from_bytes(state.digest(), "little")

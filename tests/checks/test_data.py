@@ -1,0 +1,88 @@
+"""Every check passes on what is right and fails on the fault it is there for."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from espalier.checks import data
+from espalier.checks.evidence import Row
+from espalier.data.render.renderer import Renderer
+from espalier.data.store.stats import StoreStats
+from espalier.types import Chat, Message, Origin
+from tiny import tiny_tokenizer
+
+
+def chat(question: str, answer: str, **more: Any) -> Chat:
+    return Chat((Message("user", question), Message("assistant", answer, **more)), origin=Origin("toy", 1))
+
+
+def rendered(rows: list[Any], render: Any) -> list[Row]:
+    return [Row(row, render(row), []) for row in rows]
+
+
+GOOD = StoreStats(
+    rows=100, kept=100, samples=100, tokens=5000, trained=2000, trained_by_role={"assistant": 2000}, whole=100,
+    stopped=100, bos_1=100,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "faulty", "verdict"),
+    [
+        (data.rows, {"kept": 90}, "fail"),
+        (data.rows, {"truncated": 11}, "warn"),
+        (lambda s: data.trained([("toy", s[0])]), {"trained": 0}, "fail"),
+        (data.stop, {"stopped": 98}, "fail"),
+        (lambda s: data.bos(s, 1), {"bos_1": 99, "bos_0": 1}, "fail"),
+        (lambda s: data.bos(s, 1), {"bos_1": 99, "bos_more": 1}, "fail"),
+    ],
+)
+def test_counts_that_are_off_are_seen(check: Any, faulty: dict[str, Any], verdict: str) -> None:
+    assert check([GOOD]).verdict == "pass"
+    found = check([replace(GOOD, **faulty)])
+    assert found.verdict == verdict and found.way_out
+
+
+def test_99_of_100_stop_tokens_are_enough() -> None:
+    assert data.stop([replace(GOOD, stopped=99)]).verdict == "pass"
+
+
+def test_the_mask_check_sees_a_turn_that_is_not_trained() -> None:
+    tokenizer = tiny_tokenizer()
+    renderer = Renderer(tokenizer)
+    rows = [chat("a b", "c d e"), chat("b", "d")]
+    decode = tokenizer.decode
+    assert data.mask(rendered(rows, renderer.render), decode, "assistant").verdict == "pass"
+
+    def shifted(example: Any) -> list[Any]:
+        """The mask one turn off: the question is trained instead of the answer."""
+        found = renderer.render(example)
+        for r in found:
+            r.sample.mask = [not m for m in r.sample.mask]
+        return found
+
+    wrong = data.mask(rendered(rows, shifted), decode, "assistant")
+    assert wrong.verdict == "fail" and "toy:1: 'c d e' is not trained" in wrong.way_out
+
+    def everything(example: Any) -> list[Any]:
+        found = renderer.render(example)
+        for r in found:
+            r.sample.mask = [True] * len(r.sample)
+        return found
+
+    wrong = data.mask(rendered(rows, everything), decode, "assistant")
+    assert wrong.verdict == "fail" and "toy:1: 'a b' is trained" in wrong.way_out
+    assert data.mask(rendered(rows, everything), decode, "all").verdict == "pass"
+
+
+def test_the_template_check_sees_rows_that_render_to_something_new() -> None:
+    renderer = Renderer(tiny_tokenizer())
+    rows = [chat("a", "b")]
+    stored = [r.sample for r in renderer.render(rows[0])]
+    row = Row(rows[0], renderer.render(rows[0]), stored)
+    assert data.template([row], renderer.render).verdict == "pass"
+    today = Row(rows[0], renderer.render(chat("a", "c")), stored)
+    assert data.template([today], renderer.render).verdict == "fail"
+    stored[0].tokens = [*stored[0].tokens[:-1], 5]
+    assert data.template([row], renderer.render).verdict == "fail"
