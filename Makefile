@@ -3,9 +3,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Two test processes of one thread each; a file's tests stay in one process, so what they share is built once.
+# Two test processes of one thread each; a file's tests stay in one process, so what they share is built once. Files run in
+# the order of collection, which tests/conftest.py sets. Bytecode is written even where the environment says not to: the
+# tests start a dozen processes, and each would compile the same files again.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: demo test test-full lint types imports
 

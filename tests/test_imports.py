@@ -46,7 +46,7 @@ DATA_ARROWS: dict[str, tuple[str, ...]] = {
     "data.files": (),
     "data.render": (),
     "data.formats": ("data.files", "data.render"),
-    "data.store": ("data.render",),
+    "data.store": ("data.render", "data.read"),
 }
 
 HEAVY: dict[str, tuple[str, ...]] = {

@@ -24,8 +24,8 @@ from espalier.errors import ConfigError
 from espalier.forest.microbatches import Packing, forward_size
 from espalier.losses.lists import plackett_luce
 from espalier.types import Message, Ranking, Response, settled
-from espalier.workbench.from_groups import compared
-from espalier.workbench.records import Judged, JudgedResponse
+from espalier.workbench.from_groups import compared_by_grades
+from espalier.workbench.records import HeldOutGroup, JudgedResponse
 from preferences import pair_groups
 
 
@@ -95,7 +95,7 @@ def test_a_whole_order_has_the_same_ties() -> None:
 
 def test_grades_that_are_judged_have_the_same_ties() -> None:
     said = [JudgedResponse(score=0.0, length=1, grades=grades) for grades in (UP, DOWN, (0.3, 0.3, 0.3))]
-    found = compared(Judged("data", 1, said, [], []), [1.0, 1.0, 1.0])
+    found = compared_by_grades(HeldOutGroup("data", 1, said, [], []), [1.0, 1.0, 1.0])
     assert found.pairs == [(2, 0), (2, 1)] and found.ties == [(0, 1)]
 
 

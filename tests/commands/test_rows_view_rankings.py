@@ -88,7 +88,7 @@ def test_threads_of_a_tree_leave_where_they_part() -> None:
     assert [b.title for b in found] == [
         "row 1  d:1  3 threads of one tree  20 tokens shared",
         "1.1  25 tokens  4 trained",
-        "1.2  2 tokens  2 trained  behind token 43 of 1.1",
+        "1.2  2 tokens  2 trained  after token 43 of 1.1",
         "1.3  2 tokens  2 trained",
     ]
     trained = "".join(t.text for b in found for t in b.tokens if t.trained)

@@ -161,7 +161,7 @@ def test_an_outcome_model_is_compared_on_the_same_solutions(place: Place, traine
     assert found["judges"].keys() == {"outcome", "product", "min", "last", "mean"}
     assert found["problems"] + found["left_out"] == 20
     page = (run / "workbench.html").read_text()
-    assert page.count("<svg") == 3 and "product beyond outcome" in page and "<script" not in page
+    assert page.count("<svg") == 3 and "product minus outcome" in page and "<script" not in page
     judges = found["judges"]
     assert judges["outcome"]["auc"]["value"] > 0.9 and judges["min"]["auc"]["value"] > 0.95
     assert found["gains"].keys() == {"product", "min", "last", "mean"}

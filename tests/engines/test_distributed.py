@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from desk import Left
 from dist_reference import HELD
-from dist_worker import CHECKS, arguments
+from dist_worker import CHECKS, arguments, dpo_arguments
+from espalier.commands import main as cli
 from espalier.engines import fsdp
 from espalier.files import file_to_tensors
 from espalier.loop import checkpoint
@@ -29,7 +31,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
 
 def launch(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Run under torchrun; whatever is left after `seconds` is killed, with all that it started."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [*LAUNCH, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
     )
@@ -48,12 +50,18 @@ def rows(count: int) -> Iterator[str]:
         yield json.dumps({"messages": [{"role": role, "content": text} for role, text in messages]})
 
 
+def pairs(count: int) -> Iterator[str]:
+    for i in range(count):
+        yield json.dumps({"prompt": f"{i}+{i}, what is it?", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1} or so"})
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("ranks")
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     (folder / "data.jsonl").write_text("".join(f"{row}\n" for row in rows(30)))
+    (folder / "pairs.jsonl").write_text("".join(f"{row}\n" for row in pairs(24)))
     done = launch(str(HERE / "dist_worker.py"), str(folder), seconds=240)
     (folder / "said.txt").write_text(done.stdout + done.stderr)
     return folder
@@ -173,6 +181,22 @@ def test_what_rank_0_refuses_ends_all_ranks(out: Path) -> None:
     assert first[0] == second[0] == 2
     assert "would not continue bit for bit: data changed: plan" in first[2]
     assert second[2].startswith("rank 1: error:") and "rank 0 failed and says why" in second[2]
+
+
+def test_two_processes_learn_from_pairs_what_one_does(out: Path) -> None:
+    (code, said, complained), (other_code, other_said, _) = (commands(out, rank)["dpo"] for rank in range(2))
+    assert code == other_code == 0, complained[-3000:]
+    assert "on 2 processes" in said and (said + other_said).count("done after step") == 1
+    assert cli.main([*dpo_arguments(out), "--out", str(out / "dpo-alone")]) == 0
+    one, two = Left(out / "dpo-alone"), Left(out / "dpo")
+    assert two.checks["reference"]["verdict"] == two.checks["first_loss"]["verdict"] == "pass"
+    names = ("loss", "margin", "logprobs_chosen", "rewards_rejected", "eval_loss", "eval_margin", "grad_norm")
+    for mine, theirs in zip(one.lines, two.lines, strict=True):
+        assert mine["step"] == theirs["step"] and mine.get("rows") == theirs.get("rows")
+        for key in mine.keys() & set(names):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (mine["step"], key)
+    for key, tensor in one.weights.items():
+        assert (tensor - two.weights[key]).abs().max() < 1e-4, key
 
 
 def test_a_signal_to_one_rank_stops_all_and_torchrun_resumes_bit_for_bit(out: Path) -> None:

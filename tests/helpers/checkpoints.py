@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-import pytest
-
 from espalier.loop.state import TrainState
-
-
-@pytest.fixture(autouse=True)
-def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flushing takes most of the time here and changes nothing that a running machine can see."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 def state_of(step: int, **changes: object) -> TrainState:

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 dist_worker.py OUT
 
-Each rank holds both learners. Rank 0 writes OUT/results.json: {check: {figure: value}}, where the value of a check that
-failed is {"error": traceback}. A check in which the ranks part ways ends the launch, because what follows would mix up
-collectives; it names itself in OUT/lost.json.
+Rank 0 trains alone, too; the others wait for what they compare with. Rank 0 writes OUT/results.json: {check: {figure:
+value}}, where the value of a check that failed is {"error": traceback}. A check in which the ranks part ways ends the
+launch, because what follows would mix up collectives; it names itself in OUT/lost.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -123,9 +124,21 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max((a[n].float() - b[n].float()).abs().max().item() for n in a) / largest
 
 
+def of_rank_0(value: Any) -> Any:
+    """What rank 0 has, on all ranks."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def compare(family: str = "llama", *, groups: Groups | None = None, loss: Any = linear, **how: Any) -> Figures:
-    """Train alone and on all ranks. Differences are relative; what is checked on the way holds exactly."""
-    alone, spread = make(family, worlds.OneProcess(), **how), make(family, world, **how)
+    """Train alone, on rank 0, and on all ranks. Differences are relative, and measured on rank 0.
+
+    What is checked on the way holds exactly, on all ranks.
+    """
+    alone = make(family, worlds.OneProcess(), **how) if world.rank == 0 else None
+    start = weights(alone) if alone else {}
+    spread = make(family, world, **how)
     groups = groups or data()
     assert all(isinstance(p, DTensor) for p in spread.optimizer.parameters().values())
     assert all(isinstance(layer, FSDPModule) for layer in fsdp.layers(spread.policy.model)), (
@@ -133,26 +146,33 @@ def compare(family: str = "llama", *, groups: Groups | None = None, loss: Any = 
     )
     out: Figures = {"loss": 0.0, "terms": 0.0, "norm": 0.0, "gradients": 0.0}
     for step in range(STEPS):
-        one, two = (made.forward_backward(groups, loss, {}, step) for made in (alone, spread))
+        one = of_rank_0(alone.forward_backward(groups, loss, {}, step) if alone else None)
+        two = spread.forward_backward(groups, loss, {}, step)
         assert one.terms.keys() == two.terms.keys() and (one.tokens, one.scored) == (two.tokens, two.scored)
         out["loss"] = max(out["loss"], abs(one.loss - two.loss) / abs(one.loss))
         out["terms"] = max(out["terms"], *(abs(one.terms[n] / two.terms[n] - 1) for n in one.terms))
-        out["gradients"] = max(out["gradients"], apart(gradients(alone), gradients(spread)))
-        norms = [made.optim_step(LR)["grad_norm"] for made in (alone, spread)]
+        whole = gradients(spread)
+        if alone:
+            out["gradients"] = max(out["gradients"], apart(gradients(alone), whole))
+        norms = [of_rank_0(alone.optim_step(LR)["grad_norm"] if alone else None), spread.optim_step(LR)["grad_norm"]]
         out["norm"] = max(out["norm"], abs(norms[0] - norms[1]) / norms[0])
-        assert all(p.grad is None for made in (alone, spread) for p in made.policy.parameters()), "gradients stay"
-    out |= {"weights": apart(weights(alone), weights(spread)), "grad_norm": norms[0]}
-    out["moved"] = apart(weights(alone), weights(make(family, worlds.OneProcess(), **how)))
-    out["packed"] = [one.packed, two.packed]
+        here = (alone, spread) if alone else (spread,)
+        assert all(p.grad is None for made in here for p in made.policy.parameters()), "gradients stay"
+    whole = weights(spread)
+    if alone:
+        out |= {"weights": apart(weights(alone), whole), "moved": apart(weights(alone), start)}
+    out |= {"grad_norm": norms[0], "packed": [one.packed, two.packed]}
     quantities = ("logprobs", "entropy", "correct")
-    said = [made.say(groups, quantities) for made in (alone, spread)]
-    for name in quantities:
-        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(*said, strict=True)]
-        out[name] = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    theirs = spread.say(groups, quantities)
+    if alone:
+        said = alone.say(groups, quantities)
+        for name in quantities:
+            pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(said, theirs, strict=True)]
+            out[name] = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
     assert all(isinstance(p, DTensor) for p in spread.policy.parameters()), "an evaluation leaves whole parameters"
     spread.export(folder / "spread")
     held = {n: t.clone() for n, t in spread.weights()}
-    if world.rank == 0:  # transformers writes on rank 0 only, whoever asks
+    if alone:
         alone.export(folder / "alone")
         files = [file_to_tensors(folder / name / "model.safetensors") for name in ("alone", "spread")]
         out["export"] = apart(*files)
@@ -322,7 +342,10 @@ def _both(out: Path, name: str, failed: str) -> bool:
 
 
 def commands(out: Path) -> Figures:
-    """`espalier sft` on all ranks, whole and stopped by a signal that one rank alone gets; OUT holds model and data."""
+    """`espalier dpo` on all ranks, and `espalier sft`, whole and stopped by a signal that one rank alone gets.
+
+    OUT holds model and data.
+    """
     rank = int(os.environ["RANK"])
     written: set[str] = set()
 
@@ -343,8 +366,9 @@ def commands(out: Path) -> Figures:
     file = out / "data.jsonl"
     rows = file.read_text()
     figures: Figures = {}
-    for name, body in (("run-whole", step), ("run-stopped", and_signal), ("changed", step)):
+    for name, body in (("dpo", step), ("run-whole", step), ("run-stopped", and_signal), ("changed", step)):
         Trainer._step = body  # type: ignore[method-assign]
+        argv = dpo_arguments(out) if name == "dpo" else ["sft", *arguments(out)]
         more = ["--out", str(out / name)]
         if name == "changed":  # rank 0 alone compares with what the run began with
             more = ["--out", str(out / "run-whole"), "--resume"]
@@ -353,7 +377,7 @@ def commands(out: Path) -> Figures:
             world.barrier()
         said, complained = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-            code = cli.main(["sft", *arguments(out), *more])
+            code = cli.main([*argv, *more])
         figures[name] = [code, said.getvalue(), " ".join(complained.getvalue().split())]
     world.barrier()
     file.write_text(rows)
@@ -365,6 +389,15 @@ def arguments(out: Path) -> list[str]:
         *("--model", str(out / "model"), "--data", str(out / "data.jsonl"), "--cache", str(out / "cache")),
         *("--epochs", "2", "--samples-per-step", "8", "--tokens-per-microbatch", "96", "--lr", "1e-3"),
         *("--eval-fraction", "0.2", "--eval-every", "2", "--save-every", "2"),
+    ]
+
+
+def dpo_arguments(out: Path) -> list[str]:
+    """A run against a reference that moves."""
+    return [
+        *("dpo", "--model", str(out / "model"), "--data", str(out / "pairs.jsonl"), "--cache", str(out / "cache")),
+        *("--epochs", "2", "--lr", "1e-2", "--save-every", "3", "--eval-fraction", "0.2", "--eval-every", "2"),
+        *("--sync-every", "2", "--sync-alpha", "0.5", "--tokens-per-microbatch", "128", "--samples-per-step", "12"),
     ]
 
 

@@ -1,6 +1,7 @@
 """Run by test_resume.py in a process of its own: runs commands in forked children and kills them where it is told.
 
-Forking after the imports makes a run of a tiny model cost half a second. Each line of stdin is one JSON request,
+Forking after the imports makes a run of a tiny model cost less than half a second. What a child imports beyond them is
+imported here before the next child is forked. Each line of stdin is one JSON request,
 
     {"argv": ["sft", ...], "hook": ["before", "espalier.loop.checkpoint:_write_manifest", 2]}
 
@@ -33,6 +34,7 @@ from espalier.commands import main as cli
 from espalier.commands import train as _train  # noqa: F401
 
 LIMIT = 60  # seconds a child may take
+PACKAGES = ("espalier", "huggingface_hub", "numpy", "peft", "torch", "transformers")
 HOOKS: dict[str, Callable[..., None]] = {}
 
 
@@ -200,16 +202,18 @@ def drawing(number: int) -> None:
     wrap("espalier.loop.train:Trainer._step", around)
 
 
-def child(request: dict[str, Any], said: Path, complained: Path) -> None:
+def child(request: dict[str, Any], said: Path, complained: Path, imported: Path) -> None:
     code = 70
     try:
         signal.alarm(LIMIT)
+        os.fsync = lambda fd: None  # a killed process loses nothing that it wrote, flushed or not
         for fd, path in ((1, said), (2, complained)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
         if request.get("hook"):
             name, *args = request["hook"]
             HOOKS[name](*args)
         code = cli.main(request["argv"])
+        imported.write_text("\n".join(sys.modules))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -218,19 +222,27 @@ def child(request: dict[str, Any], said: Path, complained: Path) -> None:
         os._exit(code)
 
 
+def catch_up(imported: Path) -> None:
+    """Import what a child that ended has imported."""
+    for name in imported.read_text().splitlines() if imported.exists() else ():
+        if name not in sys.modules and name.partition(".")[0] in PACKAGES:
+            importlib.import_module(name)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
-            said, complained = Path(folder, "out"), Path(folder, "err")
+            said, complained, imported = (Path(folder, name) for name in ("out", "err", "imported"))
             pid = os.fork()
             if pid == 0:
-                child(json.loads(line), said, complained)
+                child(json.loads(line), said, complained, imported)
             _, status = os.waitpid(pid, 0)
             texts = [path.read_text() if path.exists() else "" for path in (said, complained)]
             answer = {"code": os.waitstatus_to_exitcode(status), "out": texts[0], "err": texts[1]}
+            catch_up(imported)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import killed_saves
-from checkpoints import no_flush, state_of, tensors_bytes, write  # noqa: F401 (a fixture is used by its name)
+from checkpoints import state_of, tensors_bytes, write
 from espalier import files
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint

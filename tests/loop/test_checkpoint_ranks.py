@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from checkpoints import no_flush, state_of, write  # noqa: F401 (a fixture is used by its name)
+from checkpoints import state_of, write
 from espalier.errors import CheckpointError
 from espalier.loop.checkpoint import MANIFEST, choose, save, verify
 

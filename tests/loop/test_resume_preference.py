@@ -1,14 +1,9 @@
-"""Runs that learn from judged answers, killed and resumed: what moves beside the policy goes on, too. And two processes
-train what one does."""
+"""Runs that learn from judged answers, killed and resumed: what moves beside the policy goes on, too."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +13,7 @@ import pytest
 from desk import Left
 from espalier.engines.reference import FILE
 from espalier.loop.checkpoint import step_name, steps
-from runs import Ended, Place, assert_same, lines
-
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--nproc-per-node",
-    "2",
-    "--standalone",
-    "-m",
-    "espalier",
-]
+from runs import Place, assert_same, lines
 
 
 @pytest.fixture(scope="module")
@@ -148,35 +132,3 @@ def test_findings_are_the_same_after_a_resume(place: Place, tmp_path: Path) -> N
     said = " ".join(resumed.out.split())
     assert all((" ".join(f["text"].split()) in said) == (f["step"] > 30) for f in found), "said once more"
     assert lines(run) == lines(never)
-
-
-@pytest.mark.dist
-def test_two_processes_train_what_one_does(place: Place, tmp_path: Path) -> None:
-    name = "dpo, moving reference"
-    one, two = whole(place, name), tmp_path / "two"
-    ended = launch(argv(place, two, name))
-    assert ended.code == 0, ended.err[-3000:]
-    assert "on 2 processes" in ended.out and ended.out.count("done after step") == 1
-    assert Left(two).checks["reference"]["verdict"] == Left(two).checks["first_loss"]["verdict"] == "pass"
-    names = ("loss", "margin", "logprobs_chosen", "rewards_rejected", "eval_loss", "eval_margin", "grad_norm")
-    for mine, theirs in zip(Left(one).lines, Left(two).lines, strict=True):
-        assert mine["step"] == theirs["step"] and mine.get("rows") == theirs.get("rows")
-        for key in mine.keys() & set(names):
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (mine["step"], key)
-    for key, tensor in Left(one).weights.items():
-        assert (tensor - Left(two).weights[key]).abs().max() < 1e-4, key
-
-
-def launch(command: list[str]) -> Ended:
-    """Under torchrun; whatever is left after two minutes is killed, with all that it started."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [*LAUNCH, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
-    )
-    try:
-        said, complained = process.communicate(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return Ended(process.returncode, said, complained)

@@ -52,11 +52,11 @@ def test_what_moves_the_wrong_way(chosen: float, rejected: float, expected: list
 def test_falling_together_is_explained_by_the_margin() -> None:
     found = explain(curve(120, -8, -20))[0]
     assert "Expected for DPO" in found["text"] and "share most of their tokens" in found["text"]
-    assert "sft_coef" in found["text"] and "nats an answer" in found["text"]
+    assert "sft_coef" in found["text"] and "nats per answer" in found["text"]
     assert found["numbers"]["chosen_now"] < found["numbers"]["chosen_first"] == pytest.approx(-100, abs=1)
     lost = explain(curve(120, -20, -8))[0]
-    assert "This is a concern: the margin does not grow" in lost["text"]
-    assert "concern" in explain(curve(120, 1, 12))[0]["text"]
+    assert "This is a problem: the margin does not grow" in lost["text"]
+    assert "This is a problem: the margin does not grow" in explain(curve(120, 1, 12))[0]["text"]
 
 
 def test_windows_do_not_overlap() -> None:
@@ -68,7 +68,7 @@ def test_noise_alone_is_not_a_fall() -> None:
     """A sum that sinks by 5 nats in noise of 30 is nothing; the reward, held against the reference, says more."""
     assert kinds(curve(60, -5, -5, noise=30)) == []
     found = explain(curve(60, -16, -16, noise=30))[0]
-    assert found["kind"] == "both_fall" and "0 to -0.54 of reward" in found["text"]
+    assert found["kind"] == "both_fall" and "reward 0 to -0.54" in found["text"]
 
 
 def test_log_probabilities_count_a_token_where_lengths_are_known() -> None:
@@ -82,7 +82,7 @@ def test_log_probabilities_count_a_token_where_lengths_are_known() -> None:
         [{**line, "length_chosen": 50.0, "length_rejected": 60.0} for line in curve(80, -8, -20)]
     )
     text = explain([{**line, "length_chosen": 50.0, "length_rejected": 60.0} for line in curve(80, -8, -20)])[0]["text"]
-    assert "log-probability -2.0" in text and "nats a token" in text
+    assert "log-probability -2.0" in text and "nats per token" in text
 
 
 def test_a_finding_is_said_once_and_again_when_twice_as_large() -> None:
@@ -158,7 +158,7 @@ def test_single_answers_that_fall_are_explained() -> None:
     assert kinds(labelled(120, 0, 0)) == ["stuck"] and kinds(labelled(120, 4, -4)) == []
     found = explain(labelled(120, -8, -20))[0]
     assert found["kind"] == "both_fall" and found["numbers"]["chosen_first"] == pytest.approx(-100, abs=0.5)
-    for part in ("good answers have become less likely", "bad ones too", "loss of its own", "desirable_weight"):
+    for part in ("good answers have become less likely", "bad answers too", "term of its own", "desirable_weight"):
         assert part in found["text"]
     assert "margin does not grow" in explain(labelled(120, -20, -8))[0]["text"]
     rises = explain(labelled(120, 1, 12))[0]
@@ -167,7 +167,7 @@ def test_single_answers_that_fall_are_explained() -> None:
 
 def test_a_step_without_one_side_says_nothing_of_it() -> None:
     lines = [{**line, "good": 1.0} if k == 110 else line for k, line in enumerate(labelled(120, -8, -20))]
-    assert kinds(lines[:120]) and "bad ones too" in explain(lines[:110])[0]["text"]
+    assert kinds(lines[:120]) and "bad answers too" in explain(lines[:110])[0]["text"]
 
 
 def test_the_shift_of_bco_is_no_fall() -> None:
@@ -219,6 +219,24 @@ def test_a_finding_is_one_line_and_json() -> None:
     said = [text for line in certain(30) for text in watch.see(int(line["step"]), line)]
     assert len(said) == 1 and said[0].startswith("the training pairs are memorised") and "\n" not in said[0]
     assert json.loads(json.dumps(explain(certain(30)), allow_nan=False)) == explain(certain(30))
+
+
+def test_every_finding_says_what_it_means_and_what_to_do() -> None:
+    still = [{"step": k + 1, "loss": LN2, "margin": 0.0} for k in range(50)]
+    far = [{"step": k + 1, "loss": 0.1, "margin": 30.0} for k in range(30)]
+    at_zero = [{"step": k + 1, "loss": 0.4, "kl": 0.0, "rewards_good": 0.2} for k in range(30)]
+    falling = [curve(120, *moves) for moves in ((-8, -20), (-20, -8), (-8, -1), (2, 12), (20, 12))]
+    runs = [*falling, labelled(120, -8, -20), labelled(120, -20, -8), certain(), certain(first_epoch=0.1)]
+    found = [finding for lines in (*runs, still, far, at_zero) for finding in explain(lines)]
+    assert {finding["kind"] for finding in found} == {
+        *("both_fall", "chosen_falls", "rejected_rises", "memorised", "separable", "stuck", "exploding", "kl_zero")
+    }
+    for text in (finding["text"] for finding in found):
+        seen, rest = text.split(" What it means: ")
+        meaning, advice = rest.split(" What to do: ")
+        for part in (seen, meaning, advice):
+            assert part.endswith(".") and "\n" not in part and "  " not in part, text
+        assert text[0].islower() or text.startswith("KTO"), text
 
 
 def test_a_metrics_file_reads_back(tmp_path: Path) -> None:

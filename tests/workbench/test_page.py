@@ -7,15 +7,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from html import unescape
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from espalier.errors import ModelError
+from espalier.loop.progress import Progress
 from espalier.workbench import bootstrap, page, process, reward, steps_page, tables
 from espalier.workbench.charts import Series, chart
-from espalier.workbench.records import Judged, JudgedResponse
+from espalier.workbench.records import HeldOutGroup, JudgedResponse
 from espalier.workbench.sensitivity import sensitivity
 from espalier.workbench.solutions import Solved
 
@@ -58,7 +60,7 @@ def test_a_score_that_is_no_number_is_not_ok() -> None:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def judged(name: str = "a") -> list[Judged]:
+def judged(name: str = "a") -> list[HeldOutGroup]:
     rows = []
     for k in range(6):
         answers = [
@@ -66,7 +68,7 @@ def judged(name: str = "a") -> list[Judged]:
             JudgedResponse(0.5, (0.5,), 20, "so", 0.0, (2.0,), False),
             JudgedResponse(0.1, (0.1,), 15, "**so**", 0.0, (2.0,), False),
         ]
-        rows.append(Judged(name, 7, answers, [(0, 1), (0, 2)]))
+        rows.append(HeldOutGroup(name, 7, answers, [(0, 1), (0, 2)]))
     return rows
 
 
@@ -75,20 +77,21 @@ def test_the_report_is_json_and_shown_whole() -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["counts"] == {"groups": 6, "prompts": 6, "responses": 18, "pairs": 12, "ties": 6, "prompt_tokens": 42}
     assert report["accuracy"]["all"]["value"] == pytest.approx(9 / 12)
-    console = Console(width=120, record=True, quiet=True)
-    console.quiet = False
+    console = Console(width=160)
+    progress = Progress(0, console=console, rank=0)
     with console.capture() as capture:
-        for table in tables.tables(report):
-            console.print(table)
-    shown = capture.get()
-    for _, what, value in tables.findings(report):
-        if value != tables.NOTHING:
-            assert what in shown and value in shown
-    assert "75.0% [" in shown and "siblings in another order" in shown
+        for section, rows in tables.by_section(tables.findings(report)).items():
+            progress.table(section, ("what", "value"), rows)
+    html = page.page(report)
+    for shown in (capture.get(), unescape(html)):
+        for _, what, value in tables.findings(report):
+            if value != tables.NOTHING:
+                assert what in shown and value in shown
+        assert "75.0% [" in shown and "siblings in another order" in shown
 
 
 def test_nothing_to_judge_is_no_error() -> None:
-    report = reward.judge([Judged("a", 3, [JudgedResponse(1.0)])], HOW)
+    report = reward.judge([HeldOutGroup("a", 3, [JudgedResponse(1.0)])], HOW)
     assert report["accuracy"]["all"]["value"] is None and report["calibration"] is None and report["best_of_n"] is None
     assert "<svg" not in page.page(report)
     assert page.page(reward.judge([], HOW)).startswith("<!doctype html>")
@@ -120,10 +123,10 @@ def test_the_diagram_is_symmetric() -> None:
 
 def test_bad_records_are_refused() -> None:
     with pytest.raises(ModelError, match="nan"):
-        reward.judge([Judged("a", 3, [JudgedResponse(math.nan)])])
+        reward.judge([HeldOutGroup("a", 3, [JudgedResponse(math.nan)])])
     for pair in ((0, 0), (0, 1), (-1, 0)):
         with pytest.raises(ValueError, match="expected two of its 1 responses"):
-            reward.judge([Judged("a", 3, [JudgedResponse(1.0)], [pair])])
+            reward.judge([HeldOutGroup("a", 3, [JudgedResponse(1.0)], [pair])])
 
 
 # ------------------------------------------------------------------------------------------------------ steps, grades
@@ -150,7 +153,7 @@ def test_the_page_of_steps_shows_every_figure_and_loads_nothing() -> None:
     assert len(drawings) == 3
     for drawing in drawings:
         ElementTree.fromstring(drawing)
-    for part in ("ProcessBench F1", "product, AUC", "min beyond outcome, best of 2", "Brier score"):
+    for part in ("ProcessBench F1", "product, AUC", "min minus outcome, best of 2", "Brier score (0.25 = chance)"):
         assert part in html
 
 
@@ -158,6 +161,21 @@ def test_the_reliability_of_steps_stands_where_it_belongs() -> None:
     """One step at p = 1/2, bad: half across, at the bottom."""
     svg = steps_page.reliability(process.process([Solved("p", (0.0,), (0.0,))], HOW))
     assert re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg) == [("228.0", "240.0")]
+
+
+def test_the_curves_of_steps_run_over_n() -> None:
+    """Six problems of two solutions: n is 1 and 2, at the left and right edge, whatever the number of problems."""
+    against = process.against_outcome(solved(), [1.0, 0.0] * 6, HOW)
+    assert against is not None
+    svg = steps_page.curve(against)
+    assert {float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)} == {48, 408}
+    assert len(re.findall("<circle", svg)) == 2 * len(against["judges"])
+
+
+def test_charts_name_both_axes_and_places() -> None:
+    svg = page.lengths(reward.judge(judged(), HOW))
+    for part in ("the preferred response is", ">accuracy<", ">shorter<", ">equal length<", ">longer<"):
+        assert part in svg
 
 
 def test_solutions_that_nobody_judged_have_a_page() -> None:
@@ -168,9 +186,8 @@ def test_grades_are_called_by_their_dimension() -> None:
     rows = judged()
     for weights, name in (({"helpful": 1.0}, "grade helpful"), ({"": 1.0}, "grade"), (None, "grade")):
         found = [what for _, what, _ in tables.findings(reward.judge(rows, HOW, None, weights))]
-        assert f"{name}, spearman within prompts" in found
+        assert f"{name}, Spearman within prompts" in found
     made = reward.judge([replace(r, by_grades=True) for r in rows], HOW)
-    assert ("agreement", "people's pairs and people's grades", "the pairs are made of the grades") in tables.findings(
-        made
-    )
+    values = {what: value for _, what, value in tables.findings(made)}
+    assert values["people's pairs and people's grades"] == "12 pairs follow from the grades, so they always agree"
     assert all(isinstance(x["n"], int) for x in made["length"]["preferred_longer"].values())

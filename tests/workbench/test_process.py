@@ -245,8 +245,12 @@ def test_the_report_is_json_repeats_by_seed_and_fills_a_table() -> None:
     assert report["tuned"]["chosen_on"] == 2 and report["tuned"]["accuracy"]["n"] == 3
     against = against_outcome(made, [0.0] * len(made), HOW)
     rows = findings(report, against)
-    assert ("first mistake", "found where there is one", "33.3% [0.0% to 100.0%] of 3") in rows
-    assert ("process and outcome", "chosen blindly, and knowing, of 2", "50.0% and 100.0%") in rows
+    assert (
+        "first mistake",
+        "accuracy, solutions with a mistake: the exact step is named",
+        "33.3% [0.0% to 100.0%] of 3",
+    ) in rows
+    assert ("process and outcome", "random choice and oracle, best of 2", "50.0% and 100.0%") in rows
     assert len(rows) == len({row[:2] for row in rows})
 
 

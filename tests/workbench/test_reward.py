@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from espalier.workbench import agreement, bestof, biases, bootstrap, calibration, records, reward
-from espalier.workbench.records import Judged, JudgedResponse
+from espalier.workbench.records import HeldOutGroup, JudgedResponse
 
 HOW = bootstrap.Resampling(seed=3, resamples=400)
 
 
-def group(*scores: float, pairs: tuple[tuple[int, int], ...] = (), source: str = "a", **more: object) -> Judged:
+def group(*scores: float, pairs: tuple[tuple[int, int], ...] = (), source: str = "a", **more: object) -> HeldOutGroup:
     """Answers with these scores and lengths 10, 20, ..."""
     answers = [JudgedResponse(s, length=10 * (i + 1)) for i, s in enumerate(scores)]
-    return Judged(source, 5, answers, list(pairs), **more)  # type: ignore[arg-type]
+    return HeldOutGroup(source, 5, answers, list(pairs), **more)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- accuracy, intervals
@@ -60,7 +60,7 @@ def test_prompts_are_resampled_not_pairs() -> None:
 
 def test_groups_of_one_prompt_are_resampled_together() -> None:
     same = [group(1, 0, pairs=((0, 1),), prompt="p"), group(1, 0, pairs=((0, 1),), prompt="p"), group(1, 0)]
-    assert records.clusters(same) == [0, 0, 1]
+    assert records.prompt_numbers(same) == [0, 0, 1]
 
 
 def test_an_interval_is_a_function_of_the_seed() -> None:
@@ -136,8 +136,8 @@ def test_ties_by_hand() -> None:
 
 def test_equal_labels_are_ties_unless_a_pair_says_otherwise() -> None:
     answers = [JudgedResponse(0.0, label=x) for x in (1, 1, 1, 0)]
-    record = Judged("a", 1, answers, pairs=[(2, 0)], ties=[(3, 1)])
-    assert list(records._equal(record)) == [(0, 1), (1, 2), (1, 3)]
+    record = HeldOutGroup("a", 1, answers, pairs=[(2, 0)], ties=[(3, 1)])
+    assert list(records.tied_places(record)) == [(0, 1), (1, 2), (1, 3)]
 
 
 # ------------------------------------------------------------------------------------------------------------- biases
@@ -145,9 +145,9 @@ def test_equal_labels_are_ties_unless_a_pair_says_otherwise() -> None:
 
 def test_slope_of_length_by_hand() -> None:
     """Demeaned by prompt: equal lengths add nothing, and a prompt's level is no slope."""
-    one = Judged("a", 1, [JudgedResponse(0, length=100), JudgedResponse(1, length=300)])
-    other = Judged("a", 1, [JudgedResponse(5, length=200), JudgedResponse(9, length=200)])
-    far = Judged("a", 1, [JudgedResponse(100, length=1000), JudgedResponse(101, length=1200)])
+    one = HeldOutGroup("a", 1, [JudgedResponse(0, length=100), JudgedResponse(1, length=300)])
+    other = HeldOutGroup("a", 1, [JudgedResponse(5, length=200), JudgedResponse(9, length=200)])
+    far = HeldOutGroup("a", 1, [JudgedResponse(100, length=1000), JudgedResponse(101, length=1200)])
     assert biases.length_bias([one, other], [0, 1], HOW)["slope"]["value"] == pytest.approx(0.5)
     found = biases.length_bias([one, other, far], [0, 1, 2], HOW)["slope"]
     assert found["value"] == pytest.approx(0.5) and found["n"] == 4
@@ -157,7 +157,7 @@ def test_slope_of_length_by_hand() -> None:
 def test_accuracy_where_the_longer_loses() -> None:
     """A model that likes length is right where the longer wins and wrong where it loses."""
     answers = [JudgedResponse(1, length=10), JudgedResponse(2, length=20), JudgedResponse(0, length=10)]
-    found = biases.length_bias([Judged("a", 1, answers, pairs=[(0, 1), (1, 2), (0, 2)])], [0], HOW)
+    found = biases.length_bias([HeldOutGroup("a", 1, answers, pairs=[(0, 1), (1, 2), (0, 2)])], [0], HOW)
     assert [found[k]["value"] for k in ("longer_loses", "longer_wins", "equal_length")] == [0, 1, 1]
     assert found["preferred_longer"]["people"]["value"] == 0.5
     assert found["preferred_longer"]["model"]["value"] == 1.0
@@ -166,7 +166,7 @@ def test_accuracy_where_the_longer_loses() -> None:
 def test_slope_between_equals_and_correlations() -> None:
     answers = [JudgedResponse(1, length=100, label=1), JudgedResponse(3, length=200, label=1),
                JudgedResponse(0, length=300, label=0)]  # fmt: skip
-    found = biases.length_bias([Judged("a", 1, answers)], [0], HOW)
+    found = biases.length_bias([HeldOutGroup("a", 1, answers)], [0], HOW)
     assert found["slope_at_ties"]["value"] == pytest.approx(2.0) and found["slope_at_ties"]["n"] == 1
     assert found["label_correlation"] == pytest.approx(-math.sqrt(3) / 2)
     assert found["correlation"] == pytest.approx(-100 / math.sqrt(20000 * (14 / 3)))
@@ -189,10 +189,10 @@ def test_format_bias_by_hand() -> None:
     """People prefer plain text twice; the model prefers the list once; between equals the list gets 2 more."""
     plain, listed = JudgedResponse(1, text="so"), JudgedResponse(0, text="- a\n- b")
     rows = [
-        Judged("a", 1, [plain, listed], pairs=[(0, 1)]),
-        Judged("a", 1, [plain, replace(listed, score=4)], pairs=[(0, 1)]),
-        Judged("a", 1, [plain, replace(listed, score=3)], ties=[(0, 1)]),
-        Judged("a", 1, [plain, plain], pairs=[(0, 1)]),
+        HeldOutGroup("a", 1, [plain, listed], pairs=[(0, 1)]),
+        HeldOutGroup("a", 1, [plain, replace(listed, score=4)], pairs=[(0, 1)]),
+        HeldOutGroup("a", 1, [plain, replace(listed, score=3)], ties=[(0, 1)]),
+        HeldOutGroup("a", 1, [plain, plain], pairs=[(0, 1)]),
     ]
     found = biases.format_bias(rows, [0, 1, 2, 3], HOW)
     assert [found[k]["value"] for k in ("people", "model", "excess", "gap_at_ties")] == [0, 0.5, 0.5, 2]
@@ -215,9 +215,9 @@ def test_agreement_within_prompts_across_them_and_among_people() -> None:
     """Scores order answers rightly within each prompt, and the prompts wrongly."""
     nan = math.nan
     rows = [
-        Judged("a", 1, [JudgedResponse(11, (1, 8), label=1, grades=(2, 1)), JudgedResponse(10, (0, 9), label=0,
+        HeldOutGroup("a", 1, [JudgedResponse(11, (1, 8), label=1, grades=(2, 1)), JudgedResponse(10, (0, 9), label=0,
                grades=(1, 2))], pairs=[(0, 1)]),
-        Judged("a", 1, [JudgedResponse(1, (6, 7), label=1, grades=(9, nan)), JudgedResponse(0, (5, 6), label=0,
+        HeldOutGroup("a", 1, [JudgedResponse(1, (6, 7), label=1, grades=(9, nan)), JudgedResponse(0, (5, 6), label=0,
                grades=(8, nan))], pairs=[(0, 1)]),
     ]  # fmt: skip
     found = agreement.agreement(rows, [0, 1], HOW)
@@ -258,10 +258,10 @@ def test_best_of_n_equals_all_subsets() -> None:
 
 
 def test_the_curve_keeps_its_prompts() -> None:
-    def known(size: int) -> Judged:
-        return Judged("a", 1, [JudgedResponse(i, good=i == size - 1) for i in range(size)])
+    def known(size: int) -> HeldOutGroup:
+        return HeldOutGroup("a", 1, [JudgedResponse(i, good=i == size - 1) for i in range(size)])
 
-    rows = [*(known(4) for _ in range(19)), known(2), Judged("a", 1, [JudgedResponse(0)] * 4)]
+    rows = [*(known(4) for _ in range(19)), known(2), HeldOutGroup("a", 1, [JudgedResponse(0)] * 4)]
     found = bestof.best_of_n(rows, list(range(21)), HOW)
     assert found is not None and found["groups"] == 19 and found["left_out"] == 1
     assert [p["model"]["value"] for p in found["points"]] == [0.25, 0.5, 0.75, 1]
@@ -276,7 +276,9 @@ def test_best_of_n_on_scored_solutions(shared: Path) -> None:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     judged = [
-        Judged("math", 0, [JudgedResponse(s[-1], good=g) for s, g in zip(row["pred_score"], row["score"], strict=True)])
+        HeldOutGroup(
+            "math", 0, [JudgedResponse(s[-1], good=g) for s, g in zip(row["pred_score"], row["score"], strict=True)]
+        )
         for row in rows
     ]
     found = reward.judge(judged, HOW)["best_of_n"]

@@ -8,16 +8,21 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
 Verdict = Literal["ok", "note", "fault"]
 
 
+GIB = 2**30
+LOW_DISK = 5 * GIB
+STYLES = {"ok": "green", "note": "yellow", "fault": "bold red"}
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. A `fault` keeps runs from working; a `note` tells what is absent or slow."""
+    """One line of the report. A `fault` keeps runs from working; a `note` names what is absent or slow."""
 
     name: str
     value: str
@@ -26,88 +31,116 @@ class Finding:
 
 
 def packages(requirements: list[str]) -> list[Finding]:
-    """Each requirement against what is installed; those of an extra are a note where missing.
+    """Each requirement against what is installed; a missing package of an extra is a note.
 
     >>> packages(["surely-not-installed>=1"])[0].verdict
     'fault'
     """
-    found = []
+    findings = []
     for text in requirements:
         requirement = Requirement(text)
-        extras = {
-            e
-            for e in metadata.metadata("espalier").get_all("Provides-Extra") or []
-            if f'"{e}"' in str(requirement.marker)
-        }
-        extra = min(extras, default="")
-        if extra == "dev":
-            continue
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            if extra:
-                found.append(Finding(requirement.name, "absent", "note", f"pip install 'espalier[{extra}]'"))
-            else:
-                found.append(Finding(requirement.name, "absent", "fault", f"pip install '{requirement}'"))
-            continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        advice = (
-            "" if fits else f"expected {requirement.specifier}; pip install '{requirement.name}{requirement.specifier}'"
-        )
-        found.append(Finding(requirement.name, version, "ok" if fits else "fault", advice))
-    return found
+        extra = _extra(requirement)
+        # Tools for working on espalier itself; no run needs them.
+        if extra != "dev":
+            findings.append(_package(requirement, extra))
+    return findings
+
+
+def _extra(requirement: Requirement) -> str:
+    """The extra of espalier that a requirement belongs to, empty if it is always required."""
+    extras = metadata.metadata("espalier").get_all("Provides-Extra") or []
+    named = [extra for extra in extras if f'"{extra}"' in str(requirement.marker)]
+    return min(named, default="")
+
+
+def _package(requirement: Requirement, extra: str) -> Finding:
+    name, specifier = requirement.name, requirement.specifier
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if extra:
+            return Finding(name, "absent", "note", f"pip install 'espalier[{extra}]'")
+        return Finding(name, "absent", "fault", f"pip install '{requirement}'")
+    if specifier.contains(version, prereleases=True):
+        return Finding(name, version)
+    return Finding(name, version, "fault", f"expected {specifier}; pip install '{name}{specifier}'")
 
 
 def machine(folder: Path) -> list[Finding]:
     """Cores, memory and the disk space under `folder`, where runs are written."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = [Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    found.append(Finding("cores", str(cores)))
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    findings = [Finding("python", system), Finding("cores", str(_cores()))]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        found.append(Finding("memory", f"{size / 2**30:.1f} GiB"))
-    free = shutil.disk_usage(folder).free
-    low = free < 5 * 2**30
-    advice = "a checkpoint holds the weights three times in float32, and two are kept" if low else ""
-    found.append(Finding("disk free here", f"{free / 2**30:.1f} GiB", "note" if low else "ok", advice))
-    return found
+        findings.append(Finding("memory", f"{size / GIB:.1f} GiB"))
+    findings.append(_disk(shutil.disk_usage(folder).free))
+    return findings
+
+
+def _cores() -> int:
+    """The cores that this process may use; not every system can restrict them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _disk(free: int) -> Finding:
+    value = f"{free / GIB:.1f} GiB"
+    if free >= LOW_DISK:
+        return Finding("disk free here", value)
+    advice = "a checkpoint needs three times the weights in float32, and two checkpoints are kept"
+    return Finding("disk free here", value, "note", advice)
 
 
 def accelerator() -> list[Finding]:
-    """What torch sees: threads, CUDA devices and where bfloat16 is computed in hardware."""
+    """What torch sees: threads, CUDA devices, and whether bfloat16 is computed in hardware."""
     import torch
 
-    threads, found = torch.get_num_threads(), []
-    set_by = " (OMP_NUM_THREADS)" if os.environ.get("OMP_NUM_THREADS") else ""
-    found.append(Finding("torch threads", f"{threads}{set_by}"))
+    threads = str(torch.get_num_threads())
+    if os.environ.get("OMP_NUM_THREADS"):
+        threads += " (OMP_NUM_THREADS)"
+    findings = [Finding("torch threads", threads)]
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = f"torch is built for CUDA {built}, but no device answers" if built else "this torch is built for the CPU"
-        found.append(Finding("CUDA", "none", "note", why))
+        reason = "this torch is built for the CPU"
+        if torch.version.cuda:
+            reason = f"torch is built for CUDA {torch.version.cuda}, but no device answers"
+        findings.append(Finding("CUDA", "none", "note", reason))
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        bf16 = device.major >= 8
-        value = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, capability {device.major}.{device.minor}"
-        advice = "" if bf16 else "no bfloat16 in hardware; use --dtype float32"
-        found.append(Finding(f"CUDA {index}", value, "ok" if bf16 else "note", advice))
-    amx = torch.cpu._is_amx_tile_supported() if hasattr(torch.cpu, "_is_amx_tile_supported") else False
-    advice = "" if amx else "float32 is the default on a CPU because bfloat16 is slower without AMX"
-    found.append(Finding("CPU bfloat16", "AMX" if amx else "no AMX", "ok" if amx else "note", advice))
-    return found
+        findings.append(_device(index, torch.cuda.get_device_properties(index)))
+    # A private function of torch, and the only one that says it: absent in some versions.
+    amx = hasattr(torch.cpu, "_is_amx_tile_supported") and torch.cpu._is_amx_tile_supported()
+    if amx:
+        findings.append(Finding("CPU bfloat16", "AMX"))
+    else:
+        advice = "float32 is the default on a CPU because bfloat16 is slower without AMX"
+        findings.append(Finding("CPU bfloat16", "no AMX", "note", advice))
+    return findings
+
+
+def _device(index: int, device: Any) -> Finding:
+    """A CUDA device; from compute capability 8 on bfloat16 is computed in hardware."""
+    memory = f"{device.total_memory / GIB:.0f} GiB"
+    value = f"{device.name}, {memory}, capability {device.major}.{device.minor}"
+    if device.major >= 8:
+        return Finding(f"CUDA {index}", value)
+    return Finding(f"CUDA {index}", value, "note", "no bfloat16 in hardware; use --dtype float32")
 
 
 def run() -> int:
-    """Print the findings. Returns 1 where one is a fault."""
+    """Print the findings. Returns 1 if one is a fault, else 0."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    findings = machine(Path.cwd()) + packages(metadata.requires("espalier") or [])
-    if not any(f.name == "torch" and f.verdict == "fault" for f in findings):
+    findings = packages(metadata.requires("espalier") or [])
+    # Without torch there is nothing to ask about devices.
+    usable = not any(finding.name == "torch" and finding.verdict == "fault" for finding in findings)
+    findings = machine(Path.cwd()) + findings
+    if usable:
         findings += accelerator()
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    style = {"ok": "green", "note": "yellow", "fault": "bold red"}
-    for f in findings:
-        table.add_row(Text(f.verdict, style=style[f.verdict]), f.name, Text(f.value), Text(f.advice, style="dim"))
+    for finding in findings:
+        verdict = Text(finding.verdict, style=STYLES[finding.verdict])
+        table.add_row(verdict, finding.name, Text(finding.value), Text(finding.advice, style="dim"))
     Console(highlight=False).print(table)
-    return int(any(f.verdict == "fault" for f in findings))
+    return 1 if any(finding.verdict == "fault" for finding in findings) else 0

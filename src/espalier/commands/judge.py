@@ -27,8 +27,8 @@ from espalier.models import heads
 from espalier.types import Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.from_groups import Groups, chosen, compared, correctness, record_of
-from espalier.workbench.records import Judged
+from espalier.workbench.from_groups import Groups, chosen, compared_by_grades, correctness, held_out_group
+from espalier.workbench.records import HeldOutGroup
 from espalier.workbench.sensitivity import sensitivity
 from espalier.workbench.solutions import from_samples
 
@@ -165,14 +165,16 @@ def _judge_answers(session: Session, groups: Groups, resampling: Resampling) -> 
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids))
 
-    records: list[Judged] = []
+    records: list[HeldOutGroup] = []
     for chunk in _chunks(groups):
         reads = iter(_scores(session, [group for _, group in chunk]))
         for source, group in chunk:
             scores = [next(reads)[0] for _ in group]
             known = source in labelled
-            record = record_of(decode, source, group, scores, traits.weights, compared_by, known=known)
-            records.append(compared(record, traits.weights) if traits.wants == "grades" else record)
+            record = held_out_group(
+                decode, source, group, scores, traits.weights, compared_by, labels_are_correctness=known
+            )
+            records.append(compared_by_grades(record, traits.weights) if traits.wants == "grades" else record)
     alone = [_unjudged(group) for _, group in groups[:PROBED]]  # in any order, one by one
     probe = sensitivity(partial(_scores, session), alone, seed=session.config.loop.seed)
     people = {"" if name == NAMELESS else name: weight for name, weight in _people_weights(session).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from espalier.assembly.answer import Chatter
-from espalier.assembly.runs import RUNS
+from espalier.assembly.runs import RUNS, RunConfig
 from espalier.commands.train import train
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
@@ -29,60 +30,71 @@ def run(config: QuickstartConfig) -> None:
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, float]:
-    """Write instruction data, score the base both ways, fine-tune, score again, show answers before and after.
+    """Write instruction data, score the base model in text and in chat, fine-tune, score again, and show answers
+    before and after.
 
-    Returns the accuracies: `base_text`, `base_chat`, `sft_chat`.
+    Returns the accuracies: `base_text`, `base_chat`, `sft_chat`. Raises ConfigError if the run directory holds a run
+    that is not a quickstart.
     """
     console = Console(highlight=False)
     out = Path(config.out)
-    _refuse_foreign(out)
-    base = str(resources.files("espalier").joinpath("embedded", "model"))
-    data = out.parent / f"{out.name}-data" / "instructions.jsonl"
-    data.parent.mkdir(parents=True, exist_ok=True)
-    counts = write_instructions(data, ROWS, seed=config.seed)
-    noisy = ROWS - counts["clean"]
-    console.print(f"{ROWS:,} instruction rows in {data}, {noisy:,} of them noisy as real ones are", markup=False)
+    _refuse_other_runs(out)
+    data = _write_data(out, config.seed, console)
     unseen = problems(TESTED, seed=config.seed, split="test")
-    console.print(f"Scoring the base model on {TESTED} problems that nothing was trained on ...")
-    before = Chatter.load(ModelConfig(model=base, template="plain"))
-    as_text = _score(before, unseen, chat=False)
-    as_chat = _score(before, unseen, chat=True)
+    console.print(f"Scoring the base model on {TESTED} problems that it has not seen ...")
+    base = ModelConfig(model=str(resources.files("espalier").joinpath("embedded", "model")), template="plain")
+    before = Chatter.load(base)
+    base_text = _score(before, unseen, chat=False)
+    base_chat = _score(before, unseen, chat=True)
     began = time.monotonic()
-    model = train(
-        RUNS["sft"](
-            model=ModelConfig(model=base, template="plain"),
-            data=DataConfig(data=(str(data),), eval_fraction=0.05),
-            loop=LoopConfig(out=config.out, epochs=2, samples_per_step=16, seed=config.seed, overwrite=True),
-            optim=OptimConfig(lr=1e-3, weight_decay=0.01),
-        )
-    )
+    model = train(_recipe(config, base, data))
     minutes = (time.monotonic() - began) / 60
-    after = Chatter.load(ModelConfig(model=str(model)))
-    tuned = _score(after, unseen, chat=True)
-    _show(console, unseen, as_chat, tuned)
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for name in ("model", "asked", "right answers", "answers with ####"):
-        table.add_column(name)
-    for row in (
-        ("base", "to go on with its own text", as_text),
-        ("base", "in chat", as_chat),
-        ("tuned", "in chat", tuned),
-    ):
-        table.add_row(row[0], row[1], f"{row[2].accuracy:.1%}", f"{row[2].marked:.1%}")
-    console.print(table)
-    console.print(
-        f"\nExact match on {TESTED} unseen problems; fine-tuned in {minutes:.1f} minutes. {model} is a plain Hugging "
-        f"Face directory. Ask it something:\nespalier sample --model {model} --prompt {unseen[0].question!r}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
-    return {"base_text": as_text.accuracy, "base_chat": as_chat.accuracy, "sft_chat": tuned.accuracy}
+    sft_chat = _score(Chatter.load(ModelConfig(model=str(model))), unseen, chat=True)
+    _show_answers(console, unseen, base_chat, sft_chat)
+    _show_scores(
+        console,
+        {
+            ("base", "to continue its own text"): base_text,
+            ("base", "in chat"): base_chat,
+            ("fine-tuned", "in chat"): sft_chat,
+        },
+    )
+    result = f"Exact match on {TESTED} unseen problems; fine-tuned in {minutes:.1f} minutes."
+    next_step = f"espalier sample --model {model} --prompt {unseen[0].question!r}"
+    text = f"\n{result} {model} is a plain Hugging Face directory. Ask it something:\n{next_step}"
+    console.print(text, markup=False, soft_wrap=True)
+    return {
+        "base_text": base_text.accuracy,
+        "base_chat": base_chat.accuracy,
+        "sft_chat": sft_chat.accuracy,
+    }
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_other_runs(out: Path) -> None:
     """An earlier quickstart is replaced; any other run is left alone. Raises ConfigError for that."""
     config = out / "run.yaml"
+    # The data's file name is the mark of a quickstart.
     if config.exists() and "instructions.jsonl" not in config.read_text(encoding="utf-8"):
-        raise ConfigError(f"out: {out} holds a run that is no quickstart's; choose another folder", key="out")
+        raise ConfigError(f"out: {out} holds a run that is not a quickstart; choose another folder", key="out")
+
+
+def _write_data(out: Path, seed: int, console: Console) -> Path:
+    """Instruction rows, in a folder beside the run directory."""
+    data = out.parent / f"{out.name}-data" / "instructions.jsonl"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    counts = write_instructions(data, ROWS, seed=seed)
+    noisy = ROWS - counts["clean"]
+    console.print(f"{ROWS:,} instruction rows in {data}, {noisy:,} of them noisy, like real data", markup=False)
+    return data
+
+
+def _recipe(config: QuickstartConfig, base: ModelConfig, data: Path) -> RunConfig:
+    return RUNS["sft"](
+        model=base,
+        data=DataConfig(data=(str(data),), eval_fraction=0.05),
+        loop=LoopConfig(out=config.out, epochs=2, samples_per_step=16, seed=config.seed, overwrite=True),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.01),
+    )
 
 
 def _score(chatter: Chatter, unseen: list[Problem], *, chat: bool) -> Score:
@@ -92,10 +104,26 @@ def _score(chatter: Chatter, unseen: list[Problem], *, chat: bool) -> Score:
     return score(generate, unseen, style="chat" if chat else "text")
 
 
-def _show(console: Console, unseen: list[Problem], before: Score, after: Score) -> None:
-    for item, old, new in list(zip(unseen, before.responses, after.responses, strict=True))[:SHOWN]:
+def _show_answers(console: Console, unseen: list[Problem], before: Score, after: Score) -> None:
+    """The first problems with the answers of both models."""
+    triples = list(zip(unseen, before.responses, after.responses, strict=True))
+    for item, old, new in triples[:SHOWN]:
         console.print(Text(f"\n{item.question}", style="bold"))
-        for name, said in (("before", old), ("after ", new)):
-            console.print(Text(f"  {name}  {' / '.join(said.strip().splitlines())[:300]}"))
+        console.print(Text(f"  before  {_one_line(old)}"))
+        console.print(Text(f"  after   {_one_line(new)}"))
         console.print(Text(f"  right   {item.answer}", style="dim"))
     console.print()
+
+
+def _one_line(response: str) -> str:
+    return " / ".join(response.strip().splitlines())[:300]
+
+
+def _show_scores(console: Console, scores: Mapping[tuple[str, str], Score]) -> None:
+    """A table of the scores of each (model, how it was asked)."""
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for name in ("model", "asked", "right answers", "answers with ####"):
+        table.add_column(name)
+    for (model, asked), result in scores.items():
+        table.add_row(model, asked, f"{result.accuracy:.1%}", f"{result.marked:.1%}")
+    console.print(table)

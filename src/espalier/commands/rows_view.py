@@ -1,4 +1,4 @@
-"""Rows as the model sees them: which tokens there are, which of them are trained, and with which weight."""
+"""Rows as the model sees them: their tokens, which of them are trained, and with which weight."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,25 +19,28 @@ from rich.text import Text
 from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.errors import EspalierError
 from espalier.files import write_atomic
+from espalier.types import Response, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     Row = tuple[str, Sequence[Rendered]]
-    """Where a row was read, and the samples it became."""
+    """The place that a row was read from, and the samples it became."""
 
 TRAINED = ("white on dark_green", "white on green4")  # by turns, so that token boundaries show
 SPECIAL = "bold"
 READ = "bold magenta"
-KEPT_JOINERS = "\u200c\u200d"  # scripts and emoji need them; other invisible characters are spelt out
+READ_MARK = "\u25c0"
+NEWLINE_MARK = "\u23ce"
+KEPT = "\n\t\u200c\u200d"  # scripts and emoji need the two joiners; other invisible characters are spelt out
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token as it is shown.
 
-    `text` is "" where a character ends only in a later token, which then has all of it. `read` marks a token behind
-    which a scalar head is read, with what it should say there.
+    `text` is "" if its character ends only in a later token, which then has all of it. `read` marks a token behind
+    which a scalar head is read, with the target there.
     """
 
     id: int
@@ -55,41 +59,50 @@ def tokens(row: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
     for span in row.spans:
         roles[span.start : span.end] = [span.role] * (span.end - span.start)
     added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    texts = pieces(sample.tokens, tokenizer, added)
-    told = [f"\u25c0{', '.join('?' if math.isnan(x) else f'{x:g}' for x in grade)}" for grade in sample.grades]
-    reads = dict(zip(sample.reads, told or ["\u25c0"] * len(sample.reads), strict=True))
-    cells = zip(sample.tokens, texts, sample.mask, sample.weights, roles, strict=True)
-    return [
-        Token(i, text, i in added, mask and weight != 0, weight, role, reads.get(place, ""))
-        for place, (i, text, mask, weight, role) in enumerate(cells)
-    ]
+    reads = _read_marks(sample)
+    shown = []
+    cells = zip(sample.tokens, pieces(sample.tokens, tokenizer, added), sample.mask, sample.weights, roles, strict=True)
+    for place, (token, text, mask, weight, role) in enumerate(cells):
+        trained = mask and weight != 0
+        shown.append(Token(token, text, token in added, trained, weight, role, reads.get(place, "")))
+    return shown
+
+
+def _read_marks(sample: Sample) -> dict[int, str]:
+    """The mark at each place where a scalar head is read, with its target if there is one, ? if it is unknown."""
+    if not sample.grades:
+        return dict.fromkeys(sample.reads, READ_MARK)
+    marks = {}
+    for place, targets in zip(sample.reads, sample.grades, strict=True):
+        marks[place] = READ_MARK + ", ".join("?" if math.isnan(target) else f"{target:g}" for target in targets)
+    return marks
 
 
 def pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, added: set[int]) -> list[str]:
-    """The text of each token; together they are the text of all, where that is valid UTF-8.
+    """The text of each token; together they are the text of all, if that is valid UTF-8.
 
     Tokens in `added` give their name. Bytes of a character that a token does not complete go to the token that does;
-    what is never completed shows as U+FFFD.
+    a character that is never completed is shown as U+FFFD.
     """
     # In front of the decoded token, because SentencePiece decoders drop a space at the start of the text.
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     skip = len(_decode(tokenizer, anchor))
-    found: list[str] = []
+    texts: list[str] = []
     waiting: list[int] = []
-    for index, i in enumerate(ids):
-        if i in added:
-            found.append(str(tokenizer.convert_ids_to_tokens(i)))
+    for place, token in enumerate(ids):
+        if token in added:
+            texts.append(str(tokenizer.convert_ids_to_tokens(token)))
             continue
-        waiting.append(i)
+        waiting.append(token)
         text = _decode(tokenizer, anchor + waiting)[skip:]
-        more = index + 1 < len(ids) and ids[index + 1] not in added
+        more = place + 1 < len(ids) and ids[place + 1] not in added
         # A character has at most 4 bytes, so no more than 4 tokens.
         if text.endswith("\ufffd") and more and len(waiting) < 4:
-            found.append("")
+            texts.append("")
         else:
-            found.append(text)
+            texts.append(text)
             waiting = []
-    return found
+    return texts
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -102,30 +115,22 @@ def visible(text: str) -> str:
     >>> visible("a\\x1b[31mb")
     'a\\\\x1b[31mb'
     """
-    return "".join(
-        c.encode("unicode_escape").decode()
-        if c not in "\n\t" and c not in KEPT_JOINERS and unicodedata.category(c) in ("Cc", "Cf")
-        else c
-        for c in text
-    )
+    shown = ""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cf") and character not in KEPT:
+            character = character.encode("unicode_escape").decode()
+        shown += character
+    return shown
 
 
 def name(text: str) -> str:
     """A control token's name in brackets that no content can imitate by accident: `<|im_end|>` becomes `⟨|im_end|⟩`."""
-    inner = text[1:-1] if text.startswith("<") and text.endswith(">") and len(text) > 2 else text
-    return f"\u27e8{visible(inner)}\u27e9"
+    if text.startswith("<") and text.endswith(">") and len(text) > 2:
+        text = text[1:-1]
+    return f"\u27e8{visible(text)}\u27e9"
 
 
-def header(number: str, origin: str, row: Rendered, shown: Sequence[Token], judgement: Sequence[str] = ()) -> str:
-    """Number, where it was read, tokens, trained tokens, their weights, whether the tail was cut off, judgements."""
-    trained = [t for t in shown if t.trained]
-    parts = [number, origin, f"{len(shown):,} tokens", f"{len(trained):,} trained"]
-    weights = Counter(t.weight for t in trained)
-    if set(weights) - {1.0}:
-        parts.append("weights " + ", ".join(f"{w:g} ({n:,})" for w, n in sorted(weights.items())))
-    if row.sample.stop == "length":
-        parts.append("truncated")
-    return "  ".join(visible(part) for part in (*parts, *judgement) if part)
+# -------------------------------------------------------------------------------------------------------------- blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +145,10 @@ class Block:
 
 
 def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Block]:
-    """Rows as they are shown; the samples of row 2, where there are several, are numbered 2.1, 2.2 and on.
+    """Rows as they are shown; if row 2 has several samples, they are numbered 2.1, 2.2 and on.
 
-    Of judged answers and of trees the shared prefix comes once, then each sample from where it leaves those before it.
+    The prefix that judged answers or the threads of a tree share is shown once, then each sample from the place where
+    it leaves those before it.
     """
     for count, (origin, group) in enumerate(rows, 1):
         shown = [tokens(row, tokenizer) for row in group]
@@ -151,65 +157,121 @@ def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
             continue
         for index, (row, cells) in enumerate(zip(group, shown, strict=True), 1):
             number = f"row {count}.{index}" if len(group) > 1 else f"row {count}"
-            told = (*judgement(row, group, str(count)), *_left_out(group)) if isinstance(group, RenderedGroup) else ()
-            yield Block(header(number, origin, row, cells, told), cells)
+            notes = []
+            if isinstance(group, RenderedGroup):
+                notes = [*judgement(row, group, str(count)), *_left_out(group)]
+            yield Block(header(number, origin, row, cells, notes), cells)
+
+
+def header(number: str, origin: str, row: Rendered, shown: Sequence[Token], notes: Sequence[str] = ()) -> str:
+    """Number, where it was read, tokens, trained tokens, their weights, whether the tail was cut off, judgements."""
+    weights = Counter(token.weight for token in shown if token.trained)
+    parts = [number, origin, f"{len(shown):,} tokens", f"{weights.total():,} trained"]
+    if set(weights) - {1.0}:
+        counts = [f"{weight:g} ({count:,})" for weight, count in sorted(weights.items())]
+        parts.append("weights " + ", ".join(counts))
+    if row.sample.stop == "length":
+        parts.append("truncated")
+    return _title([*parts, *notes])
+
+
+def _title(parts: Sequence[str]) -> str:
+    return "  ".join(visible(part) for part in parts if part)
 
 
 def _tree(number: str, origin: str, group: RenderedGroup, shown: Sequence[list[Token]]) -> Iterator[Block]:
-    leaves = [(0, 0), *(_leaves(group, i) for i in range(1, len(group)))]
+    """The shared prefix of a group, then its samples as branches."""
+    leaves = [(0, 0)]
+    for place in range(1, len(group)):
+        leaves.append(_leaves(group, place))
     stem = min(at for at, _ in leaves[1:])
-    kind = f"{len(group)} responses to one prompt" if group.kind == "ranking" else f"{len(group)} threads of one tree"
-    title = [f"row {number}", origin, kind, f"{stem:,} tokens shared", *_left_out(group)]
-    yield Block("  ".join(visible(part) for part in title if part), shown[0][:stem], last=False)
-    for i, (row, cells) in enumerate(zip(group, shown, strict=True)):
-        at, other = leaves[i]
+    kind = "responses to one prompt" if group.kind == "ranking" else "threads of one tree"
+    title = [f"row {number}", origin, f"{len(group)} {kind}", f"{stem:,} tokens shared", *_left_out(group)]
+    yield Block(_title(title), shown[0][:stem], last=False)
+    for place, (row, cells) in enumerate(zip(group, shown, strict=True)):
+        at, other = leaves[place]
         own = cells[max(at, stem) :]
-        told = [f"behind token {at:,} of {number}.{other + 1}"] if at > stem else []
-        said = header(f"{number}.{i + 1}", "", row, own, (*told, *judgement(row, group, number)))
-        yield Block(said, own, branch=True, last=i + 1 == len(group))
+        notes = judgement(row, group, number)
+        if at > stem:
+            notes.insert(0, f"after token {at:,} of {number}.{other + 1}")
+        title_of_branch = header(f"{number}.{place + 1}", "", row, own, notes)
+        yield Block(title_of_branch, own, branch=True, last=place + 1 == len(group))
 
 
-def _leaves(group: RenderedGroup, i: int) -> tuple[int, int]:
-    """How many tokens, up to the beginning or end of a turn, sample `i` shares with the one before it that it shares
-    most with; and that one's place."""
-    row = group[i]
-    found = []
-    for other in range(i):
-        pairs = enumerate(zip(row.sample.tokens, group[other].sample.tokens, strict=False))
-        shorter = min(len(row.sample), len(group[other].sample))
-        found.append((next((at for at, (a, b) in pairs if a != b), shorter), -other))
-    common, other = max(found)
-    edges = (edge for span in row.spans for edge in (span.start, span.end))
-    return max((edge for edge in edges if edge <= common), default=0), -other
+def _leaves(group: RenderedGroup, place: int) -> tuple[int, int]:
+    """How many tokens, up to the beginning or end of a turn, a sample shares with the earlier one that it shares most
+    with; and that one's place."""
+    row, most, nearest = group[place], -1, 0
+    for other in range(place):
+        common = _common_prefix(row.sample.tokens, group[other].sample.tokens)
+        if common > most:
+            most, nearest = common, other
+    turn = 0
+    for span in row.spans:
+        for edge in (span.start, span.end):
+            # A branch begins with a whole turn, even if both turns begin with the same words.
+            if edge <= most:
+                turn = max(turn, edge)
+    return turn, nearest
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    length = min(len(one), len(other))
+    for place in range(length):
+        if one[place] != other[place]:
+            return place
+    return length
 
 
 def judgement(row: Rendered, group: RenderedGroup, number: str) -> list[str]:
-    """What is known of a sample of a group, and what a run takes from it."""
-    sample, response, parts = row.sample, row.response, []
-    if response is not None:
-        scores = ["?" if score is None else f"{score:g}" for score in response.scores]
-        if len(scores) == len(group.dimensions):
-            scores = [f"{name} {score}" for name, score in zip(group.dimensions, scores, strict=True)]
-        elif scores:
-            scores[0] = f"scored {scores[0]}"
-        ranked = "" if response.rank is None else f"rank {response.rank}"
-        good = {True: "good", False: "bad", None: ""}[response.good]
-        parts += [response.author and f"by {response.author}", ranked, ", ".join(scores), good]
-    if sample.label is not None and group.labelled:
-        parts.append(f"label {sample.label:g}")
-    elif sample.label is not None:
-        parts.append(
-            ("solved" if sample.label else "not solved") if group.kind == "steps" else f"level {sample.label:g}"
-        )
-    for verb, places in (("beats", sample.beats), ("ties with", sample.ties)):
-        if places:
-            parts.append(f"{verb} " + ", ".join(f"{number}.{place + 1}" for place in places))
-    return [part for part in parts if part]
+    """The judgements of a sample of a group, and what a run uses of them."""
+    sample, parts = row.sample, []
+    if row.response is not None:
+        parts += _response_notes(row.response, group.dimensions)
+    if sample.label is not None:
+        parts.append(_label(sample.label, group))
+    if sample.beats:
+        parts.append(f"beats {_numbers(number, sample.beats)}")
+    if sample.ties:
+        parts.append(f"ties with {_numbers(number, sample.ties)}")
+    return parts
+
+
+def _response_notes(response: Response, dimensions: Sequence[str]) -> list[str]:
+    """Author, rank, scores and label of a response, as the data has them."""
+    notes = []
+    if response.author:
+        notes.append(f"by {response.author}")
+    if response.rank is not None:
+        notes.append(f"rank {response.rank}")
+    scores = ["?" if score is None else f"{score:g}" for score in response.scores]
+    if len(scores) == len(dimensions):
+        scores = [f"{name} {score}" for name, score in zip(dimensions, scores, strict=True)]
+    elif scores:
+        scores[0] = f"scored {scores[0]}"
+    if scores:
+        notes.append(", ".join(scores))
+    if response.good is not None:
+        notes.append("good" if response.good else "bad")
+    return notes
+
+
+def _label(label: float, group: RenderedGroup) -> str:
+    if group.labelled:
+        return f"label {label:g}"
+    if group.kind == "steps":
+        return "solved" if label else "not solved"
+    return f"level {label:g}"
+
+
+def _numbers(number: str, places: Sequence[int]) -> str:
+    """The numbers of siblings: places 0 and 2 of row 1 are 1.1, 1.3."""
+    return ", ".join(f"{number}.{place + 1}" for place in places)
 
 
 def _left_out(group: RenderedGroup) -> list[str]:
-    told = ", ".join(f"{reason} ({count:,})" for reason, count in group.dropped.items())
-    return [f"left out: {told}"] if told else []
+    reasons = [f"{reason} ({count:,})" for reason, count in group.dropped.items()]
+    return [f"left out: {', '.join(reasons)}"] if reasons else []
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal
@@ -222,60 +284,73 @@ def show(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, console: Conso
         title = Text(block.title, style="bold cyan")
         body = _coloured(block.tokens) if colour else _bracketed(block.tokens)
         if block.branch:
-            title = Text.assemble("\u2514\u2500 " if block.last else "\u251c\u2500 ", title)
-            rail = Text("   " if block.last else "\u2502  ")
-            body = Text("\n").join(Text.assemble(rail, line) for line in body.split("\n", allow_blank=True))
+            title, body = _as_branch(title, body, block.last)
         console.print(title, soft_wrap=True)
         console.print(body, soft_wrap=True)
         if block.last:
             console.print()
-    mark = Text("\u27e6trained tokens\u27e7")
+    with_reads = any(row.sample.reads for _, group in rows for row in group)
+    console.print(_legend(colour, with_reads), soft_wrap=True)
+
+
+def _as_branch(title: Text, body: Text, last: bool) -> tuple[Text, Text]:
+    """A title and body with the lines of a tree drawn in front of them."""
+    corner, rail = ("\u2514\u2500 ", "   ") if last else ("\u251c\u2500 ", "\u2502  ")
+    lines = [Text.assemble(rail, line) for line in body.split("\n", allow_blank=True)]
+    return Text.assemble(corner, title), Text("\n").join(lines)
+
+
+def _legend(colour: bool, with_reads: bool) -> Text:
+    legend = Text("\u27e6trained tokens\u27e7")
     if colour:
-        mark = Text.assemble(("trained", TRAINED[0]), (" tokens", TRAINED[1]))
-    rest = Text.assemble("  not trained  ", (name("<control token>"), SPECIAL), "  \u23ce newline")
-    read = Text.assemble("  ", ("\u25c0", READ), " a scalar head is read here")
-    judged = any(row.sample.reads for _, group in rows for row in group)
-    console.print(Text.assemble(mark, rest, read if judged else ""), soft_wrap=True)
+        legend = Text.assemble(("trained", TRAINED[0]), (" tokens", TRAINED[1]))
+    legend = Text.assemble(legend, "  not trained  ", (name("<control token>"), SPECIAL), f"  {NEWLINE_MARK} newline")
+    if with_reads:
+        legend = Text.assemble(legend, "  ", (READ_MARK, READ), " a scalar head is read here")
+    return legend
 
 
 def _text(token: Token) -> str:
-    return name(token.text) if token.special else visible(token.text).replace("\n", "\u23ce\n")
+    if token.special:
+        return name(token.text)
+    return visible(token.text).replace("\n", f"{NEWLINE_MARK}\n")
 
 
 def _coloured(shown: Sequence[Token]) -> Text:
     text = Text()
     for index, token in enumerate(shown):
-        style = f"{SPECIAL if token.special else ''} {TRAINED[index % 2] if token.trained else ''}".strip()
-        text.append(_text(token), style=style or None)
+        styles = []
+        if token.special:
+            styles.append(SPECIAL)
+        if token.trained:
+            styles.append(TRAINED[index % 2])
+        text.append(_text(token), style=" ".join(styles) or None)
         if token.read:
             text.append(token.read, style=READ)
     return text
 
 
 def _bracketed(shown: Sequence[Token]) -> Text:
-    return Text("".join(f"\u27e6{run}\u27e7" if trained else run for trained, run in _runs(shown)))
-
-
-def _runs(shown: Sequence[Token]) -> Iterator[tuple[bool, str]]:
-    start = 0
-    for end in range(1, len(shown) + 1):
-        if end == len(shown) or shown[end].trained != shown[start].trained:
-            yield shown[start].trained, "".join(_text(token) + token.read for token in shown[start:end])
-            start = end
+    text = ""
+    for trained, run in groupby(shown, key=lambda token: token.trained):
+        inside = "".join(_text(token) + token.read for token in run)
+        text += f"\u27e6{inside}\u27e7" if trained else inside
+    return Text(text)
 
 
 # --------------------------------------------------------------------------------------------------------------- page
 
 
 def html(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write rows as one page that needs no network. A token under the pointer says its id, role and weight.
+    """Write rows as one page that needs no network. A token under the pointer shows its id, role and weight.
 
-    Raises EspalierError where `path` cannot be written.
+    Raises EspalierError if `path` cannot be written.
     """
     page = resources.files("espalier.commands").joinpath("inspect.html").read_text(encoding="utf-8")
     articles, total, trained = [], 0, 0
     for block in blocks(rows, tokenizer):
-        total, trained = total + len(block.tokens), trained + sum(t.trained for t in block.tokens)
+        total += len(block.tokens)
+        trained += len([token for token in block.tokens if token.trained])
         kind = ' class="branch"' if block.branch else ""
         body = "".join(map(_span, block.tokens))
         articles.append(f"<article{kind}><h2>{escape(block.title)}</h2><p>{body}</p></article>")
@@ -288,9 +363,17 @@ def html(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, path: Path) ->
 
 
 def _span(token: Token) -> str:
-    kinds = " ".join(kind for kind, on in (("t", token.trained), ("s", token.special), ("h", not token.text)) if on)
-    tip = f"{token.id} \u00b7 {token.role} \u00b7 " + (f"weight {token.weight:g}" if token.trained else "not trained")
+    """A token as HTML; its classes are t (trained), s (special) and h (no text of its own)."""
+    kinds = []
+    if token.trained:
+        kinds.append("t")
+    if token.special:
+        kinds.append("s")
+    if not token.text:
+        kinds.append("h")
+    trained = f"weight {token.weight:g}" if token.trained else "not trained"
+    tip = f"{token.id} \u00b7 {token.role} \u00b7 {trained}"
     text = name(token.text) if token.special else visible(token.text)
-    body = escape(text).replace("\n", "<i>\u23ce</i>\n") or "\u00b7"
+    body = escape(text).replace("\n", f"<i>{NEWLINE_MARK}</i>\n") or "\u00b7"
     read = f"<em>{escape(token.read)}</em>" if token.read else ""
-    return f'<span class="{kinds}" data-tip="{escape(tip)}">{body}</span>{read}'
+    return f'<span class="{" ".join(kinds)}" data-tip="{escape(tip)}">{body}</span>{read}'

@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def path() -> Path:
-    """The directory that holds the embedded model; pass it wherever a model directory is taken."""
+    """The directory of the embedded model, for every option that takes a model directory."""
     return Path(__file__).parent / "model"

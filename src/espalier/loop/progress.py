@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live bar in a terminal, plain lines elsewhere, tables and notes in both."""
+"""What a run shows on the console: a live bar in a terminal, plain lines elsewhere, tables and notes in both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 FIRST = 3
-"""Steps that always get a plain line: whoever starts a run wants to see that it runs."""
+"""The first steps always get a plain line: whoever starts a run wants to see that it runs."""
 
 
 class Progress:
     """Shows the steps of a run; only rank 0 prints.
 
-    `total` is the number of the last step. A terminal gets one live line, anything else a line for each of the first
-    steps, then one about every `interval` seconds, and one for the last step. `clock` returns seconds.
+    `total` is the number of the last step. A terminal gets one live line. Anything else gets a line for each of the
+    first steps, then one about every `interval` seconds, and one for the last step. `rank` is that of this process,
+    unless given the environment's RANK. `clock` returns seconds.
 
     >>> with Progress(2, console=Console(width=80)) as progress:
     ...     progress.update(1, {"loss": 2.5})
@@ -41,18 +42,20 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.interval, self.clock = total, interval, clock
-        self.quiet = (int(os.environ.get("RANK", "0")) if rank is None else rank) != 0
+        if rank is None:
+            rank = int(os.environ.get("RANK", "0"))
+        self.quiet = rank != 0
         self.console = console or Console(highlight=False, width=_width())
         self.live = self.console.is_terminal and not self.quiet
         self._start: tuple[float, int] | None = None
-        self._printed, self._shown = -math.inf, 0
+        self._last_line, self._updates = -math.inf, 0
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
         if self.live:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[said]}"))
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"))
             self._bar = Bar(*columns, console=self.console, refresh_per_second=4)
-            self._task = self._bar.add_task("step", total=self.total, said="")
+            self._task = self._bar.add_task("step", total=self.total, figures="")
             self._bar.start()
         return self
 
@@ -64,23 +67,23 @@ class Progress:
             self._bar = None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Say that optimizer step `step` is done. Of `metrics` the bar shows `loss` and `tokens_per_second`.
+        """Show that step `step` is done. Of `metrics` it shows `loss` and `tokens_per_second`.
 
-        The time left is that of the steps since the first update, which is left out of it: it holds what is done
-        once, such as compiling.
+        The time left is estimated from the steps since the first update. The first one is left out, because it
+        includes work that is done once, such as compiling.
         """
         if self.quiet:
             return
         now = self.clock()
         if self._start is None:
             self._start = (now, step)
-        self._shown += 1
-        said = self.line(step, metrics, now)
+        self._updates += 1
+        figures = self.line(step, metrics, now)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, said=said)
-        elif self._shown <= FIRST or step == self.total or now - self._printed >= self.interval:
-            self._printed = now
-            self.console.print(Text(f"step {step}/{self.total}  {said}".rstrip()), soft_wrap=True)
+            self._bar.update(self._task, completed=step, figures=figures)
+        elif self._updates <= FIRST or step == self.total or now - self._last_line >= self.interval:
+            self._last_line = now
+            self.console.print(Text(f"step {step}/{self.total}  {figures}".rstrip()), soft_wrap=True)
 
     def line(self, step: int, metrics: Mapping[str, float], now: float) -> str:
         """The figures of one step, in the order loss, speed, time left, memory; what is unknown is left out."""
@@ -96,65 +99,78 @@ class Progress:
         return "  ".join(parts)
 
     def reading(self, what: str) -> Callable[[str, int], None]:
-        """A function to be told (source, count) as a source is read; it prints a line about every `interval` seconds.
-
-        What takes less than that is not worth a line.
+        """A function to call with (source, count) while a source is read; it prints a line about every `interval`
+        seconds. `what` names what is counted. A source that is read faster gets no line.
         """
-        said = self.clock()
+        last_line = self.clock()
 
-        def tell(source: str, count: int) -> None:
-            nonlocal said
-            if self.clock() - said >= self.interval:
-                said = self.clock()
+        def report(source: str, count: int) -> None:
+            nonlocal last_line
+            if self.clock() - last_line >= self.interval:
+                last_line = self.clock()
                 self.note(f"{source}: {count:,} {what}")
 
-        return tell
+        return report
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table; columns whose cells are all numbers stand to the right."""
+        """Print a table; columns of numbers are aligned to the right."""
         if self.quiet:
             return
         table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        cells = [[f"{c:,}" if isinstance(c, int) and not isinstance(c, bool) else str(c) for c in row] for row in rows]
         for index, name in enumerate(columns):
-            column = [row[index] for row in rows]
-            numbers = bool(column) and all(isinstance(c, int | float) and not isinstance(c, bool) for c in column)
+            numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
             table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
+        for row in rows:
+            table.add_row(*[_cell(value) for value in row])
         self.console.print(table)
 
     def note(self, text: str) -> None:
-        """Print one line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         if not self.quiet:
             self.console.print(Text(text), soft_wrap=True)
 
 
+def _is_number(value: object) -> bool:
+    # A Boolean is an int to Python, and a word to the reader.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> Text:
+    """A cell's text; whole numbers with commas between thousands."""
+    if isinstance(value, int) and _is_number(value):
+        return Text(f"{value:,}")
+    return Text(str(value))
+
+
 def _width() -> int | None:
-    """Log files take wider tables than the 80 columns that rich assumes; terminals and COLUMNS go first."""
+    """Columns of a log file: 120, because rich assumes 80, too few for tables. None for a terminal or with COLUMNS set:
+    rich knows these."""
     return None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 
 
 def duration(seconds: float) -> str:
     """Seconds in the two largest units that matter.
 
-    >>> [duration(s) for s in (9.4, 75, 3_725, 200_000)]
+    >>> [duration(seconds) for seconds in (9.4, 75, 3_725, 200_000)]
     ['9s', '1m15s', '1h02m', '2d07h']
     """
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h{s % 3600 // 60:02d}m"
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if not minutes:
+        return f"{whole}s"
+    if not hours:
+        return f"{minutes}m{whole % 60:02d}s"
+    if not days:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{days}d{hours % 24:02d}h"
 
 
 def peak_memory() -> int:
-    """Most bytes held so far: on the CUDA device where one is in use, else by this process."""
+    """The most bytes held so far: on the CUDA device if one is in use, else by this process."""
+    # Looked up, not imported: without torch nothing is on a device, and the import takes seconds.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,7 @@
-"""Trackers beside metrics.jsonl, which stays the truth: TensorBoard always, Weights & Biases and trackio as extras."""
+"""Trackers: TensorBoard always, Weights & Biases and trackio as extras.
+
+They show a run while it trains; its record is metrics.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from espalier.errors import ConfigError, EspalierError
 from espalier.files import write_atomic
 
 FOLDER = "trackers"
-"""Folder in the run directory for what the extras keep there."""
+"""Folder in the run directory for files of the extras."""
 SECRET = re.compile(
     r"(?<=://)[^/@\s]+(?=@)"  # user:password in an address
     r"|\b(?:hf|sk|gh[pousr]|glpat|xox[abps])[-_][A-Za-z0-9_-]{16,}"  # tokens by their usual beginnings
@@ -37,31 +40,30 @@ class Trackers:
 
     `out` is the run directory, `names` the extras to use beside TensorBoard, `config` the flat config, of which
     trackers get a copy without secrets. `step` is the last step that is already done, 0 in a new run: on resume,
-    TensorBoard hides what it was told about later steps, and the others go on under the id in `trackers/id.json`.
+    TensorBoard hides what was logged for later steps, and the others continue under the id in `trackers/id.json`.
+    `rank` is that of this process, unless given the environment's RANK.
 
-    Raises ConfigError where an extra is not installed, EspalierError where a tracker cannot start.
+    Raises ConfigError if an extra is not installed, EspalierError if a tracker cannot start.
     """
 
     def __init__(
         self, out: Path, names: Sequence[str], config: Mapping[str, Any], *, step: int = 0, rank: int | None = None
     ):
         self._adapters: list[Adapter] = []
-        if (int(os.environ.get("RANK", "0")) if rank is None else rank) != 0:
+        if rank is None:
+            rank = int(os.environ.get("RANK", "0"))
+        if rank:
             return
         modules = {name: _extra(name) for name in names}
         public = redact(dict(config))
         self._adapters.append(TensorBoard(out, step))
         for name, module in modules.items():
-            start = EXTRAS[name]
             try:
-                self._adapters.append(start(module, out, public))
+                self._adapters.append(EXTRAS[name](module, out, public))
+            # The extras raise errors of many kinds: no network, no key, a bad project.
             except Exception as error:
                 self.close()
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                way_out = "; WANDB_MODE=offline keeps it on this machine" if name == "wandb" else ""
-                raise EspalierError(
-                    f"{name} did not start: {redact(reason)}{way_out}, or drop --track {name}"
-                ) from error
+                raise EspalierError(_did_not_start(name, error)) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of one step."""
@@ -81,7 +83,7 @@ class TensorBoard:
     def __init__(self, out: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # A reader drops events of this step and later ones that earlier files hold.
+        # Readers drop events of this step and later ones from earlier files.
         purge = step + 1 if step else None
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
 
@@ -111,7 +113,7 @@ class Wandb:
             config=dict(config),
             settings=settings,
         )
-        # Its own step counter cannot go back, as it has to when a run resumes from a checkpoint before the last step.
+        # wandb's own step counter cannot go back, and a run that resumes from an earlier checkpoint does.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -156,7 +158,8 @@ def run_id(out: Path) -> str:
 
 
 def redact(value: Any) -> Any:
-    """The same value, with what looks like a password or an access token replaced by ***, inside lists and dicts too.
+    """The same value with *** in place of everything that looks like a password or an access token, also inside lists
+    and dicts.
 
     >>> redact("https://me:pass@host/data")
     'https://***@host/data'
@@ -171,9 +174,17 @@ def redact(value: Any) -> Any:
 
 
 def _extra(name: str) -> Any:
+    """The module of an extra. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(
-            f"track: {name} is not installed; pip install 'espalier[{name}]', or drop --track {name}"
-        ) from None
+        way_out = f"pip install 'espalier[{name}]', or drop --track {name}"
+        raise ConfigError(f"track: {name} is not installed; {way_out}") from None
+
+
+def _did_not_start(name: str, error: Exception) -> str:
+    """The message for a tracker that did not start: the first line of its error, without secrets, and the way out."""
+    lines = str(error).splitlines()
+    reason = redact(lines[0]) if lines else type(error).__name__
+    way_out = "; WANDB_MODE=offline keeps it on this machine" if name == "wandb" else ""
+    return f"{name} did not start: {reason}{way_out}, or drop --track {name}"

@@ -1,13 +1,14 @@
 """Word problems about small quantities: one to three operations, worked step by step, ending in `#### answer`.
 
 A problem is a function of its seed. Its `key` is its chain of operations (`12+7=19;19*3=57`); the hash of the key alone
-decides whether it belongs to the split `train` or `test`. So a chain that a test problem asks for is in no training
-problem, story or fact, whatever names and words it is told with. A step of a longer chain may be.
+decides whether it belongs to the split `train` or `test`. So the chain of a test problem occurs in no training problem,
+story or sum, whatever names and words tell it. A single step of a longer chain may occur.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,7 +18,7 @@ from espalier.errors import ConfigError
 from espalier.toy import words
 
 Split = Literal["train", "test"]
-SMALLEST, LARGEST = 2, 300  # every quantity in a problem, so that "1 apples" is never said
+SMALLEST, LARGEST = 2, 300  # of every quantity in a problem, so that "1 apples" never occurs
 FACTORS = (2, 3, 4, 5, 6, 7, 8, 9)
 TEST_SHARE = 10  # one chain in ten belongs to the test split
 PROMPT = "Problem:\n{question}\nSolution:\n"
@@ -25,16 +26,16 @@ PROMPT = "Problem:\n{question}\nSolution:\n"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation: `said` is its sentence and holds `expression=value`, as in `Mia has 12+7=19 apples.`"""
+    """One operation: `sentence` contains `expression=value`, as in `Mia has 12+7=19 apples.`"""
 
     expression: str
     value: int
-    said: str
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`solution` is one line a step and a last line `#### answer`; `story` tells the events and the result in prose."""
+    """`solution` has one line per step and a last line `#### answer`; `story` tells events and result in prose."""
 
     question: str
     solution: str
@@ -44,16 +45,17 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """What the base model has read: the prompt of the text form followed by the solution."""
+        """The form in which the base model reads problems: the prompt of the text form followed by the solution."""
         return self.prompt + self.solution
 
     @property
     def prompt(self) -> str:
-        """The text form up to where the solution starts."""
+        """The text form up to the solution."""
         return PROMPT.format(question=self.question)
 
     @property
     def key(self) -> str:
+        """The chain of operations, which decides the split."""
         return ";".join(f"{step.expression}={step.value}" for step in self.steps)
 
 
@@ -68,7 +70,10 @@ def split_of(key: str) -> Split:
 
 
 def problem(seed: int | str, split: Split = "train") -> Problem:
-    """The problem of `seed` in `split`: draws until one lies in it. Each split has another one."""
+    """The problem of `seed` in `split`: problems are drawn until one lies in it, so each split has another one.
+
+    Raises ConfigError for a split that does not exist.
+    """
     if split not in ("train", "test"):
         raise ConfigError(f"world split got {split!r}; expected 'train' or 'test'")
     rng = Random(f"{seed}/{split}")
@@ -79,25 +84,23 @@ def problem(seed: int | str, split: Split = "train") -> Problem:
 
 
 def problems(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
-    """`n` problems with unlike questions; `problems(n, s)` starts with `problems(m, s)` for m < n."""
-    found: dict[str, Problem] = {}
+    """`n` problems with different questions; `problems(n, s)` starts with `problems(m, s)` for m < n."""
+    by_question: dict[str, Problem] = {}
     for item in stream(seed, split):
-        if len(found) >= n:
+        if len(by_question) >= n:
             break
-        found.setdefault(item.question, item)
-    return list(found.values())
+        by_question.setdefault(item.question, item)
+    return list(by_question.values())
 
 
 def stream(seed: int = 0, split: Split = "train") -> Iterator[Problem]:
     """Problems without end, repeats possible."""
-    i = 0
-    while True:
-        yield problem(f"{seed}/{i}", split)
-        i += 1
+    for number in itertools.count():
+        yield problem(f"{seed}/{number}", split)
 
 
-class _Teller:
-    """A problem while it is told: who holds how many of one thing, what was said, what was computed."""
+class _Tale:
+    """A problem while it is told: who holds how many of one thing, the sentences and steps so far."""
 
     def __init__(self, rng: Random):
         self.rng = rng
@@ -109,121 +112,146 @@ class _Teller:
         self.sentences: list[str] = []
         self.steps: list[Step] = []
 
-    def say(self, templates: Sequence[str], **fields: object) -> None:
+    def tell(self, templates: Sequence[str], **fields: object) -> None:
+        """Add a sentence of one of the templates."""
         self.sentences.append(self.rng.choice(templates).format(t=self.thing, o=self.spare, **fields))
 
-    def compute(self, left: int, op: str, right: int, said: str) -> int | None:
-        """Record a step and return its value, or None where it leaves the world's numbers."""
+    def compute(self, left: int, op: str, right: int, template: str) -> int | None:
+        """Record a step and return its value; None if the value is not one of the world's numbers.
+
+        In `template` # is the computation and @ the thing.
+        """
         value = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[op]
         if (op == "/" and left % right) or not SMALLEST <= value <= LARGEST:
             return None
         expression = f"{left}{op}{right}"
-        filled = said.replace("#", f"{expression}={value}").replace("@", self.thing)
-        self.steps.append(Step(expression, value, filled))
+        sentence = template.replace("#", f"{expression}={value}").replace("@", self.thing)
+        self.steps.append(Step(expression, value, sentence))
         return value
 
     def amount(self) -> int:
-        """A number to add or take away; small ones are more common, as in the world."""
+        """A number to add or take away; small ones are more common, as in real life."""
         return self.rng.randint(SMALLEST, self.rng.choice((9, 40, 99)))
 
 
-# An operation tells its event, records its step and returns False where the numbers do not work out.
-def _groups(w: _Teller) -> bool:
-    n, m = w.rng.choice(FACTORS), w.rng.randint(2, 20)
-    w.say(words.GROUPS, a=w.holder, n=n, m=m, g=w.rng.choice(words.BOXES))
-    value = w.compute(n, "*", m, f"{w.holder} has # @.")
-    w.value = value or 0
+# Below every number is drawn in a fixed order: a problem is a function of its seed, and the embedded model was trained
+# on these. Each operation tells its event, records its step and returns False if the numbers do not work out.
+
+
+def _groups(tale: _Tale) -> bool:
+    """The holder has several boxes with as many things in each."""
+    boxes, inside = tale.rng.choice(FACTORS), tale.rng.randint(2, 20)
+    tale.tell(words.GROUPS, a=tale.holder, n=boxes, m=inside, g=tale.rng.choice(words.BOXES))
+    value = tale.compute(boxes, "*", inside, f"{tale.holder} has # @.")
+    tale.value = value or 0
     return value is not None
 
 
-def _change(w: _Teller) -> bool:
+def _change(tale: _Tale) -> bool:
     """The holder gains or loses some."""
-    op, templates = w.rng.choice((("+", words.GAIN), ("-", words.LOSE)))
-    n = w.amount()
-    w.say(templates, a=w.holder, b=w.rng.choice(w.names), n=n)
-    value = w.compute(w.value, op, n, f"Now {w.holder} has # @.")
-    w.value = value or 0
+    op, templates = tale.rng.choice((("+", words.GAIN), ("-", words.LOSE)))
+    amount = tale.amount()
+    tale.tell(templates, a=tale.holder, b=tale.rng.choice(tale.names), n=amount)
+    value = tale.compute(tale.value, op, amount, f"Now {tale.holder} has # @.")
+    tale.value = value or 0
     return value is not None
 
 
-def _compare(w: _Teller) -> bool:
+def _compare(tale: _Tale) -> bool:
     """Somebody else has more, fewer, or a multiple; the tale goes on with them."""
-    b = w.names.pop()
-    n = w.amount()
-    op, templates = w.rng.choice((("+", words.MORE), ("-", words.FEWER), ("*", words.TIMES), ("/", words.HALF)))
+    name = tale.names.pop()
+    amount = tale.amount()
+    op, templates = tale.rng.choice((("+", words.MORE), ("-", words.FEWER), ("*", words.TIMES), ("/", words.HALF)))
     if op == "*":
-        n = w.rng.choice(FACTORS)
-        templates = words.TWICE if n == 2 else words.TIMES
+        amount = tale.rng.choice(FACTORS)
+        templates = words.TWICE if amount == 2 else words.TIMES
     if op == "/":
-        n = 2
-    w.say(templates, a=w.holder, b=b, n=n)
-    value = w.compute(w.value, op, n, f"{b} has # @.")
-    w.other, w.holder, w.value = (w.holder, w.value), b, value or 0
+        amount = 2
+    tale.tell(templates, a=tale.holder, b=name, n=amount)
+    value = tale.compute(tale.value, op, amount, f"{name} has # @.")
+    tale.other = (tale.holder, tale.value)
+    tale.holder, tale.value = name, value or 0
     return value is not None
 
 
-def _together(w: _Teller) -> tuple[str, str] | None:
-    if w.other is None:
+Asked = tuple[str, str]
+"""A question, and its answer as a statement."""
+
+
+def _together(tale: _Tale) -> Asked | None:
+    if tale.other is None:
         return None
-    name, count = w.other
-    value = w.compute(count, "+", w.value, "Together that is # @.")
-    return _ask(w, words.ASK_TOGETHER, a=name, b=w.holder, v=value) if value else None
+    name, count = tale.other
+    value = tale.compute(count, "+", tale.value, "Together that is # @.")
+    return _ask(tale, words.ASK_TOGETHER, value, a=name, b=tale.holder)
 
 
-def _share(w: _Teller) -> tuple[str, str] | None:
-    fitting = [m for m in FACTORS if w.value % m == 0]
+def _share(tale: _Tale) -> Asked | None:
+    fitting = [factor for factor in FACTORS if tale.value % factor == 0]
     if not fitting:
         return None
-    n = w.rng.choice(fitting)
-    value = w.compute(w.value, "/", n, "Each part is # @.")
-    return _ask(w, words.ASK_SHARE, a=w.holder, n=n, v=value) if value else None
+    friends = tale.rng.choice(fitting)
+    value = tale.compute(tale.value, "/", friends, "Each part is # @.")
+    return _ask(tale, words.ASK_SHARE, value, a=tale.holder, n=friends)
 
 
-def _need(w: _Teller) -> tuple[str, str] | None:
-    n = w.value + w.amount()
-    if n > LARGEST:
+def _need(tale: _Tale) -> Asked | None:
+    needed = tale.value + tale.amount()
+    if needed > LARGEST:
         return None
-    value = w.compute(n, "-", w.value, f"{w.holder} needs # more @.")
-    return _ask(w, words.ASK_NEED, a=w.holder, n=n, v=value) if value else None
+    value = tale.compute(needed, "-", tale.value, f"{tale.holder} needs # more @.")
+    return _ask(tale, words.ASK_NEED, value, a=tale.holder, n=needed)
 
 
-def _ask(w: _Teller, forms: Sequence[tuple[str, str]], **fields: object) -> tuple[str, str]:
-    question, statement = w.rng.choice(forms)
-    return question.format(t=w.thing, **fields), statement.format(t=w.thing, **fields)
+def _ask(tale: _Tale, forms: Sequence[Asked], value: int | None, **fields: object) -> Asked | None:
+    """A question of one of the forms, with its answer as a statement; None if there is no value."""
+    if value is None:
+        return None
+    question, statement = tale.rng.choice(forms)
+    return question.format(t=tale.thing, **fields), statement.format(t=tale.thing, v=value, **fields)
 
 
-_CLOSINGS: tuple[Callable[[_Teller], tuple[str, str] | None], ...] = (_together, _share, _need)
+_CLOSINGS: tuple[Callable[[_Tale], Asked | None], ...] = (_together, _share, _need)
 
 
 def _draw(rng: Random) -> Problem | None:
-    """One attempt; None where its numbers do not work out."""
-    w = _Teller(rng)
+    """One attempt; None if its numbers do not work out."""
+    tale = _Tale(rng)
     count = rng.choices((1, 2, 3), weights=(3, 4, 3))[0]
-    closing = rng.choice(_CLOSINGS) if rng.random() < 0.4 else None
-    if rng.random() < 0.3 and (count > 1 or closing is None):
-        if not _groups(w):
+    closing = None
+    if rng.random() < 0.4:
+        closing = rng.choice(_CLOSINGS)
+    # A closing question is a step, too.
+    before_closing = count - 1 if closing else count
+    if rng.random() < 0.3 and before_closing > 0:
+        if not _groups(tale):
             return None
     else:
-        w.value = rng.randint(SMALLEST, rng.choice((20, 99, LARGEST)))
-        w.say(words.START, a=w.holder, n=w.value)
-    while len(w.steps) < count - (closing is not None):
-        if not rng.choice((_change, _change, _compare))(w):
+        tale.value = rng.randint(SMALLEST, rng.choice((20, 99, LARGEST)))
+        tale.tell(words.START, a=tale.holder, n=tale.value)
+    while len(tale.steps) < before_closing:
+        if not rng.choice((_change, _change, _compare))(tale):
             return None
-    asked = closing(w) if closing else _ask(w, words.ASK, a=w.holder, v=w.value)
-    if asked is None or len(w.steps) != count:
+    asked = closing(tale) if closing else _ask(tale, words.ASK, tale.value, a=tale.holder)
+    if asked is None or len(tale.steps) != count:
         return None
-    question, statement = asked
-    told = list(w.sentences)
-    for _ in range(rng.choice((0, 0, 0, 1, 1, 2))):
-        idle = rng.choice(words.DISTRACTORS).format(
-            a=w.holder, b=rng.choice(w.names), n=rng.randint(SMALLEST, 60), t=w.thing, o=w.spare
-        )
-        told.insert(rng.randint(1, len(told)), idle)
-    answer = str(w.steps[-1].value)
+    return _written(tale, *asked)
+
+
+def _written(tale: _Tale, question: str, statement: str) -> Problem:
+    """The problem of a tale: its question has up to two sentences that change nothing, its story has none."""
+    told = list(tale.sentences)
+    for _ in range(tale.rng.choice((0, 0, 0, 1, 1, 2))):
+        distractor = tale.rng.choice(words.DISTRACTORS)
+        name, number = tale.rng.choice(tale.names), tale.rng.randint(SMALLEST, 60)
+        idle = distractor.format(a=tale.holder, b=name, n=number, t=tale.thing, o=tale.spare)
+        told.insert(tale.rng.randint(1, len(told)), idle)
+    answer = str(tale.steps[-1].value)
+    lines = [step.sentence for step in tale.steps]
     return Problem(
         question=" ".join([*told, question]),
-        solution="\n".join([*(step.said for step in w.steps), f"#### {answer}"]),
+        solution="\n".join([*lines, f"#### {answer}"]),
         answer=answer,
-        steps=tuple(w.steps),
-        story=" ".join([*w.sentences, statement]),
+        steps=tuple(tale.steps),
+        story=" ".join([*tale.sentences, statement]),
     )

@@ -1,4 +1,4 @@
-"""Exact match on problems of the toy world, by either of two forms, so that nobody takes the form for the ability."""
+"""Exact match on problems of the toy world, asked in either of two forms: a model may fail at the form alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Style = Literal["chat", "text"]
 
 
 def answer_of(text: str) -> str | None:
-    """What stands on the line after the last `####`, without thousands separators and a final stop; None without one.
+    """The rest of the line after the last `####`, without thousands separators and a final full stop; None without it.
 
     >>> answer_of("Ada has 3+4=7 eggs.\\n#### 7"), answer_of("#### 1\\n#### 1,200."), answer_of("It is 7.")
     ('7', '1200', None)
@@ -23,8 +23,8 @@ def answer_of(text: str) -> str | None:
     marks = re.findall(r"####([^\n]*)", text)
     if not marks:
         return None
-    found = re.sub(r"(?<=\d),(?=\d{3})", "", marks[-1].strip()).removesuffix(".")
-    return found or None
+    answer = re.sub(r"(?<=\d),(?=\d{3})", "", marks[-1].strip()).removesuffix(".")
+    return answer or None
 
 
 def exact_match(text: str, problem: Problem) -> bool:
@@ -34,7 +34,8 @@ def exact_match(text: str, problem: Problem) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`accuracy` is the share of exact matches, `marked` that of responses with a `####` at all, both in [0, 1]."""
+    """`accuracy` is the share of exact matches, `by_steps` the same by the problems' number of steps, `marked` that of
+    responses with a `####` at all; all are in [0, 1]."""
 
     accuracy: float
     marked: float
@@ -45,28 +46,34 @@ class Score:
 def score(generate: Generate, problems: Sequence[Problem], style: Style = "chat") -> Score:
     """Exact match of the responses to `problems`.
 
-    `generate` takes prompts and returns one response each, without the prompt. Under `chat` a prompt is the user's
-    message, which `generate` renders with the chat template of its model; under `text` it is the text form up to
-    `Solution:`, to be continued as it is. Only what comes before a next `Problem:` counts, because a model that reads
-    on into another problem has answered this one.
+    `generate` takes prompts and returns one response each, without the prompt. With style `chat` a prompt is the user's
+    message, which `generate` renders with the chat template of its model; with `text` it is the text form up to
+    `Solution:`, to be continued as it is. Text after a next `Problem:` does not count: a model that goes on with
+    another problem has answered this one.
 
-    Raises ConfigError without problems, with another style, and with another number of responses than prompts.
+    Raises ConfigError without problems, for another style, and if the number of responses is not that of the prompts.
     """
     if style not in ("chat", "text"):
         raise ConfigError(f"score got style {style!r}; expected 'chat' or 'text'")
     if not problems:
         raise ConfigError("score got no problems; expected at least one")
-    responses = generate([p.question if style == "chat" else p.prompt for p in problems])
+    responses = generate([item.question if style == "chat" else item.prompt for item in problems])
     if len(responses) != len(problems):
         raise ConfigError(f"score got {len(responses)} responses for {len(problems)} prompts; expected one each")
     answers = [response.split("Problem:")[0] for response in responses]
     right = [exact_match(text, item) for text, item in zip(answers, problems, strict=True)]
+    marked = [answer_of(text) is not None for text in answers]
     by_steps: dict[int, list[bool]] = {}
-    for hit, item in zip(right, problems, strict=True):
-        by_steps.setdefault(len(item.steps), []).append(hit)
+    for match, item in zip(right, problems, strict=True):
+        by_steps.setdefault(len(item.steps), []).append(match)
     return Score(
-        accuracy=sum(right) / len(right),
-        marked=sum(answer_of(text) is not None for text in answers) / len(answers),
-        by_steps={n: sum(hits) / len(hits) for n, hits in sorted(by_steps.items())},
+        accuracy=_share(right),
+        marked=_share(marked),
+        by_steps={steps: _share(by_steps[steps]) for steps in sorted(by_steps)},
         responses=responses,
     )
+
+
+def _share(marks: Sequence[bool]) -> float:
+    """The share that is True."""
+    return sum(marks) / len(marks)

@@ -1,4 +1,5 @@
-"""The words of the toy world. `{}` fields: a, b who; n a number; t a thing; o another thing; g groups."""
+"""The words of the toy world. Fields of the templates: a, b names; n, m, v numbers; t a thing; o another one; g boxes;
+e an expression; q a question."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ THINGS = _each(
 )
 BOXES = _each("boxes bags baskets jars crates trays")
 
-# What each operation reads like. A story tells the same events as a problem, so these serve both.
+# The sentences of each operation. A story tells the same events as a problem, so both use them.
 START = ("{a} has {n} {t}.", "{a} owns {n} {t}.", "There are {n} {t} on the table of {a}.", "{a} starts with {n} {t}.")
 GROUPS = (
     "{a} has {n} {g} with {m} {t} in each.",
@@ -41,7 +42,7 @@ TIMES = ("{b} has {n} times as many {t} as {a}.", "For every one of the {t} of {
 TWICE = ("{b} has twice as many {t} as {a}.", "{b} has double the {t} of {a}.")
 HALF = ("{b} has half as many {t} as {a}.",)
 
-# Sentences that change nothing, and must be read past.
+# Sentences that change nothing; a solver must ignore them.
 DISTRACTORS = (
     "{a} also has {n} {o}.",
     "{b} has {n} {o}.",
@@ -73,7 +74,7 @@ ASK_NEED = (
     ("{a} wants {n} {t}. How many are missing?", "For {n} {t}, {a} is missing {v}."),
 )
 
-# Other ways to say a worked step, for instruction data written by several hands.
+# Other words for a worked step, for instruction data by several authors.
 REWORDED_STEP = (
     "First we work out {e}, which is {v}.",
     "We take {e} and get {v}.",

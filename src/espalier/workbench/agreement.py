@@ -1,4 +1,4 @@
-"""Whether the pairwise and the pointwise view of the same answers say the same."""
+"""Rank correlations of the model's scores with people's judgements, and of these judgements among themselves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from espalier.workbench.bootstrap import Resampling, ratio
-from espalier.workbench.records import Judged, pairs
+from espalier.workbench.bootstrap import Resampling, mean
+from espalier.workbench.records import HeldOutGroup, JudgedResponse, Pair, strict_pairs
+
+Scored = list[tuple[float, float]]
+"""Score and judgement of each judged response of a group."""
 
 
 def average_ranks(values: Sequence[float]) -> np.ndarray:
@@ -18,122 +21,156 @@ def average_ranks(values: Sequence[float]) -> np.ndarray:
     >>> average_ranks([10.0, 30.0, 10.0]).tolist()
     [1.5, 3.0, 1.5]
     """
-    x = np.asarray(values, dtype=np.float64)
-    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    numbers = np.asarray(values, dtype=np.float64)
+    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks: np.ndarray = ((last - counts + 1 + last) / 2)[place]
     return ranks
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson correlation of average ranks; None where one side is constant.
+    """Pearson correlation of average ranks; None if one side is constant.
 
     Without ties it is 1 - 6 sum d^2 / (n (n^2 - 1)). By hand: 1, 2, 3 against 1, 3, 2: d = 0, 1, 1: 1 - 12 / 24 = 0.5.
     """
-    a, b = average_ranks(x), average_ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else None
+    ranks_x, ranks_y = average_ranks(x), average_ranks(y)
+    ranks_x, ranks_y = ranks_x - ranks_x.mean(), ranks_y - ranks_y.mean()
+    size = float(np.sqrt((ranks_x @ ranks_x) * (ranks_y @ ranks_y)))
+    return float(ranks_x @ ranks_y) / size if size else None
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Kendall's tau-b, (C - D) / sqrt((n0 - n1)(n0 - n2)): concordant minus discordant pairs, n0 = n (n - 1) / 2, n1,
-    n2 the pairs tied in x and in y; None where one side is constant.
+    n2 the pairs tied in x and in y; None if one side is constant.
 
     By hand: 1, 2, 3 against 1, 3, 2: C = 2, D = 1: 1/3. 1, 2, 3 against 1, 1, 2: C = 2, D = 0, n2 = 1: 2 / sqrt(6).
     """
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    i, j = np.triu_indices(len(a), 1)
-    left, right = np.sign(a[i] - a[j]), np.sign(b[i] - b[j])
-    size = math.sqrt(float(np.abs(left).sum()) * float(np.abs(right).sum()))
-    return float((left * right).sum()) / size if size else None
+    values_x, values_y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    first, second = np.triu_indices(len(values_x), 1)
+    order_x = np.sign(values_x[first] - values_x[second])
+    order_y = np.sign(values_y[first] - values_y[second])
+    size = math.sqrt(float(np.abs(order_x).sum()) * float(np.abs(order_y).sum()))
+    return float((order_x * order_y).sum()) / size if size else None
 
 
 def agreement(
-    records: Sequence[Judged], cluster: Sequence[int], how: Resampling, weights: Mapping[str, float] | None = None
+    groups: Sequence[HeldOutGroup],
+    prompts: Sequence[int],
+    resampling: Resampling,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Rank correlations of the model's scores with people's judgements.
 
     labels: of the total score with the labels, within prompts: the mean over the groups in which both vary, resampled
     by prompt. grades: for each dimension the same with people's grade in it, and `across` all responses (Spearman),
-    which a pairwise objective is not trained for. A dimension's score is the model's own in that dimension where it has
+    which a pairwise objective is not trained for. A dimension's score is the model's own in that dimension if it has
     one for each, else its total; `name` is the dimension's.
 
     pairs_and_grades: whether people's pairwise and pointwise judgements agree with each other, over pairs whose
     responses are graded in every dimension: how often the preferred one has the higher, the same and the lower total
-    grade. What they disagree about bounds the accuracy a model can reach on one when trained on the other. Pairs that
-    were made of the grades can only agree: they are counted apart, as `by_grades`.
+    grade. Their disagreement bounds the accuracy that a model can reach on one when trained on the other. Pairs that
+    were computed from the grades can only agree: they are counted separately, as `by_grades`.
 
-    weights: names of the grades' dimensions and what each weighs in their total; without them all weigh alike.
+    weights: names of the grades' dimensions and the weight of each in the total; without them all weigh the same.
     """
-    names, shares = list(weights or {}), list((weights or {}).values())
-    dimensions = max((len(r.grades) for g in records for r in g.responses), default=0)
-    graded = []
-    for k in range(dimensions):
-        scores = [[_own(r.scores, k, dimensions, r.score) for r in g.responses] for g in records]
-        grades = [[_known(r.grades[k]) if k < len(r.grades) else None for r in g.responses] for g in records]
-        flat = [(s, y) for a, b in zip(scores, grades, strict=True) for s, y in zip(a, b, strict=True) if y is not None]
-        across = spearman([s for s, _ in flat], [y for _, y in flat]) if flat else None
-        graded.append(
-            {
-                "name": names[k] if k < len(names) else "",
-                **_both(scores, grades, cluster, how),
-                "across": across,
-                "n": len(flat),
-            }
-        )
-    totals = [[r.score for r in g.responses] for g in records]
-    labels = [[r.label for r in g.responses] for g in records]
+    weights = weights or {}
+    labelled = [_labelled(group.responses) for group in groups]
+    grades = []
+    names = _dimension_names(groups, list(weights))
+    for dimension, name in enumerate(names):
+        graded = [_graded(group.responses, dimension, len(names)) for group in groups]
+        within = _within_prompts(graded, prompts, resampling)
+        pooled = [judged for pairs in graded for judged in pairs]
+        across = spearman(*_columns(pooled)) if pooled else None
+        grades.append({"name": name, **within, "across": across, "n": len(pooled)})
     return {
-        "labels": _both(totals, labels, cluster, how),
-        "grades": graded,
-        "pairs_and_grades": _people(records, shares),
+        "labels": _within_prompts(labelled, prompts, resampling),
+        "grades": grades,
+        "pairs_and_grades": _pairs_and_grades(groups, list(weights.values())),
     }
 
 
-def _both(
-    scores: Sequence[Sequence[float]], judged: Sequence[Sequence[float | None]], cluster: Sequence[int], how: Resampling
-) -> dict[str, Any]:
+def _dimension_names(groups: Sequence[HeldOutGroup], names: Sequence[str]) -> list[str]:
+    """One name per dimension of the grades, empty if unknown."""
+    count = 0
+    for group in groups:
+        for response in group.responses:
+            count = max(count, len(response.grades))
+    return [*names[:count], *[""] * (count - len(names))]
+
+
+def _labelled(responses: Sequence[JudgedResponse]) -> Scored:
+    """Total score and label of the responses that have a label."""
+    return [(response.score, response.label) for response in responses if response.label is not None]
+
+
+def _graded(responses: Sequence[JudgedResponse], dimension: int, count: int) -> Scored:
+    """Score and grade in one of `count` dimensions, of the responses that are graded in it."""
+    judged = []
+    for response in responses:
+        score = response.scores[dimension] if len(response.scores) == count else response.score
+        if dimension < len(response.grades) and math.isfinite(response.grades[dimension]):
+            judged.append((score, response.grades[dimension]))
+    return judged
+
+
+def _columns(judged: Scored) -> tuple[list[float], list[float]]:
+    """The scores, and the judgements."""
+    return [score for score, _ in judged], [judgement for _, judgement in judged]
+
+
+def _within_prompts(judged: Sequence[Scored], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
     return {
-        name: _mean_within(correlate, scores, judged, cluster, how)
-        for name, correlate in (("spearman", spearman), ("kendall", kendall))
+        "spearman": _mean_within(spearman, judged, prompts, resampling),
+        "kendall": _mean_within(kendall, judged, prompts, resampling),
     }
 
 
 def _mean_within(
     correlate: Callable[[Sequence[float], Sequence[float]], float | None],
-    scores: Sequence[Sequence[float]],
-    judged: Sequence[Sequence[float | None]],
-    cluster: Sequence[int],
-    how: Resampling,
+    judged: Sequence[Scored],
+    prompts: Sequence[int],
+    resampling: Resampling,
 ) -> dict[str, Any]:
-    found, where = [], []
-    for number, (some, other) in enumerate(zip(scores, judged, strict=True)):
-        known = [(s, y) for s, y in zip(some, other, strict=True) if y is not None]
-        value = correlate([s for s, _ in known], [y for _, y in known]) if len(known) > 1 else None
-        if value is not None:
-            found.append(value)
-            where.append(cluster[number])
-    return ratio(found, [1.0] * len(found), where, how).as_dict()
+    """The mean correlation over the groups in which it is defined."""
+    correlations, of_prompts = [], []
+    for pairs, prompt in zip(judged, prompts, strict=True):
+        correlation = correlate(*_columns(pairs)) if len(pairs) > 1 else None
+        if correlation is not None:
+            correlations.append(correlation)
+            of_prompts.append(prompt)
+    return mean(correlations, of_prompts, resampling)
 
 
-def _own(scores: Sequence[float], dimension: int, dimensions: int, total: float) -> float:
-    return scores[dimension] if len(scores) == dimensions else total
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _people(records: Sequence[Judged], weights: Sequence[float]) -> dict[str, int]:
-    out = {"agree": 0, "same": 0, "against": 0, "by_grades": 0}
-    for p in pairs(records):
-        sides = (p.first.grades, p.second.grades)
-        if not all(side and all(math.isfinite(x) for x in side) for side in sides):
+def _pairs_and_grades(groups: Sequence[HeldOutGroup], weights: Sequence[float]) -> dict[str, int]:
+    """How often people's pairs and their grades agree; see `agreement`."""
+    counts = {"agree": 0, "same": 0, "against": 0, "by_grades": 0}
+    for pair in strict_pairs(groups):
+        if not (_fully_graded(pair.first) and _fully_graded(pair.second)):
             continue
-        if records[p.group].by_grades:
-            out["by_grades"] += 1
+        if groups[pair.group].by_grades:
+            counts["by_grades"] += 1
+            continue
+        gap = _grade_gap(pair, weights)
+        if gap > 0:
+            counts["agree"] += 1
+        elif gap < 0:
+            counts["against"] += 1
         else:
-            gap = math.fsum(w * (a - b) for w, a, b in zip(weights or [1.0] * len(sides[0]), *sides, strict=True))
-            out["agree" if gap > 0 else "against" if gap < 0 else "same"] += 1
-    return out
+            counts["same"] += 1
+    return counts
+
+
+def _fully_graded(response: JudgedResponse) -> bool:
+    return bool(response.grades) and all(map(math.isfinite, response.grades))
+
+
+def _grade_gap(pair: Pair, weights: Sequence[float]) -> float:
+    """Total grade of the first minus that of the second."""
+    first, second = pair.first.grades, pair.second.grades
+    weights = weights or [1.0] * len(first)
+    gaps = []
+    for weight, grade, other in zip(weights, first, second, strict=True):
+        gaps.append(weight * (grade - other))
+    # fsum and not the difference of two totals: the order of the dimensions must not make equal totals differ.
+    return math.fsum(gaps)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from espalier.workbench.bootstrap import Resampling, ratio
-from espalier.workbench.records import Judged, Pair, pairs, ties
+from espalier.workbench.bootstrap import Resampling, mean, ratio
+from espalier.workbench.records import HeldOutGroup, JudgedResponse, Pair, strict_pairs, tied_pairs
 
-PER = 100  # tokens that slopes are given for
-_ITEM = re.compile(r"^\s{0,8}(?:[-*+•‣·]\s+|\(?\d{1,3}[.):]\s+|[\uff08(]?\d{1,3}[)\uff09\u3001])\S", re.MULTILINE)
+PER = 100  # slopes are given per so many tokens
 # \uff08 \uff09 \u3001: the parentheses and the comma after numbers in Chinese lists
+_ITEM = re.compile(r"^\s{0,8}(?:[-*+•‣·]\s+|\(?\d{1,3}[.):]\s+|[\uff08(]?\d{1,3}[)\uff09\u3001])\S", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*")
 _TABLE = re.compile(r"^\s*\|.+\|\s*\n\s*\|[\s:|-]+\|", re.MULTILINE)
@@ -26,11 +26,15 @@ def formatted(text: str) -> bool:
     >>> formatted("Buy\\n- milk\\n- bread"), formatted("Milk - and bread - in 2. hand")
     (True, False)
     """
-    return len(_ITEM.findall(text)) >= 2 or any(p.search(text) for p in (_HEADING, _BOLD, _TABLE))
+    # One item is no list: a sentence may begin with a number or a dash.
+    return len(_ITEM.findall(text)) >= 2 or any(pattern.search(text) for pattern in (_HEADING, _BOLD, _TABLE))
 
 
-def length_bias(records: Sequence[Judged], cluster: Sequence[int], how: Resampling) -> dict[str, Any]:
-    """What the score has to do with the response's length.
+# --------------------------------------------------------------------------------------------------------------- length
+
+
+def length_bias(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """How the score depends on the response's length.
 
     slope: least squares within prompts, everything demeaned by prompt group g,
 
@@ -40,106 +44,164 @@ def length_bias(records: Sequence[Judged], cluster: Sequence[int], how: Resampli
     200 with 5 and 9 in another: 100 * (-100 * -0.5 + 100 * 0.5) / (2 * 100^2) = 0.5; equal lengths add nothing.
 
     Longer answers may be better answers. So correlation (of score and length within prompts) stands beside
-    label_correlation, what the labels themselves have to do with length, over the responses that have one; and
-    slope_at_ties is the slope through the origin over pairs that people find equal, 100 * sum dl ds / sum dl^2, where
-    quality explains nothing.
+    label_correlation, that of the labels and length, over the responses that have a label; and slope_at_ties is the
+    slope through the origin over pairs that people find equal, 100 * sum dl ds / sum dl^2, where quality explains
+    nothing.
 
-    longer_wins, longer_loses, equal_length: accuracy on the pairs where people prefer the longer one, the shorter one,
-    and where both are as long. preferred_longer: how often people, and how often the model, prefer the longer one of
-    the pairs of unequal length.
+    longer_wins, longer_loses, equal_length: accuracy on the pairs of which people prefer the longer response, the
+    shorter one, and on those of equal length. preferred_longer: how often people, and how often the model, prefer the
+    longer one of the pairs of unequal length.
     """
-    products, squares, groups = [], [], []
-    for number, record in enumerate(records):
-        length = np.array([r.length for r in record.responses], dtype=np.float64)
-        score = np.array([r.score for r in record.responses], dtype=np.float64)
-        if len(length):
-            products.append(PER * float(_centred(length) @ _centred(score)))
-            squares.append(float(_centred(length) @ _centred(length)))
-            groups.append(cluster[number])
-    responses = sum(len(r.responses) for r in records if len({x.length for x in r.responses}) > 1)
-    tied = ties(records)
-    apart = [_longer_first(p) for p in tied if p.first.length != p.second.length]
-    reach = [p.first.length - p.second.length for p in apart]
-    strict = pairs(records)
-    unequal = [p for p in strict if p.first.length != p.second.length]
+    longer_wins, longer_loses, equal_length = [], [], []
+    for pair in strict_pairs(groups):
+        if pair.first.length > pair.second.length:
+            longer_wins.append(pair)
+        elif pair.first.length < pair.second.length:
+            longer_loses.append(pair)
+        else:
+            equal_length.append(pair)
     return {
         "per_tokens": PER,
-        "slope": ratio(products, squares, groups, how, count=responses).as_dict(),
-        "slope_at_ties": ratio(
-            [PER * x * p.gap for x, p in zip(reach, apart, strict=True)], [float(x * x) for x in reach],
-            [cluster[p.group] for p in apart], how, count=len(apart),
-        ).as_dict(),
-        "correlation": _within(records, [[r.score for r in g.responses] for g in records]),
-        "label_correlation": _within(records, [[r.label for r in g.responses] for g in records]),
-        "longer_wins": accuracy([p for p in unequal if p.first.length > p.second.length], cluster, how),
-        "longer_loses": accuracy([p for p in unequal if p.first.length < p.second.length], cluster, how),
-        "equal_length": accuracy([p for p in strict if p.first.length == p.second.length], cluster, how),
-        "preferred_longer": {
-            "people": _share([float(p.first.length > p.second.length) for p in unequal], unequal, cluster, how),
-            "model": _share([right(_longer_first(p)) for p in unequal], unequal, cluster, how),
-        },
-    }  # fmt: skip
-
-
-def format_bias(records: Sequence[Judged], cluster: Sequence[int], how: Resampling) -> dict[str, Any]:
-    """What the score gives to lists and markup, over the pairs of which exactly one response is `formatted`.
-
-    people, model: how often each prefers the formatted one (equal scores count half); excess: the difference of the
-    two. gap_at_ties: mean score of the formatted one minus the plain one, where people find them equal. By hand: two
-    pairs, people prefer the plain one in both, the model the formatted one in one: people 0, model 0.5, excess 0.5.
-    """
-    mixed = [p for p in pairs(records) if formatted(p.first.text) != formatted(p.second.text)]
-    by_people = [float(formatted(p.first.text)) for p in mixed]
-    by_model = [right(_formatted_first(p)) for p in mixed]
-    level = [_formatted_first(p) for p in ties(records) if formatted(p.first.text) != formatted(p.second.text)]
-    texts = [formatted(r.text) for g in records for r in g.responses]
-    where = [cluster[p.group] for p in mixed]
-    excess = [m - p for m, p in zip(by_model, by_people, strict=True)]
-    return {
-        "formatted": sum(texts) / len(texts) if texts else None,
-        "people": _share(by_people, mixed, cluster, how),
-        "model": _share(by_model, mixed, cluster, how),
-        "excess": ratio(excess, [1.0] * len(mixed), where, how).as_dict(),
-        "gap_at_ties": ratio(
-            [p.gap for p in level], [1.0] * len(level), [cluster[p.group] for p in level], how
-        ).as_dict(),
+        "slope": _slope(groups, prompts, resampling),
+        "slope_at_ties": _slope_at_ties(groups, prompts, resampling),
+        "correlation": _correlation_with_length(groups, "score"),
+        "label_correlation": _correlation_with_length(groups, "label"),
+        "longer_wins": accuracy(longer_wins, prompts, resampling),
+        "longer_loses": accuracy(longer_loses, prompts, resampling),
+        "equal_length": accuracy(equal_length, prompts, resampling),
+        "preferred_longer": _preferred_longer(groups, prompts, resampling),
     }
 
 
-def right(pair: Pair) -> float:
-    """1 where the model scores the first response higher, 0 where lower, 1/2 where both alike."""
-    return 1.0 if pair.gap > 0 else 0.0 if pair.gap < 0 else 0.5
+def _slope(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """Score per `PER` tokens within prompts, with the number of responses in groups of unequal lengths as its count."""
+    products, squares, of_prompts, responses = [], [], [], 0
+    for group, prompt in zip(groups, prompts, strict=True):
+        if not group.responses:
+            continue
+        lengths = np.array([response.length for response in group.responses], dtype=np.float64)
+        centred = _centred(lengths)
+        products.append(PER * float(centred @ _centred(np.array(group.scores, dtype=np.float64))))
+        squares.append(float(centred @ centred))
+        of_prompts.append(prompt)
+        if len(set(lengths)) > 1:
+            responses += len(lengths)
+    return ratio(products, squares, of_prompts, resampling, count=responses).as_dict()
 
 
-def accuracy(chosen: Sequence[Pair], cluster: Sequence[int], how: Resampling) -> dict[str, Any]:
-    """Share of pairs in which the model scores the preferred response higher; equal scores count half."""
-    return _share([right(p) for p in chosen], chosen, cluster, how)
+def _slope_at_ties(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """Score per `PER` tokens between responses that people find equal."""
+    products, squares, of_prompts = [], [], []
+    for pair in tied_pairs(groups):
+        first, second = _longer_first(pair.first, pair.second)
+        longer_by = first.length - second.length
+        if longer_by:
+            products.append(PER * longer_by * (first.score - second.score))
+            squares.append(float(longer_by * longer_by))
+            of_prompts.append(prompts[pair.group])
+    return ratio(products, squares, of_prompts, resampling, count=len(products)).as_dict()
 
 
-def _share(values: Sequence[float], of: Sequence[Pair], cluster: Sequence[int], how: Resampling) -> dict[str, Any]:
-    return ratio(values, [1.0] * len(values), [cluster[p.group] for p in of], how, share=True).as_dict()
+def _preferred_longer(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    by_people, by_model, of_prompts = [], [], []
+    for pair in strict_pairs(groups):
+        if pair.first.length == pair.second.length:
+            continue
+        first, second = _longer_first(pair.first, pair.second)
+        by_people.append(float(pair.first.length > pair.second.length))
+        by_model.append(Pair(pair.group, first, second).win)
+        of_prompts.append(prompts[pair.group])
+    return {
+        "people": mean(by_people, of_prompts, resampling, share=True),
+        "model": mean(by_model, of_prompts, resampling, share=True),
+    }
 
 
-def _longer_first(p: Pair) -> Pair:
-    return p if p.first.length >= p.second.length else Pair(p.group, p.second, p.first)
+def _longer_first(one: JudgedResponse, other: JudgedResponse) -> tuple[JudgedResponse, JudgedResponse]:
+    return (one, other) if one.length >= other.length else (other, one)
 
 
-def _formatted_first(p: Pair) -> Pair:
-    return p if formatted(p.first.text) else Pair(p.group, p.second, p.first)
+def _correlation_with_length(groups: Sequence[HeldOutGroup], name: Literal["score", "label"]) -> float | None:
+    """Pearson correlation of the responses' score or label with their length, both demeaned by group; responses without
+    a label are left out. None if one of the two never varies."""
+    products = lengths_squared = values_squared = 0.0
+    for group in groups:
+        lengths, values = [], []
+        for response in group.responses:
+            value = response.score if name == "score" else response.label
+            if value is not None:
+                lengths.append(response.length)
+                values.append(value)
+        if len(values) < 2:
+            continue
+        x, y = _centred(np.array(lengths, dtype=np.float64)), _centred(np.array(values, dtype=np.float64))
+        products += float(x @ y)
+        lengths_squared += float(x @ x)
+        values_squared += float(y @ y)
+    if lengths_squared > 0 and values_squared > 0:
+        return products / float(np.sqrt(lengths_squared * values_squared))
+    return None
 
 
-def _centred(x: np.ndarray) -> np.ndarray:
-    out: np.ndarray = x - x.mean()
-    return out
+def _centred(values: np.ndarray) -> np.ndarray:
+    difference: np.ndarray = values - values.mean()
+    return difference
 
 
-def _within(records: Sequence[Judged], values: Sequence[Sequence[float | None]]) -> float | None:
-    """Pearson correlation of `values` with length, both demeaned by group; responses without a value are left out.
-    None where one of the two never varies."""
-    xy = xx = yy = 0.0
-    for record, some in zip(records, values, strict=True):
-        known = [(r.length, v) for r, v in zip(record.responses, some, strict=True) if v is not None]
-        if len(known) > 1:
-            x, y = (_centred(np.array(column, dtype=np.float64)) for column in zip(*known, strict=True))
-            xy, xx, yy = xy + float(x @ y), xx + float(x @ x), yy + float(y @ y)
-    return xy / float(np.sqrt(xx * yy)) if xx > 0 and yy > 0 else None
+# --------------------------------------------------------------------------------------------------------------- format
+
+
+def format_bias(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """What the score gives to lists and markup, over the pairs of which exactly one response is `formatted`.
+
+    people, model: how often each prefers the formatted one (equal scores count half); excess: the difference of the
+    two. gap_at_ties: mean score of the formatted one minus the plain one, of pairs that people find equal. By hand: two
+    pairs, people prefer the plain one in both, the model the formatted one in one: people 0, model 0.5, excess 0.5.
+    """
+    by_people, by_model, excess, of_prompts = [], [], [], []
+    for pair, people_prefer_it in _formatted_first(strict_pairs(groups)):
+        by_people.append(float(people_prefer_it))
+        by_model.append(pair.win)
+        excess.append(pair.win - float(people_prefer_it))
+        of_prompts.append(prompts[pair.group])
+    gaps, of_ties = [], []
+    for pair, _ in _formatted_first(tied_pairs(groups)):
+        gaps.append(pair.gap)
+        of_ties.append(prompts[pair.group])
+    return {
+        "formatted": _share_formatted(groups),
+        "people": mean(by_people, of_prompts, resampling, share=True),
+        "model": mean(by_model, of_prompts, resampling, share=True),
+        "excess": mean(excess, of_prompts, resampling),
+        "gap_at_ties": mean(gaps, of_ties, resampling),
+    }
+
+
+def _formatted_first(pairs: Sequence[Pair]) -> list[tuple[Pair, bool]]:
+    """The pairs of which exactly one response is formatted, that one first, and whether it was the first before."""
+    mixed = []
+    for pair in pairs:
+        first, second = formatted(pair.first.text), formatted(pair.second.text)
+        if first and not second:
+            mixed.append((pair, True))
+        elif second and not first:
+            mixed.append((Pair(pair.group, pair.second, pair.first), False))
+    return mixed
+
+
+def _share_formatted(groups: Sequence[HeldOutGroup]) -> float | None:
+    texts = [formatted(response.text) for group in groups for response in group.responses]
+    return sum(texts) / len(texts) if texts else None
+
+
+# ------------------------------------------------------------------------------------------------------------- accuracy
+
+
+def accuracy(pairs: Sequence[Pair], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """Share of pairs whose preferred response the model scores higher; equal scores count half.
+
+    `prompts` has the number of each group's prompt.
+    """
+    wins = [pair.win for pair in pairs]
+    of_prompts = [prompts[pair.group] for pair in pairs]
+    return mean(wins, of_prompts, resampling, share=True)

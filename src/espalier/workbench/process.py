@@ -5,91 +5,142 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 
 from espalier.types import Aggregate
-from espalier.workbench.bestof import any_of, best_of
-from espalier.workbench.bootstrap import Resampling, ratio
+from espalier.workbench.bestof import best_of, largest_n, oracle, random_choice
+from espalier.workbench.bootstrap import Resampling, mean
 from espalier.workbench.mistakes import choose_threshold, first_error, steps
-from espalier.workbench.solutions import HALF, Solved, aggregate, auc, halves, problem_numbers
-from espalier.workbench.tables import number, said
+from espalier.workbench.solutions import HALF, Solved, aggregated, auc, halves, problem_numbers
+from espalier.workbench.tables import Rows, estimate_text, flat, number_text
+
+AGGREGATIONS: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
-def process(solutions: Sequence[Solved], how: Resampling | None = None) -> dict[str, Any]:
+def process(solutions: Sequence[Solved], resampling: Resampling | None = None) -> dict[str, Any]:
     """Measure a process reward model.
 
     counts       problems, solutions, steps, good, bad (steps), first_mistakes (solutions whose first mistake, or that
                  there is none, is known), outcomes (solutions known to be right or wrong)
-    first_error  `first_error` at 1/2, over all; None where nothing is known
+    first_error  `first_error` at 1/2, over all; None if nothing is known
     tuned        the same at a threshold chosen on one half of the problems and reported on the other
     steps        `steps`
-    solutions    `whole_solutions` by way of aggregation; None where no outcome is known
+    solutions    `whole_solutions` by way of aggregation; None if no outcome is known
 
     Estimates are {"value", "low", "high", "n", "prompts"}: intervals by resampling problems.
     """
-    how = how or Resampling()
+    resampling = resampling or Resampling()
     known = [s for s in solutions if s.mistake is not None]
     outcomes = [s for s in solutions if s.solved is not None]
     labels = [label for s in solutions for label in s.labels]
-    first, second = halves(known, how.seed)
-    tuned = None
-    if first and second:
-        threshold = choose_threshold(first)
-        tuned = {"threshold": threshold, "chosen_on": len(first), **first_error(second, threshold, how)}
     return {
         "counts": {
-            "problems": len({s.problem for s in solutions}), "solutions": len(solutions), "steps": len(labels),
-            "good": labels.count(1), "bad": labels.count(0), "first_mistakes": len(known), "outcomes": len(outcomes),
+            "problems": len({s.problem for s in solutions}),
+            "solutions": len(solutions),
+            "steps": len(labels),
+            "good": labels.count(1),
+            "bad": labels.count(0),
+            "first_mistakes": len(known),
+            "outcomes": len(outcomes),
         },
-        "first_error": first_error(known, HALF, how) if known else None,
-        "tuned": tuned,
-        "steps": steps(solutions, how),
-        "solutions": {name: whole_solutions(outcomes, name, how) for name in get_args(Aggregate)} if outcomes else None,
-        "intervals": {"seed": how.seed, "resamples": how.resamples, "confidence": how.confidence},
-    }  # fmt: skip
+        "first_error": first_error(known, HALF, resampling) if known else None,
+        "tuned": _tuned_first_error(known, resampling),
+        "steps": steps(solutions, resampling),
+        "solutions": _by_aggregation(outcomes, resampling),
+        "intervals": {
+            "seed": resampling.seed,
+            "resamples": resampling.resamples,
+            "confidence": resampling.confidence,
+        },
+    }
 
 
-def whole_solutions(outcomes: Sequence[Solved], name: Aggregate, how: Resampling) -> dict[str, Any]:
+def _tuned_first_error(known: Sequence[Solved], resampling: Resampling) -> dict[str, Any] | None:
+    """`first_error` on one half of the problems, at the threshold that is best on the other."""
+    first, second = halves(known, resampling.seed)
+    if not first or not second:
+        return None
+    threshold = choose_threshold(first)
+    return {"threshold": threshold, "chosen_on": len(first), **first_error(second, threshold, resampling)}
+
+
+# ------------------------------------------------------------------------------------------------------ whole solutions
+
+
+def _by_aggregation(outcomes: Sequence[Solved], resampling: Resampling) -> dict[str, Any] | None:
+    if not outcomes:
+        return None
+    return {name: whole_solutions(outcomes, name, resampling) for name in AGGREGATIONS}
+
+
+def whole_solutions(outcomes: Sequence[Solved], name: Aggregate, resampling: Resampling) -> dict[str, Any]:
     """The aggregated number against the outcome.
 
-    accuracy    share of solutions whose number is at least 1/2 exactly where they are right
-    tuned       the same at a threshold chosen on one half of the problems and reported on the other; None where there
+    accuracy    share of solutions whose number is at least 1/2 exactly if they are right
+    tuned       the same at a threshold chosen on one half of the problems and reported on the other; None if there
                 are no two halves. A product of many good steps lies far below 1/2, so this is how it should be read
     auc         chance that a right solution has a higher number than a wrong one, equal ones counting half
     """
     cut = math.log(HALF) if name == "product" else HALF
-    first, second = halves(outcomes, how.seed)
-    tuned = None
-    if first and second:
-        threshold = best_cut([aggregate(s.scores, name) for s in first], [bool(s.solved) for s in first])
-        shown = math.exp(threshold) if name == "product" else threshold
-        tuned = {"threshold": shown, "chosen_on": len(first), **_called(second, name, threshold, how)}
-    numbers = [aggregate(s.scores, name) for s in outcomes]
-    good, where = [bool(s.solved) for s in outcomes], problem_numbers(outcomes)
-    return {"accuracy": _called(outcomes, name, cut, how), "tuned": tuned, "auc": auc(numbers, good, where, how)}
+    return {
+        "accuracy": _accuracy_at(outcomes, name, cut, resampling),
+        "tuned": _tuned_accuracy(outcomes, name, resampling),
+        "auc": auc(aggregated(outcomes, name), _right(outcomes), problem_numbers(outcomes), resampling),
+    }
 
 
-def _called(solutions: Sequence[Solved], name: Aggregate, cut: float, how: Resampling) -> dict[str, Any]:
-    right = [float((aggregate(s.scores, name) >= cut) == s.solved) for s in solutions]
-    return ratio(right, [1.0] * len(right), problem_numbers(solutions), how, share=True).as_dict()
+def _tuned_accuracy(outcomes: Sequence[Solved], name: Aggregate, resampling: Resampling) -> dict[str, Any] | None:
+    first, second = halves(outcomes, resampling.seed)
+    if not first or not second:
+        return None
+    cut = best_cut(aggregated(first, name), _right(first))
+    # The number of a product is its logarithm; people read the product.
+    threshold = math.exp(cut) if name == "product" else cut
+    return {"threshold": threshold, "chosen_on": len(first), **_accuracy_at(second, name, cut, resampling)}
+
+
+def _accuracy_at(solutions: Sequence[Solved], name: Aggregate, cut: float, resampling: Resampling) -> dict[str, Any]:
+    called_right = np.array(aggregated(solutions, name)) >= cut
+    agrees = (called_right == np.array(_right(solutions))).astype(np.float64)
+    return mean(agrees.tolist(), problem_numbers(solutions), resampling, share=True)
+
+
+def _right(solutions: Sequence[Solved]) -> list[bool]:
+    return [bool(s.solved) for s in solutions]
 
 
 def best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
-    """The number from which on to say "right" with the fewest errors, midway between two that occur; of equals the
-    middle one."""
+    """The number from which on to say "right" with the fewest errors, midway between two that occur; of equally good
+    ones the middle one."""
     order = np.argsort(numbers, kind="stable")
-    x, y = np.asarray(numbers)[order], np.asarray(good, dtype=np.float64)[order]
-    errors = np.concatenate([[0.0], np.cumsum(y)]) + (1 - y).sum() - np.concatenate([[0.0], np.cumsum(1 - y)])
-    cuts = np.concatenate([[x[0]], (x[1:] + x[:-1]) / 2, [np.nextafter(x[-1], math.inf)]])
-    errors[1:-1][x[1:] == x[:-1]] = math.inf  # equal numbers stand on one side
+    values, right = np.asarray(numbers)[order], np.asarray(good, dtype=np.float64)[order]
+    # Below the cut right ones are errors, from it on wrong ones; one cut before each number, and one behind the last.
+    right_below = np.concatenate([[0.0], np.cumsum(right)])
+    wrong_below = np.concatenate([[0.0], np.cumsum(1 - right)])
+    errors = right_below + (1 - right).sum() - wrong_below
+    cuts = np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2, [np.nextafter(values[-1], math.inf)]])
+    # No cut separates equal numbers.
+    errors[1:-1][values[1:] == values[:-1]] = math.inf
     best = np.flatnonzero(errors == errors.min())
     return float(cuts[best[len(best) // 2]])
 
 
+# -------------------------------------------------------------------------------------------- beside an outcome model
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """A problem with several solutions: their places, and whether each is right."""
+
+    places: list[int]
+    good: list[bool]
+
+
 def against_outcome(
-    solutions: Sequence[Solved], outcome: Sequence[float], how: Resampling | None = None
+    solutions: Sequence[Solved], outcome: Sequence[float], resampling: Resampling | None = None
 ) -> dict[str, Any] | None:
     """A process reward model, by each aggregation, beside an outcome reward model on the same solutions.
 
@@ -100,91 +151,160 @@ def against_outcome(
     judges     for each of outcome, product, min, last, mean: `auc`, and `best_of_n`, the share of problems whose
                highest-scored of n solutions is right, expected over all choices of n of its solutions
     gains      for each aggregation and n, best-of-n minus the outcome model's, resampled together
-    random, oracle   what choosing blindly, and knowing, would reach
+    random, oracle   what a random choice, and the best possible one, would reach
+
+    Raises ValueError if `outcome` has not one finite number for each solution.
 
     Lightman et al., arXiv:2305.20050, figure 3, and Uesato et al., arXiv:2211.14275, compare them so.
     """
-    how = how or Resampling()
+    resampling = resampling or Resampling()
     if len(outcome) != len(solutions) or not all(map(math.isfinite, outcome)):
         got = f"{len(outcome)} scores for {len(solutions)} solutions"
         raise ValueError(f"outcome: got {got}; expected a finite one for each")
-    problems: dict[str, list[int]] = {}
-    for i, s in enumerate(solutions):
-        problems.setdefault(s.problem, []).append(i)
-    usable = [at for at in problems.values() if len(at) > 1 and all(solutions[i].solved is not None for i in at)]
+    usable = _judged_problems(solutions)
     if not usable:
         return None
-    sizes = sorted(map(len, usable))
-    most = sizes[len(sizes) // 10]
-    kept = [at for at in usable if len(at) >= most]
-    flat = [i for at in kept for i in at]
-    where, ones = [number for number, at in enumerate(kept) for _ in at], [1.0] * len(kept)
-    good = [[bool(solutions[i].solved) for i in at] for at in kept]
-    says: dict[str, list[float]] = {"outcome": list(outcome)}
-    for name in get_args(Aggregate):
-        says[name] = [aggregate(s.scores, name) for s in solutions]
-    curves = {
-        name: [
-            [best_of([x[i] for i in at], g, n) for at, g in zip(kept, good, strict=True)] for n in range(1, most + 1)
-        ]
-        for name, x in says.items()
-    }
-
-    def points(values: Sequence[Sequence[float]], share: bool) -> list[dict[str, Any]]:
-        every = range(len(kept))
-        return [{"n": n, **ratio(v, ones, every, how, share=share).as_dict()} for n, v in enumerate(values, 1)]
-
-    judges = {
-        name: {
-            "auc": auc([x[i] for i in flat], [y for g in good for y in g], where, how),
-            "best_of_n": points(curves[name], True),
-        }
-        for name, x in says.items()
-    }
-    differences = {
-        name: [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(curve, curves["outcome"], strict=True)]
-        for name, curve in curves.items()
-        if name != "outcome"
-    }
+    most = largest_n(len(problem.places) for problem in usable)
+    kept = [problem for problem in usable if len(problem.places) >= most]
+    scores = {"outcome": list(outcome)}
+    for aggregation in AGGREGATIONS:
+        scores[aggregation] = aggregated(solutions, aggregation)
+    curves = {name: _choices(values, kept, most) for name, values in scores.items()}
+    judges, gains = {}, {}
+    for name, values in scores.items():
+        best_of_n = [_over_problems(right, resampling, share=True) for right in curves[name]]
+        judges[name] = {"auc": _separation(values, kept, resampling), "best_of_n": best_of_n}
+        if name != "outcome":
+            gains[name] = _gains(curves[name], curves["outcome"], resampling)
+    good = [problem.good for problem in kept]
     return {
         "problems": len(kept),
         "left_out": len(usable) - len(kept),
         "judges": judges,
-        "gains": {name: points(values, False) for name, values in differences.items()},
-        "random": sum(sum(g) / len(g) for g in good) / len(good),
-        "oracle": [sum(any_of(g, n) for g in good) / len(good) for n in range(1, most + 1)],
+        "gains": gains,
+        "random": random_choice(good),
+        "oracle": [oracle(good, n) for n in range(1, most + 1)],
     }
 
 
+def _judged_problems(solutions: Sequence[Solved]) -> list[_Problem]:
+    """Problems with two or more solutions that are all known to be right or wrong."""
+    places: dict[str, list[int]] = {}
+    for place, solution in enumerate(solutions):
+        places.setdefault(solution.problem, []).append(place)
+    problems = []
+    for members in places.values():
+        good = [solved for solved in (solutions[place].solved for place in members) if solved is not None]
+        # One unknown outcome makes the best of n unknown: the problem is left out whole.
+        if len(members) > 1 and len(good) == len(members):
+            problems.append(_Problem(members, good))
+    return problems
+
+
+def _choices(values: Sequence[float], problems: Sequence[_Problem], most: int) -> list[list[float]]:
+    """For each n from 1 to `most`, how often the highest-valued of n solutions is right, one number per problem."""
+    curve = []
+    for n in range(1, most + 1):
+        right = []
+        for problem in problems:
+            numbers = [values[place] for place in problem.places]
+            right.append(best_of(numbers, problem.good, n))
+        curve.append(right)
+    return curve
+
+
+def _gains(curve: Sequence[list[float]], base: Sequence[list[float]], resampling: Resampling) -> list[dict[str, Any]]:
+    """The difference of two curves at each n, resampled together: both are of the same problems."""
+    points = []
+    for right, right_of_base in zip(curve, base, strict=True):
+        difference = [one - other for one, other in zip(right, right_of_base, strict=True)]
+        points.append(_over_problems(difference, resampling, share=False))
+    return points
+
+
+def _over_problems(values: Sequence[float], resampling: Resampling, *, share: bool) -> dict[str, Any]:
+    """The mean of one value per problem."""
+    return mean(values, range(len(values)), resampling, share=share)
+
+
+def _separation(values: Sequence[float], problems: Sequence[_Problem], resampling: Resampling) -> dict[str, Any]:
+    """The AUC of values over the solutions of all problems."""
+    numbers, good, of_problem = [], [], []
+    for number, problem in enumerate(problems):
+        for place, right in zip(problem.places, problem.good, strict=True):
+            numbers.append(values[place])
+            good.append(right)
+            of_problem.append(number)
+    return auc(numbers, good, of_problem, resampling)
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
 def findings(report: Mapping[str, Any], against: Mapping[str, Any] | None = None) -> list[tuple[str, str, str]]:
-    """Every figure of `process`, and of `against_outcome` where given, as (section, what, value) for a table."""
-    out = []
-    for key, title in (("first_error", "first mistake"), ("tuned", "first mistake, tuned")):
-        if (x := report[key]) is not None:
-            at = f"threshold {x['threshold']:.3f}, chosen on {x['chosen_on']:,} others; " if key == "tuned" else ""
-            out.append((title, "found, or none where there is none", at + said(x["accuracy"])))
-            out.append((title, "found where there is one", said(x["erroneous"])))
-            out.append((title, "none called where there is none", said(x["correct"])))
-            out.append((title, "harmonic mean of these two (ProcessBench F1)", said(x["f1"])))
-    if (x := report["steps"]) is not None:
-        names = {"accuracy": "accuracy", "precision": "bad steps, precision", "recall": "bad steps, recall",
-                 "f1": "bad steps, F1"}  # fmt: skip
-        out += [("steps", text, said(x[key])) for key, text in names.items()]
-        out.append(("steps", "expected calibration error", number(x["ece"])))
-        out.append(("steps", "Brier score (0.25 knows nothing)", said(x["brier"], ".3f")))
-    for name, x in (report["solutions"] or {}).items():
-        out.append(("solutions", f"{name}, accuracy at 1/2", said(x["accuracy"])))
-        if (tuned := x["tuned"]) is not None:
-            at = f"threshold {tuned['threshold']:.3g}, chosen on {tuned['chosen_on']:,} others; "
-            out.append(("solutions", f"{name}, accuracy tuned", at + said(tuned)))
-        out.append(("solutions", f"{name}, AUC", said(x["auc"], ".3f")))
-    if against is not None:
-        n = len(against["oracle"])
-        for name, x in against["judges"].items():
-            out.append(("process and outcome", f"{name}, AUC", said(x["auc"], ".3f")))
-            out.append(("process and outcome", f"{name}, best of {n}", said(x["best_of_n"][-1])))
-        for name, gains in against["gains"].items():
-            out.append(("process and outcome", f"{name} beyond outcome, best of {n}", said(gains[-1], "+.1%")))
-        limits = f"{against['random']:.1%} and {against['oracle'][-1]:.1%}"
-        out.append(("process and outcome", f"chosen blindly, and knowing, of {n}", limits))
-    return out
+    """Every figure of `process`, and of `against_outcome` if given, as (section, what, value), in reading order."""
+    return flat(
+        {
+            "first mistake": _first_mistake_rows(report["first_error"]),
+            "first mistake, tuned": _first_mistake_rows(report["tuned"]),
+            "steps": _step_rows(report["steps"]),
+            "solutions": _solution_rows(report["solutions"]),
+            "process and outcome": _outcome_rows(against),
+        }
+    )
+
+
+def _first_mistake_rows(found: Mapping[str, Any] | None) -> Rows:
+    if found is None:
+        return []
+    return [
+        ("accuracy, all solutions", _threshold(found, ".3f") + estimate_text(found["accuracy"])),
+        ("accuracy, solutions with a mistake: the exact step is named", estimate_text(found["erroneous"])),
+        ("accuracy, solutions without a mistake: no step is called bad", estimate_text(found["correct"])),
+        ("harmonic mean of these two (ProcessBench F1)", estimate_text(found["f1"])),
+    ]
+
+
+def _threshold(found: Mapping[str, Any], form: str) -> str:
+    """Where a tuned threshold comes from; empty at the fixed one."""
+    if "threshold" not in found:
+        return ""
+    return f"threshold {found['threshold']:{form}}, chosen on {found['chosen_on']:,} others; "
+
+
+def _step_rows(found: Mapping[str, Any] | None) -> Rows:
+    if found is None:
+        return []
+    return [
+        ("accuracy", estimate_text(found["accuracy"])),
+        ("bad steps, precision", estimate_text(found["precision"])),
+        ("bad steps, recall", estimate_text(found["recall"])),
+        ("bad steps, F1", estimate_text(found["f1"])),
+        ("expected calibration error", number_text(found["ece"])),
+        ("Brier score (0.25 = chance)", estimate_text(found["brier"], ".3f")),
+    ]
+
+
+def _solution_rows(solutions: Mapping[str, Any] | None) -> Rows:
+    rows = []
+    for name, found in (solutions or {}).items():
+        rows.append((f"{name}, accuracy at 1/2", estimate_text(found["accuracy"])))
+        if found["tuned"] is not None:
+            text = _threshold(found["tuned"], ".3g") + estimate_text(found["tuned"])
+            rows.append((f"{name}, accuracy at a tuned threshold", text))
+        rows.append((f"{name}, AUC (0.5 = chance)", estimate_text(found["auc"], ".3f")))
+    return rows
+
+
+def _outcome_rows(against: Mapping[str, Any] | None) -> Rows:
+    if against is None:
+        return []
+    rows, n = [], len(against["oracle"])
+    for name, judge in against["judges"].items():
+        rows.append((f"{name}, AUC (0.5 = chance)", estimate_text(judge["auc"], ".3f")))
+        rows.append((f"{name}, best of {n}", estimate_text(judge["best_of_n"][-1])))
+    for name, gains in against["gains"].items():
+        rows.append((f"{name} minus outcome, best of {n}", estimate_text(gains[-1], "+.1%")))
+    limits = f"{against['random']:.1%} and {against['oracle'][-1]:.1%}"
+    rows.append((f"random choice and oracle, best of {n}", limits))
+    return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from espalier.workbench.agreement import agreement
@@ -10,18 +10,18 @@ from espalier.workbench.bestof import best_of_n
 from espalier.workbench.biases import accuracy, format_bias, length_bias
 from espalier.workbench.bootstrap import Resampling
 from espalier.workbench.calibration import at_ties, calibration
-from espalier.workbench.records import Judged, checked, clusters, pairs, ties
+from espalier.workbench.records import HeldOutGroup, Pair, check, prompt_numbers, strict_pairs, tied_pairs
 
 
 def judge(
-    records: Sequence[Judged],
-    how: Resampling | None = None,
+    groups: Sequence[HeldOutGroup],
+    resampling: Resampling | None = None,
     sensitivity: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure a reward model on held-out groups. `weights` are those of the grades' dimensions, by name.
 
-    Keys of the result, each None or with value None where the data cannot say it:
+    Keys of the result, each None or with value None if the data does not show it:
 
     counts       groups, prompts, responses, pairs, ties, prompt_tokens (of all groups)
     accuracy     share of strict pairs whose preferred response scores higher (equal scores count half): `all`, by
@@ -33,55 +33,68 @@ def judge(
     agreement    `agreement.agreement`
     best_of_n    `bestof.best_of_n`
     sensitivity  as given: `sensitivity.sensitivity` needs the model
-    intervals    how intervals were made: seed, resamples, confidence; prompts are resampled
+    intervals    how intervals were computed: seed, resamples, confidence; prompts are resampled
 
-    An estimate is {"value", "low", "high", "n", "prompts"}. Raises ValueError for pairs of responses that are not there
+    An estimate is {"value", "low", "high", "n", "prompts"}. Raises ValueError for pairs of responses that do not exist
     and ModelError for scores that are not finite.
     """
-    how = how or Resampling()
-    records = checked(records)
-    cluster = clusters(records)
-    strict, tied = pairs(records), ties(records)
-    gaps = [p.gap for p in strict]
-    sources = sorted({records[p.group].source for p in strict})
-    sizes = sorted({len(records[p.group].responses) for p in strict})
+    check(groups)
+    resampling = resampling or Resampling()
+    prompts = prompt_numbers(groups)
+    gaps = [pair.gap for pair in strict_pairs(groups)]
+    gaps_at_ties = [pair.gap for pair in tied_pairs(groups)]
     return {
         "counts": {
-            "groups": len(records),
-            "prompts": len(set(cluster)),
-            "responses": sum(len(r.responses) for r in records),
-            "pairs": len(strict),
-            "ties": len(tied),
-            "prompt_tokens": sum(r.prompt_tokens for r in records),
+            "groups": len(groups),
+            "prompts": len(set(prompts)),
+            "responses": sum(len(group.responses) for group in groups),
+            "pairs": len(gaps),
+            "ties": len(gaps_at_ties),
+            "prompt_tokens": sum(group.prompt_tokens for group in groups),
         },
-        "accuracy": {
-            "all": accuracy(strict, cluster, how),
-            "macro": accuracy_by_prompt(records, cluster),
-            "source": {
-                name: accuracy([p for p in strict if records[p.group].source == name], cluster, how) for name in sources
-            },
-            "k": {
-                str(k): accuracy([p for p in strict if len(records[p.group].responses) == k], cluster, how)
-                for k in sizes
-            },
-        },
+        "accuracy": _accuracies(groups, prompts, resampling),
         "calibration": calibration(gaps),
-        "ties": at_ties([p.gap for p in tied], gaps),
-        "length": length_bias(records, cluster, how),
-        "format": format_bias(records, cluster, how),
-        "agreement": agreement(records, cluster, how, weights),
-        "best_of_n": best_of_n(records, cluster, how),
-        "sensitivity": dict(sensitivity) if sensitivity is not None else None,
-        "intervals": {"seed": how.seed, "resamples": how.resamples, "confidence": how.confidence, "over": "prompts"},
+        "ties": at_ties(gaps_at_ties, gaps),
+        "length": length_bias(groups, prompts, resampling),
+        "format": format_bias(groups, prompts, resampling),
+        "agreement": agreement(groups, prompts, resampling, weights),
+        "best_of_n": best_of_n(groups, prompts, resampling),
+        "sensitivity": None if sensitivity is None else dict(sensitivity),
+        "intervals": {
+            "seed": resampling.seed,
+            "resamples": resampling.resamples,
+            "confidence": resampling.confidence,
+            "over": "prompts",
+        },
     }
 
 
-def accuracy_by_prompt(records: Sequence[Judged], cluster: Sequence[int]) -> float | None:
+def _accuracies(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
+    """Accuracy on all strict pairs, by prompt, by source and by the size of the group."""
+    pairs = strict_pairs(groups)
+
+    def by(key: Callable[[HeldOutGroup], Any]) -> dict[str, Any]:
+        parts: dict[Any, list[Pair]] = {}
+        for pair in pairs:
+            parts.setdefault(key(groups[pair.group]), []).append(pair)
+        return {str(value): accuracy(parts[value], prompts, resampling) for value in sorted(parts)}
+
+    return {
+        "all": accuracy(pairs, prompts, resampling),
+        "macro": accuracy_by_prompt(groups, prompts),
+        "source": by(lambda group: group.source),
+        "k": by(lambda group: len(group.responses)),
+    }
+
+
+def accuracy_by_prompt(groups: Sequence[HeldOutGroup], prompts: Sequence[int]) -> float | None:
     """Mean over prompts of the accuracy on each one's pairs; None without pairs.
 
     By hand: one prompt with 3 pairs, all right, and one with 1, wrong: 0.5 (pooled: 0.75).
     """
-    right: dict[int, list[float]] = {}
-    for p in pairs(records):
-        right.setdefault(cluster[p.group], []).append(1.0 if p.gap > 0 else 0.5 if p.gap == 0 else 0.0)
-    return sum(sum(x) / len(x) for x in right.values()) / len(right) if right else None
+    wins: dict[int, list[float]] = {}
+    for pair in strict_pairs(groups):
+        wins.setdefault(prompts[pair.group], []).append(pair.win)
+    if not wins:
+        return None
+    return sum(sum(of_prompt) / len(of_prompt) for of_prompt in wins.values()) / len(wins)

@@ -1,30 +1,31 @@
-"""Solutions in steps with a process reward model's scores, and the statistics that need more than a ratio of sums."""
+"""Solutions in steps with a process reward model's scores, one number per solution, and how well it separates them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from espalier.errors import ModelError
 from espalier.types import Aggregate, Sample
-from espalier.workbench.bootstrap import Resampling
+from espalier.workbench.bootstrap import Array, Resampling, estimate, numbered
+from espalier.workbench.from_groups import prompt_of
+from espalier.workbench.reliability import log_sigmoid, sigmoid
 
-Array = np.ndarray
-HALF = 0.5  # the threshold of a model that means its probabilities
-_CHUNK = 2_000_000  # entries of a matrix of resamples at a time
+HALF = 0.5  # the threshold of a model whose numbers are probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
     """One solution of a problem.
 
-    problem: names the problem; its solutions are resampled together. scores: what the model says after each step, as
-    logits. labels: 1 good, 0 bad, 0.5 neutral, None where nobody says. solved: whether the solution is right. whole:
-    whether these are all its steps; of a solution that was cut, nobody can say that it has no mistake.
+    problem: identifies the problem; its solutions are resampled together. scores: the model's score after each step, as
+    logits. labels: 1 good, 0 bad, 0.5 neutral, None if not judged. solved: whether the solution is right, None if
+    unknown. whole: whether these are all its steps; a solution that was cut may have a mistake further on.
     """
 
     problem: str
@@ -42,10 +43,12 @@ class Solved:
 
     @property
     def mistake(self) -> int | None:
-        """The first bad step, the number of steps where there is none, None where that is not known."""
-        for i, label in enumerate(self.labels):
-            if label is None or label == 0:
-                return None if label is None else i
+        """The first bad step, the number of steps if there is none, None if that is not known."""
+        for place, label in enumerate(self.labels):
+            if label is None:
+                return None
+            if label == 0:
+                return place
         return len(self.labels) if self.whole else None
 
 
@@ -55,82 +58,86 @@ def from_samples(groups: Sequence[Sequence[Sample]], scores: Sequence[Sequence[t
     Samples with the same tokens before the first trained one are solutions of one problem; one that does not end in
     its stop token was cut.
     """
-    made = []
-    for s, said in zip((s for group in groups for s in group), scores, strict=True):
-        prompt = s.tokens[: s.mask.index(True)] if True in s.mask else s.tokens
+    solutions = []
+    for s, reads in zip(chain.from_iterable(groups), scores, strict=True):
+        problem = " ".join(map(str, prompt_of(s)))
+        step_scores = tuple(score for (score,) in reads)
         labels = tuple(None if math.isnan(grade) else grade for (grade,) in s.grades)
         solved = None if s.label is None else s.label > 0.5
-        made.append(Solved(" ".join(map(str, prompt)), tuple(x for (x,) in said), labels, solved, s.stop == "stop"))
-    return made
+        solutions.append(Solved(problem, step_scores, labels, solved, s.stop == "stop"))
+    return solutions
 
 
-def aggregate(scores: Sequence[float], how: Aggregate) -> float:
-    """One number from step scores, as `losses.steps.aggregate` makes it: of p = sigma(score) the product, minimum, last
-    or mean. Probabilities 0.9, 0.5, 0.8 give 0.36, 0.5, 0.8, 0.7333. The product is its logarithm's sum: below what a
-    float holds, solutions still differ, so the logarithm is returned: log 0.36 = -1.0217."""
-    logs = -np.logaddexp(0, -np.asarray(scores, dtype=np.float64))
-    if how == "product":
+def aggregate(scores: Sequence[float], aggregation: Aggregate) -> float:
+    """One number from step scores, as `losses.steps.aggregate` computes it: of p = sigma(score) the product, minimum,
+    last or mean. Probabilities 0.9, 0.5, 0.8 give 0.36, 0.5, 0.8, 0.7333. Instead of the product its logarithm is
+    returned, log 0.36 = -1.0217: solutions whose products are too small for a float still differ in it."""
+    logs = log_sigmoid(np.asarray(scores, dtype=np.float64))
+    if aggregation == "product":
         return float(logs.sum())
     p = np.exp(logs)
-    return float({"min": p.min(), "last": p[-1], "mean": p.mean()}[how])
+    if aggregation == "min":
+        return float(p.min())
+    if aggregation == "last":
+        return float(p[-1])
+    return float(p.mean())
 
 
-def probabilities(s: Solved) -> list[float]:
-    made: list[float] = np.exp(-np.logaddexp(0, -np.asarray(s.scores, dtype=np.float64))).tolist()
-    return made
+def aggregated(solutions: Sequence[Solved], aggregation: Aggregate) -> list[float]:
+    """The number of each solution; see `aggregate`."""
+    return [aggregate(solution.scores, aggregation) for solution in solutions]
+
+
+def probabilities(solution: Solved) -> list[float]:
+    """The model's probability, for each step, that it is good."""
+    p: list[float] = sigmoid(np.asarray(solution.scores, dtype=np.float64)).tolist()
+    return p
 
 
 def problem_numbers(solutions: Sequence[Solved]) -> list[int]:
     """The number of each solution's problem, from 0."""
-    seen: dict[str, int] = {}
-    return [seen.setdefault(s.problem, len(seen)) for s in solutions]
+    return numbered(solution.problem for solution in solutions)
 
 
 def halves(solutions: Sequence[Solved], seed: int) -> tuple[list[Solved], list[Solved]]:
     """Two halves that share no problem, drawn by seed."""
-    names = list(dict.fromkeys(s.problem for s in solutions))
-    drawn = np.random.default_rng(seed).permutation(len(names))[: len(names) // 2]
-    chosen = {names[i] for i in drawn}
-    return [s for s in solutions if s.problem in chosen], [s for s in solutions if s.problem not in chosen]
+    names = list(dict.fromkeys(solution.problem for solution in solutions))
+    places = np.random.default_rng(seed).permutation(len(names))[: len(names) // 2]
+    in_first = {names[place] for place in places}
+    first, second = [], []
+    for solution in solutions:
+        if solution.problem in in_first:
+            first.append(solution)
+        else:
+            second.append(solution)
+    return first, second
 
 
-def estimate(
-    sums: Array, statistic: Callable[[Array], Array], how: Resampling, count: int, width: int = 1
+def auc(
+    numbers: Sequence[float], good: Sequence[bool], problems: Sequence[int], resampling: Resampling
 ) -> dict[str, Any]:
-    """A statistic of sums over problems [C, m] with its percentile interval; None where it is not defined. Resamples in
-    which it is not defined are left out. `width`: entries that the statistic makes of one resample."""
-    whole = float(statistic(sums.sum(0)))
-    if math.isnan(whole):
-        return {"value": None, "low": None, "high": None, "n": count, "prompts": len(sums)}
-    random, drawn = np.random.default_rng(how.seed), []
-    size = max(1, _CHUNK // max(width, len(sums)))
-    for begin in range(0, how.resamples, size):
-        n = min(size, how.resamples - begin)
-        times = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=n)
-        drawn.append(statistic(times @ sums))
-    made = np.concatenate(drawn)
-    made, tail = made[~np.isnan(made)], (1 - how.confidence) / 2
-    low, high = (float(x) for x in np.quantile(made, (tail, 1 - tail))) if len(sums) > 1 else (None, None)
-    return {"value": whole, "low": low, "high": high, "n": count, "prompts": len(sums)}
-
-
-def auc(numbers: Sequence[float], good: Sequence[bool], where: Sequence[int], how: Resampling) -> dict[str, Any]:
-    """Chance that a right solution stands above a wrong one, over all pairs of them, `where` numbering their problems.
+    """Chance that a right solution has a higher number than a wrong one, over all pairs of them (equal ones count
+    half); `problems` has the number of each solution's problem.
 
     By hand: right 3 and 1, wrong 2 and 1: of four pairs 3 > 2, 3 > 1 hold, 1 = 1 counts half: 2.5 / 4.
     """
     order = np.argsort(numbers, kind="stable")
-    x, y = np.asarray(numbers, dtype=np.float64)[order], np.asarray(good, dtype=np.float64)[order]
-    cluster = np.asarray(where)[order]
-    starts = np.flatnonzero(np.concatenate([[True], x[1:] != x[:-1]]))
+    values, right = np.asarray(numbers, dtype=np.float64)[order], np.asarray(good, dtype=np.float64)[order]
+    of_problem = np.asarray(problems)[order]
+    # Solutions with equal numbers are one run: within it no order counts.
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
 
-    def chance(counts: Array) -> Array:
-        weights = counts[..., cluster]
-        up = np.add.reduceat(weights * y, starts, axis=-1)
-        down = np.add.reduceat(weights * (1 - y), starts, axis=-1)
-        wins = (up * (down.cumsum(-1) - down / 2)).sum(-1)
+    def chance(times: Array) -> Array:
+        """The chance if each problem counts `times`, [..., problems]."""
+        weights = times[..., of_problem]
+        right_in_run = np.add.reduceat(weights * right, starts, axis=-1)
+        wrong_in_run = np.add.reduceat(weights * (1 - right), starts, axis=-1)
+        wrong_below = wrong_in_run.cumsum(-1) - wrong_in_run / 2
+        wins = (right_in_run * wrong_below).sum(-1)
+        # Resamples with one kind alone are 0 / 0, nan, and are left out by `estimate`.
         with np.errstate(invalid="ignore", divide="ignore"):
-            made: Array = wins / (up.sum(-1) * down.sum(-1))
-        return made
+            shares: Array = wins / (right_in_run.sum(-1) * wrong_in_run.sum(-1))
+        return shares
 
-    return estimate(np.eye(int(cluster.max()) + 1), chance, how, len(x), width=len(x))
+    count = len(values)
+    return estimate(np.eye(int(of_problem.max()) + 1), chance, resampling, count, width=count)

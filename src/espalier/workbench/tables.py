@@ -1,95 +1,163 @@
-"""The workbench's numbers as tables for the terminal."""
+"""The workbench's numbers in words, as rows of (section, what, value)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.table import Table
-
 Numbers = Mapping[str, Any]
+Rows = list[tuple[str, str]]
+"""What a figure is, and its value."""
 NOTHING = "-"
-VERBS = {"people": "people prefer", "model": "the model prefers"}
 
 
-def said(x: Numbers | None, form: str = ".1%") -> str:
-    """An estimate with its interval, `NOTHING` where there is none.
+def estimate_text(estimate: Numbers | None, form: str = ".1%") -> str:
+    """An estimate with its interval, `NOTHING` if it has no value.
 
-    >>> said({"value": 0.5, "low": 0.25, "high": 0.75, "n": 4})
+    >>> estimate_text({"value": 0.5, "low": 0.25, "high": 0.75, "n": 4})
     '50.0% [25.0% to 75.0%] of 4'
     """
-    if x is None or x["value"] is None:
+    if estimate is None or estimate["value"] is None:
         return NOTHING
-    inside = f" [{x['low']:{form}} to {x['high']:{form}}]" if x["low"] is not None else ""
-    return f"{x['value']:{form}}{inside} of {x['n']:,.0f}"
+    text = f"{estimate['value']:{form}}"
+    if estimate["low"] is not None:
+        text += f" [{estimate['low']:{form}} to {estimate['high']:{form}}]"
+    return f"{text} of {estimate['n']:,.0f}"
 
 
-def number(x: float | None, form: str = ".3f") -> str:
-    return NOTHING if x is None else f"{x:{form}}"
+def number_text(number: float | None, form: str = ".3f") -> str:
+    """A number, `NOTHING` if there is none."""
+    return NOTHING if number is None else f"{number:{form}}"
 
 
 def findings(report: Numbers) -> list[tuple[str, str, str]]:
-    """Every figure as (section, what, value), in the order in which they are read. `tables` and `page` show these."""
-    accuracy, length, form, agree = (report[name] for name in ("accuracy", "length", "format", "agreement"))
-    out = [("accuracy", "all pairs", said(accuracy["all"]))]
-    out.append(("accuracy", "mean over prompts", number(accuracy["macro"], ".1%")))
-    out += [("accuracy", f"source {name}", said(x)) for name, x in accuracy["source"].items()]
-    out += [("accuracy", f"{k} responses", said(x)) for k, x in accuracy["k"].items()]
-    if (c := report["calibration"]) is not None:
-        out.append(
-            ("calibration", "expected calibration error", f"{c['ece']:.3f} (if perfect, about {c['ece_floor']:.3f})")
-        )
-        out.append(("calibration", "Brier score (0.25 knows nothing)", number(c["brier"])))
-        out.append(("calibration", "log loss (0.693 knows nothing)", number(c["log_loss"])))
-    if (t := report["ties"]) is not None:
-        out.append(("ties", "called close (sigma between 1/4 and 3/4)", f"{t['accuracy']:.1%} of {t['n']:,}"))
-        out.append(("ties", "told apart from strict pairs (0.5: not)", number(t["told_apart"])))
-    out.append(("length", "score per 100 tokens, within prompts", said(length["slope"], "+.3f")))
-    out.append(("length", "the same between equals", said(length["slope_at_ties"], "+.3f")))
-    out.append(("length", "correlation with the score", number(length["correlation"], "+.3f")))
-    out.append(("length", "correlation with people's labels", number(length["label_correlation"], "+.3f")))
-    names = {"longer_wins": "the longer wins", "longer_loses": "the longer loses", "equal_length": "both as long"}
-    out += [("length", f"accuracy where {text}", said(length[key])) for key, text in names.items()]
-    out += [("length", f"{VERBS[who]} the longer", said(x)) for who, x in length["preferred_longer"].items()]
-    out.append(("format", "responses with lists or markup", number(form["formatted"], ".1%")))
-    out += [("format", f"{verb} it to plain text", said(form[who])) for who, verb in VERBS.items()]
-    out.append(("format", "model beyond people", said(form["excess"], "+.1%")))
-    out.append(("format", "score for it between equals", said(form["gap_at_ties"], "+.3f")))
-    for what, x in [("labels", agree["labels"]), *((f"grade {x['name']}".strip(), x) for x in agree["grades"])]:
-        out += [
-            ("agreement", f"{what}, {name} within prompts", said(x[name], ".3f")) for name in ("spearman", "kendall")
-        ]
-        if "across" in x:
-            out.append(("agreement", f"{what}, Spearman across all", number(x["across"])))
-    views = agree["pairs_and_grades"]
-    if views["by_grades"]:
-        out.append(("agreement", "people's pairs and people's grades", "the pairs are made of the grades"))
-    if any(views[name] for name in ("agree", "same", "against")):
-        text = f"{views['agree']:,} agree, {views['same']:,} graded alike, {views['against']:,} against"
-        out.append(("agreement", "people's pairs and people's grades", text))
-    if (curve := report["best_of_n"]) is not None:
-        for p in curve["points"]:
-            text = f"{said(p['model'])}; random {p['random']:.1%}, oracle {p['oracle']:.1%}"
-            out.append(("best of n", f"n = {p['n']}", text))
-    if (s := report["sensitivity"]) is not None:
-        for key, text in (("order", "siblings in another order"), ("mates", "groups scored alone"),
-                          ("siblings", "responses scored alone")):  # fmt: skip
-            out.append(("sensitivity", f"{text}, largest change", f"{s[key]:.1e}"))
-        verdict = "scores depend on the batch" if not s["ok"] else "rounding"
-        out.append(("sensitivity", f"limit {s['limit']:g} of the scores' spread {s['spread']:.3g}", verdict))
-    return out
+    """Every figure of `reward.judge` as (section, what, value), in reading order."""
+    return flat(
+        {
+            "accuracy": _accuracy(report["accuracy"]),
+            "calibration": _calibration(report["calibration"]),
+            "ties": _ties(report["ties"]),
+            "length": _length(report["length"]),
+            "format": _format(report["format"]),
+            "agreement": _agreement(report["agreement"]),
+            "best of n": _best_of_n(report["best_of_n"]),
+            "sensitivity": _sensitivity(report["sensitivity"]),
+        }
+    )
 
 
-def tables(report: Numbers) -> list[Table]:
-    """One table for each section that has figures."""
-    grouped: dict[str, list[Sequence[str]]] = {}
-    for section, what, value in findings(report):
+def flat(sections: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
+    """The rows of all sections as (section, what, value)."""
+    return [(section, what, value) for section, rows in sections.items() for what, value in rows]
+
+
+def by_section(found: Iterable[tuple[str, str, str]]) -> dict[str, Rows]:
+    """Rows of (section, what, value) by section, without those that have no value and sections that have none.
+
+    >>> by_section([("a", "x", "1"), ("a", "y", "-"), ("b", "z", "-")])
+    {'a': [('x', '1')]}
+    """
+    sections: dict[str, Rows] = {}
+    for section, what, value in found:
         if value != NOTHING:
-            grouped.setdefault(section, []).append((what, value))
-    out = []
-    for section, rows in grouped.items():
-        table = Table(title=section, title_justify="left", show_header=False)
-        for cells in rows:
-            table.add_row(*cells)
-        out.append(table)
-    return out
+            sections.setdefault(section, []).append((what, value))
+    return sections
+
+
+def _accuracy(accuracy: Numbers) -> Rows:
+    rows = [("all pairs", estimate_text(accuracy["all"])), ("mean over prompts", number_text(accuracy["macro"], ".1%"))]
+    rows += [(f"source {name}", estimate_text(estimate)) for name, estimate in accuracy["source"].items()]
+    rows += [(f"prompts with {k} responses", estimate_text(estimate)) for k, estimate in accuracy["k"].items()]
+    return rows
+
+
+def _calibration(calibration: Numbers | None) -> Rows:
+    if calibration is None:
+        return []
+    error = f"{calibration['ece']:.3f} (a perfectly calibrated model: about {calibration['ece_floor']:.3f})"
+    return [
+        ("expected calibration error", error),
+        ("Brier score (0.25 = chance)", number_text(calibration["brier"])),
+        ("log loss (0.693 = chance)", number_text(calibration["log_loss"])),
+    ]
+
+
+def _ties(ties: Numbers | None) -> Rows:
+    if ties is None:
+        return []
+    return [
+        ("ties that the model scores about equal (probability 1/4 to 3/4)", f"{ties['accuracy']:.1%} of {ties['n']:,}"),
+        (
+            "chance that a tie's score difference is below a strict pair's (0.5 = chance)",
+            number_text(ties["told_apart"]),
+        ),
+    ]
+
+
+def _length(length: Numbers) -> Rows:
+    rows = [
+        ("score per 100 more tokens, within prompts", estimate_text(length["slope"], "+.3f")),
+        ("score per 100 more tokens, between ties", estimate_text(length["slope_at_ties"], "+.3f")),
+        ("correlation of length and score, within prompts", number_text(length["correlation"], "+.3f")),
+        ("correlation of length and people's labels, within prompts", number_text(length["label_correlation"], "+.3f")),
+        ("accuracy if the longer response is preferred", estimate_text(length["longer_wins"])),
+        ("accuracy if the shorter response is preferred", estimate_text(length["longer_loses"])),
+        ("accuracy if both are of equal length", estimate_text(length["equal_length"])),
+        ("people prefer the longer response", estimate_text(length["preferred_longer"]["people"])),
+        ("the model prefers the longer response", estimate_text(length["preferred_longer"]["model"])),
+    ]
+    return rows
+
+
+def _format(form: Numbers) -> Rows:
+    return [
+        ("responses with lists or markup", number_text(form["formatted"], ".1%")),
+        ("people prefer lists or markup to plain text", estimate_text(form["people"])),
+        ("the model prefers lists or markup to plain text", estimate_text(form["model"])),
+        ("the model's preference minus people's", estimate_text(form["excess"], "+.1%")),
+        ("score of lists or markup minus plain text, between ties", estimate_text(form["gap_at_ties"], "+.3f")),
+    ]
+
+
+def _agreement(agreement: Numbers) -> Rows:
+    rows = _correlations("labels", agreement["labels"])
+    for grade in agreement["grades"]:
+        name = f"grade {grade['name']}".strip()
+        rows += _correlations(name, grade)
+        rows.append((f"{name}, Spearman across all responses", number_text(grade["across"])))
+    views, title = agreement["pairs_and_grades"], "people's pairs and people's grades"
+    if views["by_grades"]:
+        rows.append((title, f"{views['by_grades']:,} pairs follow from the grades, so they always agree"))
+    if views["agree"] or views["same"] or views["against"]:
+        judged = f"{views['agree']:,} pairs agree with the grades, {views['same']:,} are graded equal"
+        rows.append((title, f"{judged}, {views['against']:,} contradict them"))
+    return rows
+
+
+def _correlations(name: str, correlations: Numbers) -> Rows:
+    return [
+        (f"{name}, Spearman within prompts", estimate_text(correlations["spearman"], ".3f")),
+        (f"{name}, Kendall's tau-b within prompts", estimate_text(correlations["kendall"], ".3f")),
+    ]
+
+
+def _best_of_n(curve: Numbers | None) -> Rows:
+    if curve is None:
+        return []
+    rows = []
+    for point in curve["points"]:
+        limits = f"random choice {point['random']:.1%}, oracle {point['oracle']:.1%}"
+        rows.append((f"correct, n = {point['n']}", f"{estimate_text(point['model'])}; {limits}"))
+    return rows
+
+
+def _sensitivity(sensitivity: Numbers | None) -> Rows:
+    if sensitivity is None:
+        return []
+    verdict = "kept: only rounding" if sensitivity["ok"] else "exceeded: scores depend on the batch"
+    return [
+        ("largest change, siblings in another order", f"{sensitivity['order']:.1e}"),
+        ("largest change, groups scored alone", f"{sensitivity['mates']:.1e}"),
+        ("largest change, responses scored alone", f"{sensitivity['siblings']:.1e}"),
+        (f"limit: {sensitivity['limit']:g} of the scores' standard deviation ({sensitivity['spread']:.3g})", verdict),
+    ]
