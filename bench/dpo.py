@@ -44,10 +44,9 @@ def read_rows(path: str, n: int) -> list[dict[str, Any]]:
 
 
 def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int) -> tuple[int, float]:
-    from espalier.assembly.parts import parts
-
     from espalier.algorithms.dpo import DPO
     from espalier.assembly import learner as build
+    from espalier.assembly.parts import parts
     from espalier.assembly.reference import build_reference
     from espalier.assembly.runs import DPORun
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
