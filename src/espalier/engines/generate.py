@@ -176,6 +176,7 @@ class GenerateSampler:
         model.eval()
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         try:
+            # The attention of packed batches reads no cache, without which every token would cost the whole prefix.
             with own_attention(model):
                 yield
         finally:
