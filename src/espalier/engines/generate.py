@@ -160,7 +160,8 @@ class GenerateSampler:
         logprobs = torch.stack(draw.logprobs, 1).tolist()
         responses = []
         for tokens, numbers in zip(out[:, width:].tolist(), logprobs, strict=True):
-            # The stop token belongs to the response; what `generate` appends to a row that has ended does not.
+            # The stop token belongs to the response; what `generate` appends to a row that has
+            # ended does not.
             end = next((j + 1 for j, token in enumerate(tokens) if token in stop), len(tokens))
             responses.append((tokens[:end], numbers[:end]))
         return responses
@@ -172,7 +173,8 @@ class GenerateSampler:
         # Module by module: the caller may have some of them in another mode than the whole.
         modes = [(module, module.training) for module in model.modules()]
         attention, defaults = model.config._attn_implementation, model.generation_config
-        # The attention of packed batches reads no cache, without which every token would cost the whole prefix.
+        # The attention of packed batches reads no cache, without which every token would cost the
+        # whole prefix.
         switch = attention not in ("sdpa", "eager", None)
         model.eval()
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -214,7 +216,8 @@ def inverse_cdf(logprobs_BV: Tensor, u_B: Tensor) -> Tensor:
     tensor([1])
     """
     cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    # The first entry above u times the total: never a token of probability 0, whose interval is empty.
+    # The first entry above u times the total: never a token of probability 0, whose interval is
+    # empty.
     return torch.searchsorted(cumulative_BV, (u_B * cumulative_BV[:, -1])[:, None], right=True)[:, 0]
 
 

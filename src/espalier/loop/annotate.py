@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.algorithms.traits import Algorithm, Credits, Mates
-from espalier.engines.protocols import Group, Learner, Reference
-from espalier.types import Sample
+from espalier.engines.protocols import Group, Learner, Reference, samples_of
 
 REPLAY = "replay"
 """The part that is not compared with a reference."""
@@ -36,12 +35,12 @@ def annotate(
             raise ValueError("the algorithm needs ref_logprobs, and there is no reference; give the loop one")
         compared = _without_replay(_joined(groups, mates))
         if compared:
-            for s, logprobs in zip(_flat(compared), reference.logprobs(compared), strict=True):
+            for s, logprobs in zip(samples_of(compared), reference.logprobs(compared), strict=True):
                 s.streams["ref_logprobs"] = logprobs
     # An algorithm that builds mates credits from what the policy says about them.
     scored = _without_replay(_joined(groups, mates) if "old_logprobs" in needs else mates)
     if scored:
-        for s, outputs in zip(_flat(scored), learner.say(scored, ["logprobs"]), strict=True):
+        for s, outputs in zip(samples_of(scored), learner.say(scored, ["logprobs"]), strict=True):
             s.streams["old_logprobs"] = outputs.logprobs
     if not isinstance(algorithm, Credits):
         return state
@@ -70,7 +69,3 @@ def _without_replay(groups: Sequence[Group]) -> list[Group]:
     """The groups without replay samples, and without those that this leaves empty."""
     kept = [[s for s in g if s.part != REPLAY] for g in groups]
     return [g for g in kept if g]
-
-
-def _flat(groups: Sequence[Group]) -> list[Sample]:
-    return [s for g in groups for s in g]

@@ -126,8 +126,8 @@ def save(
             files.replace_dir(partial, target)
 
     try:
-        # Each part ends on all ranks before the next begins: rank 0 makes the folder that the others fill, and seals it
-        # when they have.
+        # Each part ends on all ranks before the next begins: rank 0 makes the folder that the
+        # others fill, and seals it when they have.
         for part in (begin, fill, seal):
             explained = functools.partial(_explained, part, target, estimate)
             together(explained, f"{target} was not written", world, CheckpointError)
@@ -181,7 +181,8 @@ def _write_manifest(folder: Path, step: int, ranks: int) -> None:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path, digest in zip(paths, pool.map(files.sha256, paths), strict=True):
             size = path.stat().st_size
-            # A full disk may cut a file without an error; the header of safetensors declares the size.
+            # A full disk may cut a file without an error; the header of safetensors declares the
+            # size.
             if path.suffix == ".safetensors" and size != safetensors_size(path):
                 declared = safetensors_size(path)
                 raise CheckpointError(f"{path.name} came out with {size} bytes of {declared}; is the disk full?")

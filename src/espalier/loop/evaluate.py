@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espalier.algorithms.traits import Algorithm
-from espalier.engines.protocols import Group, Learner, LossFn, Reference
+from espalier.engines.protocols import Group, Learner, LossFn, Reference, samples_of
 from espalier.loop.annotate import annotate
 from espalier.types import Batch, Outputs, Term
 
@@ -20,8 +20,7 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
     """
     loss = weight = hits = count = 0.0
     for groups in batches:
-        samples = [s for g in groups for s in g]
-        for s, outputs in zip(samples, learner.say(groups, ["logprobs", "correct"]), strict=True):
+        for s, outputs in zip(samples_of(groups), learner.say(groups, ["logprobs", "correct"]), strict=True):
             for t in range(1, len(s.tokens)):
                 if s.mask[t]:
                     loss -= s.weights[t] * outputs.logprobs[t]

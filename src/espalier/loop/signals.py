@@ -59,5 +59,6 @@ class Stopper:
     ) -> None:
         while self._replaced:
             number, handler = self._replaced.popitem()
-            # A handler that C code installed reads as None and cannot be put back; the default is what is left.
+            # A handler that C code installed reads as None and cannot be put back; the default is
+            # what is left.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -273,7 +273,8 @@ class Trainer:
         self._prune()
 
     def _write(self, folder: Path) -> None:
-        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
+        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one
+        # before.
         outcome = f"{folder} was not written"
         together(partial(self.learner.save, folder), outcome, self.world, CheckpointError)
         if self.reference is not None:
