@@ -45,37 +45,37 @@ def read_rows(path: str, n: int) -> list[dict[str, Any]]:
 
 def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int) -> tuple[int, float]:
     from espalier.algorithms.dpo import DPO
-    from espalier.assembly import learner as build
-    from espalier.assembly.parts import parts
+    from espalier.assembly.learner import build_learner
     from espalier.assembly.reference import build_reference
-    from espalier.assembly.runs import DPORun
+    from espalier.assembly.runs import RUNS
+    from espalier.assembly.session import open_session
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
     from espalier.loop.annotate import annotate
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.json"
         data.write_text(json.dumps(rows), encoding="utf8")
-        config = DPORun(
+        config = RUNS["dpo"](
             model=ModelConfig(model=model_dir),
             data=DataConfig(data=(str(data),), cache=folder, max_length=MAX_LENGTH),
             loop=LoopConfig(out=folder, samples_per_step=16, epochs=1, tokens_per_microbatch=budget),
             reference=ReferenceConfig(reference=where),
             algorithm=DPO(),
         )
-        with parts(config) as p:
-            learner = build.build_learner(config, p.model, p.renderer, p.world, p.device)
-            reference = build_reference(config, p.model, p.opened, learner)
+        with open_session(config) as session:
+            learner = build_learner(session)
+            reference = build_reference(session)
 
             def step(i: int) -> int:
-                groups = p.dataset.groups(i)
+                groups = session.dataset.groups(i)
                 state = annotate(groups, config.algorithm, learner, reference, {})
-                learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b), state, i)
+                learner.forward_backward(groups, config.algorithm.loss, state, i)
                 learner.optim_step(config.optim.lr)
                 return len(groups)
 
             step(0)
             start = time.perf_counter()
-            pairs = sum(step(i) for i in range(p.dataset.steps))
+            pairs = sum(step(i) for i in range(session.dataset.steps))
             return pairs, time.perf_counter() - start
 
 

@@ -25,9 +25,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from espalier.assembly.data import build_data, build_renderer
-from espalier.assembly.model import build_model
-
 
 def read_rows(path: str, n: int) -> list[dict[str, str]]:
     opener = gzip.open if path.endswith(".gz") else open
@@ -59,32 +56,28 @@ def bare(model_dir: str, rows: list[dict[str, str]]) -> tuple[int, float]:
 
 
 def espalier(model_dir: str, rows: list[dict[str, str]], compiled: bool, dtype: str, budget: int) -> tuple[int, float]:
-    import torch
 
-    from espalier.assembly import learner as build
-    from espalier.assembly.runs import SFTRun
+    from espalier.assembly.learner import build_learner
+    from espalier.assembly.runs import RUNS
+    from espalier.assembly.session import open_session
     from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig
-    from espalier.engines.processes import OneProcess
     from espalier.loop.schedule import learning_rate
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
         data.write_text("\n".join(json.dumps({"messages": chat(r)}) for r in rows), encoding="utf8")
-        config = SFTRun(
+        config = RUNS["sft"](
             model=ModelConfig(model=model_dir, dtype=dtype),
             data=DataConfig(data=(str(data),), cache=folder),
             loop=LoopConfig(out=folder, samples_per_step=16, epochs=1, compile=compiled, tokens_per_microbatch=budget),
             optim=OptimConfig(lr=1e-3),
         )
-        device = torch.device("cpu")
-        model = build_model(config.model, device)
-        renderer = build_renderer(config, model.loaded)
-        _, dataset = build_data(config, renderer)
-        learner = build.build_learner(config, model, renderer, OneProcess(), device)
+        with open_session(config) as session:
+            learner, dataset = build_learner(session), session.dataset
 
         def step(i: int) -> int:
             groups = dataset.groups(i)
-            result = learner.forward_backward(groups, lambda o, b: config.algorithm.loss(o, b), {}, i)
+            result = learner.forward_backward(groups, config.algorithm.loss, {}, i)
             learner.optim_step(learning_rate(i, dataset.steps, config.optim))
             return result.tokens
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from espalier.engines import fsdp
 from espalier.engines.processes import Distributed, OneProcess
-from espalier.engines.protocols import Group, Quantity, SampleOutputs
+from espalier.engines.protocols import Group, Quantity, SampleOutputs, samples_of
 from espalier.forest.microbatches import Packing, microbatches
 from espalier.forest.pack import Totals, pack, totals
 from espalier.models.heads import calibration_of
@@ -83,28 +83,30 @@ class Forwards:
         return self._of_tokens(groups, what)
 
     def _of_tokens(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
-        samples = [s for g in groups for s in g]
+        samples = samples_of(groups)
         starts = _starts([len(s.tokens) for s in samples])
         first = {id(s): start for s, start in zip(samples, starts[:-1], strict=True)}
         flat = {name: torch.zeros(starts[-1], dtype=torch.float64) for name in what}
         for batch, real in self.batches(self.plan(groups), groups, totals(groups), {}):
-            outputs = self.policy(batch, entropy="entropy" in what, correct="correct" in what)
+            scores = self.policy(batch, entropy="entropy" in what, correct="correct" in what)
             if not real:
                 continue
-            # A batch has its scored tokens in this order: sample by sample, each from its second token on.
+            # A batch has its scored tokens in this order: sample by sample, each from its second
+            # token on.
             scored = [first[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
             places = torch.tensor(scored, dtype=torch.int64)
             for name, numbers in flat.items():
-                numbers[places] = outputs[name][batch.score].double().cpu()
+                numbers[places] = scores[name][batch.score].double().cpu()
         fsdp.reshard(self.policy)
-        flat = {name: self._over_ranks(numbers) for name, numbers in flat.items()}
-        return [
-            SampleOutputs(**{name: numbers[low:high].tolist() for name, numbers in flat.items()})
-            for low, high in pairwise(starts)
-        ]
+        outputs = [SampleOutputs() for _ in samples]
+        for name in what:
+            rows = self._over_ranks(flat[name]).tolist()
+            for of_sample, (low, high) in zip(outputs, pairwise(starts), strict=True):
+                setattr(of_sample, name, rows[low:high])
+        return outputs
 
     def _scores(self, groups: Sequence[Group], calibrated: bool) -> list[SampleOutputs]:
-        samples = [s for g in groups for s in g]
+        samples = samples_of(groups)
         starts = _starts([len(s.reads) for s in samples])
         first = {id(s): start for s, start in zip(samples, starts[:-1], strict=True)}
         calibration = calibration_of(self.policy.model)

@@ -161,7 +161,8 @@ class GenerateSampler:
         logprobs = torch.stack(draw.logprobs, 1).tolist()
         responses = []
         for tokens, numbers in zip(out[:, width:].tolist(), logprobs, strict=True):
-            # The stop token belongs to the response; what `generate` appends to a row that has ended does not.
+            # The stop token belongs to the response; what `generate` appends to a row that has
+            # ended does not.
             end = next((j + 1 for j, token in enumerate(tokens) if token in stop), len(tokens))
             responses.append((tokens[:end], numbers[:end]))
         return responses
@@ -211,7 +212,8 @@ def inverse_cdf(logprobs_BV: Tensor, u_B: Tensor) -> Tensor:
     tensor([1])
     """
     cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    # The first entry above u times the total: never a token of probability 0, whose interval is empty.
+    # The first entry above u times the total: never a token of probability 0, whose interval is
+    # empty.
     return torch.searchsorted(cumulative_BV, (u_B * cumulative_BV[:, -1])[:, None], right=True)[:, 0]
 
 

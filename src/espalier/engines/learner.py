@@ -16,7 +16,16 @@ from espalier.engines import fsdp
 from espalier.engines.forwards import Forwards
 from espalier.engines.optimizer import Optimizer
 from espalier.engines.processes import Distributed, OneProcess
-from espalier.engines.protocols import Group, LossFn, Measured, Quantity, SampleOutputs, StepResult, from_first
+from espalier.engines.protocols import (
+    Group,
+    LossFn,
+    Measured,
+    Quantity,
+    SampleOutputs,
+    StepResult,
+    from_first,
+    samples_of,
+)
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors, tensors_to_file
 from espalier.forest.pack import totals
@@ -92,7 +101,8 @@ class TorchLearner:
                 layer.compile(dynamic=True)
         if isinstance(self.world, Distributed):
             fsdp.shard(policy, self.world, options.compute)
-        # Frozen weights that the compute dtype cannot hold, on the CPU: `weights` and `export` need them.
+        # Frozen weights that the compute dtype cannot hold, on the CPU: `weights` and `export` need
+        # them.
         self._frozen: dict[str, Tensor] = {}
         self.optimizer = self._build_optimizer(optim)
         self.forwards = Forwards(
@@ -109,11 +119,13 @@ class TorchLearner:
     def _build_optimizer(self, optim: OptimConfig) -> Optimizer:
         """The optimizer of the trained parameters, which are cast to the compute dtype first (but for FSDP2, which
         casts on its own)."""
-        trained = [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
+        trained = [
+            (name, parameter) for name, parameter in self.policy.model.named_parameters() if parameter.requires_grad
+        ]
         plain = _ends(self.policy.model, trained)
         if self.options.compute == torch.float32 or isinstance(self.world, Distributed):
             return Optimizer(trained, optim, plain)
-        exact = {name: p.detach().clone() for name, p in trained}
+        exact = {name: parameter.detach().clone() for name, parameter in trained}
         self._cast()
         optimizer = Optimizer(trained, optim, plain)
         # Masters start from the weights as loaded, not from their rounding.
@@ -123,15 +135,15 @@ class TorchLearner:
 
     def _cast(self) -> None:
         """Cast float32 parameters to the compute dtype, and keep frozen ones that this rounds."""
-        # A scalar head is small and read in float32, so it is never rounded. Buffers keep their dtype, too: RoPE
-        # frequencies need float32.
+        # A scalar head is small and read in float32, so it is never rounded. Buffers keep their
+        # dtype, too: RoPE frequencies need float32.
         score = getattr(self.policy.model, adapters.SCORE, None)
-        kept = set() if score is None else {id(p) for p in score.parameters()}
-        for name, p in self.policy.model.named_parameters():
-            if p.dtype != torch.float32 or id(p) in kept:
+        kept = set() if score is None else {id(parameter) for parameter in score.parameters()}
+        for name, parameter in self.policy.model.named_parameters():
+            if parameter.dtype != torch.float32 or id(parameter) in kept:
                 continue
-            exact, p.data = p.data, p.data.to(self.options.compute)
-            if not p.requires_grad and not torch.equal(p.data.float(), exact):
+            exact, parameter.data = parameter.data, parameter.data.to(self.options.compute)
+            if not parameter.requires_grad and not torch.equal(parameter.data.float(), exact):
                 self._frozen[name] = exact.cpu()
 
     # --------------------------------------------------------------------------------------------- without gradients
@@ -192,7 +204,8 @@ class TorchLearner:
             scores = self.policy(batch, cotangent_U=cotangent_U, noise=noise)
             value, shares = normalise(loss(self._outputs(scores, batch), batch), divisors)
             if self.options.router_coef:
-                # The mean over the step's forwards. It is not linear in the tokens, so it depends on the split.
+                # The mean over the step's forwards. It is not linear in the tokens, so it depends
+                # on the split.
                 balance = scores["router"] / forwards
                 shares["router"] = balance.detach()
                 value = value + self.options.router_coef * balance
@@ -210,7 +223,7 @@ class TorchLearner:
         return StepResult(
             loss=numbers[0],
             terms=dict(zip(names, numbers[1:-2], strict=True)),
-            tokens=sum(len(s.tokens) for g in groups for s in g),
+            tokens=sum(len(s.tokens) for s in samples_of(groups)),
             packed=int(numbers[-2]),
             scored=int(numbers[-1]),
         )
@@ -247,16 +260,16 @@ class TorchLearner:
         """
         changed = {torch.float32: 0.0, dtype: 0.0}
         with_gradient = 0.0
-        for p in self.optimizer.parameters().values():
-            if p.grad is None:
+        for parameter in self.optimizer.parameters().values():
+            if parameter.grad is None:
                 continue
-            weight, gradient = fsdp.local(p.detach()), fsdp.local(p.grad)
+            weight, gradient = fsdp.local(parameter.detach()), fsdp.local(parameter.grad)
             touched = gradient != 0
             with_gradient += touched.sum().item()
             for kind in changed:
                 updated = (weight - lr * gradient.sign()).to(kind)
                 changed[kind] += ((updated != weight.to(kind)) & touched).sum().item()
-            p.grad = None
+            parameter.grad = None
         count, *counts = self.world.sum([with_gradient, *changed.values()])
         names = [str(kind).removeprefix("torch.") for kind in changed]
         return {name: part / max(1.0, count) for name, part in zip(names, counts, strict=True)}
@@ -267,15 +280,15 @@ class TorchLearner:
     def _exact(self) -> Iterator[None]:
         """The model's parameters in master precision, for reading."""
         exact = {**self._frozen, **{name: master.data for name, master in self.optimizer.masters.items()}}
-        parameters = {name: p for name, p in self.policy.model.named_parameters() if name in exact}
-        rounded = {name: p.data for name, p in parameters.items()}
-        for name, p in parameters.items():
-            p.data = exact[name].to(self.device)
+        parameters = {name: parameter for name, parameter in self.policy.model.named_parameters() if name in exact}
+        rounded = {name: parameter.data for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.data = exact[name].to(self.device)
         try:
             yield
         finally:
-            for name, p in parameters.items():
-                p.data = rounded[name]
+            for name, parameter in parameters.items():
+                parameter.data = rounded[name]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by Hugging Face name, adapters merged; a collective under FSDP.
@@ -332,7 +345,8 @@ class TorchLearner:
                     write=self.world.rank == 0,
                 )
         finally:
-            # Also if rank 0 could not write: the others wait here, and hear of it from whoever called this.
+            # Also if rank 0 could not write: the others wait here, and hear of it from whoever
+            # called this.
             self.world.barrier()
 
 
@@ -341,5 +355,5 @@ def _ends(model: Any, trained: list[tuple[str, Any]]) -> set[str]:
     orthogonalised."""
     modules: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     modules += [model.get_input_embeddings(), model.get_output_embeddings(), getattr(model, adapters.SCORE, None)]
-    inside = {id(p) for module in modules if module is not None for p in module.parameters()}
-    return {name for name, p in trained if id(p) in inside}
+    inside = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return {name for name, parameter in trained if id(parameter) in inside}

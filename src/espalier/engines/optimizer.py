@@ -24,19 +24,20 @@ class Optimizer:
         self.config = config
         self.named = dict(named)
         self.masters: dict[str, nn.Parameter] = {}
-        for name, p in self.named.items():
-            if p.dtype in (torch.bfloat16, torch.float16):
-                self._add_master(name, p)
+        for name, parameter in self.named.items():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                self._add_master(name, parameter)
         by_muon: list[str] = []
         decayed: list[str] = []
         bare: list[str] = []
-        for name, p in self.named.items():
-            if name in plain or p.ndim < 2:
+        for name, parameter in self.named.items():
+            if name in plain or parameter.ndim < 2:
                 bare.append(name)
-            elif config.optimizer == "muon" and p.ndim == 2:
+            elif config.optimizer == "muon" and parameter.ndim == 2:
                 by_muon.append(name)
             else:
-                # Stacked matrices (the experts of a layer) are decayed, but Muon takes single matrices only.
+                # Stacked matrices (the experts of a layer) are decayed, but Muon takes single
+                # matrices only.
                 decayed.append(name)
         self._optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = []
         if decayed or bare:
@@ -60,11 +61,12 @@ class Optimizer:
             adjust_lr_fn="match_rms_adamw",
         )
 
-    def _add_master(self, name: str, p: nn.Parameter) -> None:
-        master = nn.Parameter(p.detach().float())
+    def _add_master(self, name: str, parameter: nn.Parameter) -> None:
+        master = nn.Parameter(parameter.detach().float())
         self.masters[name] = master
 
-        # Gradients of micro-batches are added up in float32, and the low one is freed as soon as it is there.
+        # Gradients of micro-batches are added up in float32, and the low one is freed as soon as it
+        # is there.
         def collect(param: Tensor) -> None:
             assert param.grad is not None
             if master.grad is None:
@@ -73,7 +75,7 @@ class Optimizer:
                 master.grad += param.grad
             param.grad = None
 
-        p.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
 
     def _trained(self, name: str) -> nn.Parameter:
         return self.masters.get(name, self.named[name])
@@ -96,10 +98,10 @@ class Optimizer:
         them as it would after a rank or a micro-batch that did not touch them.
         """
         grads: list[Tensor] = []
-        for p in self.parameters().values():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            grads.append(p.grad)
+        for parameter in self.parameters().values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
         norm = full(torch.nn.utils.get_total_norm(grads)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}")
@@ -117,8 +119,8 @@ class Optimizer:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole trained weights by name; a collective under FSDP, one tensor at a time."""
-        for name, p in self.parameters().items():
-            yield name, full(p.detach())
+        for name, parameter in self.parameters().items():
+            yield name, full(parameter.detach())
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Whole optimizer state, as `PARAMETER|KEY` and tensor; a collective under FSDP, one tensor at a time."""
@@ -139,12 +141,14 @@ class Optimizer:
             raise KeyError(f"optimizer state for parameters that are not trained: {', '.join(strangers[:3])}")
         for optimizer, names in self._optimizers:
             for name in names:
-                p = self._trained(name)
-                optimizer.state[p] = {field: _placed(value, p) for field, value in by_name.get(name, {}).items()}
+                parameter = self._trained(name)
+                optimizer.state[parameter] = {
+                    field: _placed(value, parameter) for field, value in by_name.get(name, {}).items()
+                }
 
 
-def _placed(value: Tensor, p: Tensor) -> Tensor:
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
     """An entry of a parameter's state: sharded as the parameter is, or a number, which is whole on every rank."""
     if value.ndim:
-        return like(value, p)
-    return value.to(p.device)
+        return like(value, parameter)
+    return value.to(parameter.device)

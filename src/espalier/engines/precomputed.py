@@ -27,7 +27,7 @@ import numpy as np
 
 from espalier import files
 from espalier.engines.forwards import Forwards
-from espalier.engines.protocols import Group, World, from_first, together
+from espalier.engines.protocols import Group, World, from_first, samples_of, together
 from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
 
@@ -90,7 +90,7 @@ class PrecomputedReference:
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
         """Raises ConfigError for a sample that is in none of the stores, such as one built during the step."""
-        return [self._of_sample(s) for group in groups for s in group]
+        return [self._of_sample(s) for s in samples_of(groups)]
 
     def _of_sample(self, s: Sample) -> list[float]:
         table = self._tables.get(s.key & ~_NUMBER)
@@ -181,7 +181,7 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
             groups = [store.group(i) for i in range(low, min(low + CHUNK, count))]
             logprobs = [outputs.logprobs for outputs in forwards.say(groups, ["logprobs"])]
             done = low + len(groups)
-            add = partial(draft.add, [s for g in groups for s in g], logprobs, done)
+            add = partial(draft.add, samples_of(groups), logprobs, done)
             _together(add if main else _nothing, folder, world)
             if progress:
                 progress(done, count)

@@ -63,7 +63,8 @@ class Distributed:
 
     def gather(self, data: bytes) -> list[bytes]:
         """The bytes of every rank, in the order of the ranks."""
-        # Lengths first: a collective moves tensors of one size. Not all_gather_object, which unpickles.
+        # Lengths first: a collective moves tensors of one size. Not all_gather_object, which
+        # unpickles.
         lengths = [int(length) for length in self._all_gather(torch.tensor([len(data)]))]
         padded = bytearray(data.ljust(max(lengths), b"\0"))
         if not padded:

@@ -21,6 +21,11 @@ Quantity = Literal["logprobs", "entropy", "correct", "scores"]
 """What a model says of a sample: see `SampleOutputs`."""
 
 
+def samples_of(groups: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples of all groups, in order."""
+    return [s for group in groups for s in group]
+
+
 # ---------------------------------------------------------------------------------------------------------- processes
 
 

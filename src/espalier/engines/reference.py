@@ -40,7 +40,7 @@ class StartReference:
         self.learner, self.moves = learner, moves
         self._live = learner.optimizer.named
         fsdp.reshard(learner.policy)
-        self._copies = {name: p.detach().clone() for name, p in self._live.items()}
+        self._copies = {name: parameter.detach().clone() for name, parameter in self._live.items()}
         self._exact: dict[str, Tensor] = {}
         if moves:
             for name, master in learner.optimizer.parameters().items():
@@ -69,13 +69,14 @@ class StartReference:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, p in self._live.items():
+        for name, parameter in self._live.items():
             copy = self._copies[name]
-            if not isinstance(p, DTensor):
-                p.data, copy.data = copy.data, p.data
+            if not isinstance(parameter, DTensor):
+                parameter.data, copy.data = copy.data, parameter.data
                 continue
-            # FSDP2 gathers from memory of its own, of which shards are views: contents change places, not tensors.
-            live, kept = fsdp.local(p.detach()), fsdp.local(copy)
+            # FSDP2 gathers from memory of its own, of which shards are views: contents change
+            # places, not tensors.
+            live, kept = fsdp.local(parameter.detach()), fsdp.local(copy)
             before = live.clone()
             live.copy_(kept)
             kept.copy_(before)
@@ -154,9 +155,9 @@ def frozen(policy: Policy, options: LearnerOptions, world: OneProcess | Distribu
     if isinstance(world, Distributed):
         fsdp.shard(policy, world, options.compute)
     else:
-        for p in policy.model.parameters():
-            if p.dtype == torch.float32:
-                p.data = p.data.to(options.compute)
+        for parameter in policy.model.parameters():
+            if parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(options.compute)
     return Forwards(
         policy, world, budget=options.budget, compute=options.compute, whole=options.whole, long_from=options.long_from
     )

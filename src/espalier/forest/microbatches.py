@@ -51,14 +51,15 @@ def microbatches(groups: Sequence[Group], budget: int, packing: Packing, *, rank
     short, long = _pieces(groups, budget, packing)
     forwards = _first_fit(short, budget, packing) + _first_fit(long, budget, packing)
     missing = -len(forwards) % ranks
-    # Dealing knows neither the width of a padded forward nor the boundary between short and long samples; there, empty
-    # forwards make up the number.
+    # Dealing knows neither the width of a padded forward nor the boundary between short and long
+    # samples; there, empty forwards make up the number.
     if missing and not packing.padded and not long:
         dealt = _deal(short, len(forwards) + missing)
         if all(len(forward) <= 1 or _total(forward) <= budget for forward in dealt):
             forwards, missing = dealt, 0
     forwards += [[] for _ in range(missing)]
-    # Sums of floats depend on their order, so within a forward the groups stand as they do in the step.
+    # Sums of floats depend on their order, so within a forward the groups stand as they do in the
+    # step.
     return [[piece.group for piece in sorted(forward, key=lambda piece: piece.order)] for forward in forwards]
 
 
@@ -121,7 +122,8 @@ def _cut(group: Group, budget: int, packing: Packing) -> list[Group]:
         return [group]
     parts: list[Group] = []
     current: list[Sample] = []
-    # Sorted by tokens, siblings that share most stand side by side, so that few prefixes are laid down twice.
+    # Sorted by tokens, siblings that share most stand side by side, so that few prefixes are laid
+    # down twice.
     for s in sorted(group, key=lambda s: s.tokens):
         if current and _size([*current, s], packing) > budget:
             parts.append(current)

@@ -98,7 +98,8 @@ def pack(
         for i, s in enumerate(group):
             scored = [t for t in range(1, len(s.tokens)) if s.mask[t]]
             judged.add(s, number, row - i, len(group), len(scored))
-            # Token t is scored at token t - 1, so the last target needs no place of its own; a token that is read does.
+            # Token t is scored at token t - 1, so the last target needs no place of its own; a
+            # token that is read does.
             where = trie.where(i, max([scored[-1] if scored else 0, *(read + 1 for read in s.reads)]))
             judged.reads.extend(where[read] + base for read in s.reads)
             if says == "tokens":
@@ -200,8 +201,8 @@ class _Scores:
         numbers, sources, score = self._numbers, self.sources, self.score
         tokens, temperature = s.tokens, s.temperature
         for t in scored:
-            # Siblings that share a source, a target and a temperature share the score: it is computed once. Groups
-            # share nothing, because no two of them have a source in common.
+            # Siblings that share a source, a target and a temperature share the score: it is
+            # computed once. Groups share nothing, because no two of them have a source in common.
             key = (where[t - 1] + base, tokens[t], temperature)
             number = numbers.setdefault(key, len(numbers))
             if number == len(sources):
@@ -248,7 +249,8 @@ class _Judged:
                     )
                 pairs += (row, first + place)
         self.read_rows.extend([row] * len(s.reads))
-        # Once a sample has grades, every read must have them: the rows of grades_RK are those of reads_R.
+        # Once a sample has grades, every read must have them: the rows of grades_RK are those of
+        # reads_R.
         if s.grades or (self.dimensions and s.reads):
             self._add_grades(s)
 

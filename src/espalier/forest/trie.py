@@ -74,8 +74,8 @@ def _insert(root: Node, tokens: list[int], index: int) -> None:
             child.ends.append(index)
             return
         if shared < len(child.tokens):
-            # Samples that end inside the child move to its lower part: a path may be longer than a sample, never
-            # shorter.
+            # Samples that end inside the child move to its lower part: a path may be longer than a
+            # sample, never shorter.
             lower = Node(child.tokens[shared:], child.children, child.ends)
             child.tokens, child.children, child.ends = child.tokens[:shared], [lower], []
         node, done = child, done + shared
@@ -123,7 +123,8 @@ class Trie:
         places: list[int] = []
         for i in self.paths[sample]:
             node = self.nodes[i]
-            # A path may be longer than its sample, so the last nodes are cut (to nothing, if need be).
+            # A path may be longer than its sample, so the last nodes are cut (to nothing, if need
+            # be).
             take = min(len(node.tokens), count - len(places))
             places.extend(range(node.start, node.start + take))
         return places
@@ -144,9 +145,10 @@ def build(samples: Sequence[Sample], *, share: bool = True) -> Trie:
     _copy_short_runs(root)
     nodes: list[Placed] = []
     paths: list[list[int]] = [[] for _ in samples]
-    # A stack rather than recursion: a conversation tree may be deeper than Python recurses. Children are pushed in
-    # reverse, so that they are popped, and numbered, in order. Samples that end in the root have nothing to lay down
-    # (one token, or nothing trained) and keep an empty path.
+    # A stack rather than recursion: a conversation tree may be deeper than Python recurses.
+    # Children are pushed in reverse, so that they are popped, and numbered, in order. Samples that
+    # end in the root have nothing to lay down (one token, or nothing trained) and keep an empty
+    # path.
     stack: list[tuple[Node, int, int, list[int]]] = [(child, -1, 0, []) for child in reversed(root.children)]
     start = 0
     while stack:

@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or not there: a folder written beside, flushed, sealed by a manifest, renamed once.
+"""Checkpoints that are whole or absent: a folder written beside, flushed, sealed by a manifest, renamed once.
 
     checkpoints/step-000100/   manifest.json   size and sha256 of every other file; written last
                                state.json      `TrainState`
                                rng-00000.json  generators of rank 0, and so on
                                ...             what the caller's `write` put there
 
-Only what a manifest lists is trusted. Names that start with a dot belong to saves and deletions in progress; those that
-a killed process left are dealt with by `clean`. One process (rank 0) at a time may write: the run's lock sees to that.
+Only what a manifest lists is trusted. Names that start with a dot belong to saves and deletions in progress; `clean`
+removes those that a killed process left. One process (rank 0) at a time may write, which the run's lock ensures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose files are those of its manifest. `ranks` wrote it; `files` maps names to bytes."""
+    """A checkpoint whose files are those of its manifest. `ranks` processes wrote it; `files` maps names to bytes."""
 
     path: Path
     step: int
@@ -61,7 +61,7 @@ class Broken:
 
 
 def step_name(step: int) -> str:
-    """`step-000100` for 100; seven digits and more from a million on."""
+    """`step-000100` for 100; more than six digits from a million on."""
     return f"step-{step:06d}"
 
 
@@ -90,9 +90,9 @@ def save(
     checkpoint of the same step is replaced. A kill at any moment leaves the earlier checkpoints as they are and either
     this one whole or a leftover that `clean` removes.
 
-    Raises CheckpointError, on every rank and with nothing left behind, where the disk is full (or has fewer than
-    `estimate` bytes free; 0 takes the size of the newest checkpoint), a file cannot be written, came out short, or is
-    not seen by rank 0, or another rank failed. Any other error of `write` is raised as it is on its own rank.
+    Raises CheckpointError, on every rank and with nothing left behind, if the disk is full (or has fewer than
+    `estimate` bytes free; 0 takes the size of the newest checkpoint), if a file cannot be written, came out short, or
+    is not seen by rank 0, or if another rank failed. Any other error of `write` is raised as it is on its own rank.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
     target = root / step_name(state.step)
@@ -126,6 +126,8 @@ def save(
             files.replace_dir(partial, target)
 
     try:
+        # Each part ends on all ranks before the next begins: rank 0 makes the folder that the
+        # others fill, and seals it when they have.
         for part in (begin, fill, seal):
             explained = functools.partial(_explained, part, target, estimate)
             together(explained, f"{target} was not written", world, CheckpointError)
@@ -137,7 +139,7 @@ def save(
 
 
 def _explained(part: Callable[[], None], target: Path, estimate: int) -> None:
-    """Run `part`; what the operating system refuses becomes a CheckpointError with what to do about it."""
+    """Run `part`; an error of the operating system becomes a CheckpointError with the way out."""
     try:
         part()
     except Exception as error:
@@ -163,7 +165,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _newest_size(root: Path) -> int:
-    """Bytes of the newest checkpoint with a manifest, 0 where there is none: what the next one is likely to take."""
+    """Bytes of the newest checkpoint with a manifest, 0 if there is none: what the next one is likely to take."""
     for step in reversed(steps(root)):
         try:
             return sum(_read_manifest(root / step_name(step)).files.values())
@@ -175,17 +177,21 @@ def _newest_size(root: Path) -> int:
 def _write_manifest(folder: Path, step: int, ranks: int) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     entries: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
+    # Threads, because hashing releases the interpreter lock.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path, digest in zip(paths, pool.map(files.sha256, paths), strict=True):
             size = path.stat().st_size
-            if path.suffix == ".safetensors" and size != (declared := safetensors_size(path)):
+            # A full disk may cut a file without an error; the header of safetensors declares the
+            # size.
+            if path.suffix == ".safetensors" and size != safetensors_size(path):
+                declared = safetensors_size(path)
                 raise CheckpointError(f"{path.name} came out with {size} bytes of {declared}; is the disk full?")
             entries[path.relative_to(folder).as_posix()] = {"size": size, "sha256": digest}
     files.write_atomic(folder / MANIFEST, _sealed({"format": FORMAT, "step": step, "ranks": ranks, "files": entries}))
 
 
 def _sealed(body: dict[str, Any]) -> str:
-    """The manifest's text: its own digest over everything else, so that no byte of it can change unseen."""
+    """The manifest's text, with a digest of everything else in it, so that no byte of it can change unnoticed."""
     return files.json_text({**body, "sha256": hashlib.sha256(files.json_text(body).encode()).hexdigest()})
 
 
@@ -213,7 +219,7 @@ def _read_manifest(path: Path) -> Checkpoint:
 
 
 def problems(path: Path, *, deep: bool = True) -> list[str]:
-    """What keeps the folder `path` from being a checkpoint, one line each; empty where it is intact.
+    """What keeps the folder `path` from being a checkpoint, a line for each problem; empty if it is intact.
 
     Reads every byte, or with `deep` false only the manifest and the sizes.
     """
@@ -222,30 +228,31 @@ def problems(path: Path, *, deep: bool = True) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    found = []
+    lines = []
     for name, size in checkpoint.files.items():
         file = path / name
         if not file.is_file():
-            found.append(f"{name} is missing")
+            lines.append(f"{name} is missing")
         elif file.stat().st_size != size:
-            found.append(f"{name} has {file.stat().st_size} bytes, expected {size}")
+            lines.append(f"{name} has {file.stat().st_size} bytes, expected {size}")
         elif deep:
             try:
                 digest = files.sha256(file)
             except OSError as error:
-                found.append(f"{name} cannot be read: {error.strerror}")
+                lines.append(f"{name} cannot be read: {error.strerror}")
                 continue
             if digest != expected[name]["sha256"]:
-                found.append(f"{name} has sha256 {digest}, expected {expected[name]['sha256']}")
-    return found
+                lines.append(f"{name} has sha256 {digest}, expected {expected[name]['sha256']}")
+    return lines
 
 
 def verify(path: Path) -> Checkpoint:
     """Read every byte of a checkpoint. Raises CheckpointError that names each file at fault."""
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}; {_offer(path.parent)}")
-    if found := problems(path):
-        raise CheckpointError(f"{Broken(path, found)} (in {path.parent})")
+    lines = problems(path)
+    if lines:
+        raise CheckpointError(f"{Broken(path, lines)} (in {path.parent})")
     return _read_manifest(path)
 
 
@@ -254,28 +261,30 @@ def find(root: Path) -> tuple[Checkpoint | None, list[Broken]]:
     broken: list[Broken] = []
     for step in reversed(steps(root)):
         path = root / step_name(step)
-        if not (found := problems(path)):
+        lines = problems(path)
+        if not lines:
             return _read_manifest(path), broken
-        broken.append(Broken(path, found))
+        broken.append(Broken(path, lines))
     return None, broken
 
 
 def choose(root: Path, resume_from: str = "", *, world: World | None = None) -> Checkpoint | None:
-    """The checkpoint to resume from: the one named (`step-000100` or `100`), else the newest; None where there is none.
+    """The checkpoint to resume from: the one named (`step-000100` or `100`), else the newest; None if there is none.
 
     Every rank calls this; rank 0 reads, and all get the same answer. Leftovers of killed saves are removed.
 
-    Raises CheckpointError where the named or the newest one is not intact. It says what is wrong and how to resume from
+    Raises CheckpointError if the named or the newest one is not intact. It says what is wrong and how to resume from
     the newest intact one: to go back silently would hide the work that is lost.
     """
 
-    def newest() -> int | None:
+    def by_rank_0() -> int | None:
         if world is not None and world.rank != 0:
             return None
         chosen = _choose(root, resume_from)
         return None if chosen is None else chosen.step
 
-    step = from_first(together(newest, f"no checkpoint of {root} was chosen", world, CheckpointError), world)
+    step = together(by_rank_0, f"no checkpoint of {root} was chosen", world, CheckpointError)
+    step = from_first(step, world)
     return None if step is None else _read_manifest(root / step_name(step))
 
 
@@ -289,7 +298,7 @@ def _choose(root: Path, resume_from: str) -> Checkpoint | None:
     intact, broken = find(root)
     if not broken:
         return intact
-    lost = "; ".join(str(one) for one in broken)
+    lost = "; ".join(str(folder) for folder in broken)
     if intact is None:
         raise CheckpointError(f"{lost}. {root} holds no intact checkpoint; start anew with --overwrite")
     name = step_name(intact.step)
@@ -297,8 +306,8 @@ def _choose(root: Path, resume_from: str) -> Checkpoint | None:
 
 
 def _offer(root: Path) -> str:
-    there = ", ".join(step_name(step) for step in steps(root))
-    return f"{root} has {there}" if there else f"{root} has none"
+    names = ", ".join(step_name(step) for step in steps(root)) or "none"
+    return f"{root} has {names}"
 
 
 # ---------------------------------------------------------------------------------------------------------- removing
@@ -317,22 +326,22 @@ def prune(root: Path, keep: int, best: int | None = None) -> list[int]:
     The newest intact one stays in any case, and so does what is newer than it, for its owner to look at. Intact means
     here that the files of the manifest have their sizes: reading every byte is left to `find`.
     """
-    there = steps(root)
-    intact = [step for step in there if not problems(root / step_name(step), deep=False)]
+    all_steps = steps(root)
+    intact = [step for step in all_steps if not problems(root / step_name(step), deep=False)]
     if not keep or not intact:
         return []
     kept = {*intact[-keep:], best}
-    gone = [step for step in there if step not in kept and step < intact[-1]]
-    for step in gone:
+    deleted = [step for step in all_steps if step not in kept and step < intact[-1]]
+    for step in deleted:
         files.remove_dir(root / step_name(step))
-    return gone
+    return deleted
 
 
 def set_aside(root: Path, step: int) -> list[Path]:
     """Move checkpoints after `step` to `root/abandoned/`, intact or not; returns where they are now.
 
-    Done by rank 0 when a run goes back to `step`, before it cuts its append-only files: what it leaves behind belongs
-    to another future, and must not be found when the run is resumed next. An earlier folder of that name is deleted.
+    Rank 0 calls this when a run goes back to `step`, before it cuts its append-only files: later checkpoints belong to
+    another future, and must not be found when the run is resumed next. An earlier folder of that name is deleted.
     """
     moved = []
     for later in steps(root):

@@ -1,4 +1,4 @@
-"""Append-only files of one JSON object a line: metrics.jsonl, samples.jsonl and others that a run resumes."""
+"""Append-only files of one JSON object per line: metrics.jsonl, samples.jsonl and others that a run resumes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class MetricsFile:
     """A file that grows by whole lines.
 
     Every line reaches the operating system at once, so a killed process loses none; `sync` makes them last through a
-    power failure. A line that a kill cut in two is dropped on opening. Raises EspalierError where the file cannot be
-    opened or written.
+    power failure. A line that a kill cut in two is dropped on opening.
+
+    Raises EspalierError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path):
@@ -67,8 +68,8 @@ class MetricsFile:
     def truncate_to(self, length: int) -> None:
         """Drop every line after the first `length` bytes.
 
-        Raises CheckpointError where the file is shorter than that, or `length` falls inside a line: then it is not
-        the file that the checkpoint was written with.
+        Raises CheckpointError if the file is shorter than that, or `length` falls inside a line: then it is not the
+        file that the checkpoint was written with.
         """
         if length > self._length:
             raise CheckpointError(
@@ -102,9 +103,9 @@ class MetricsFile:
         end = os.fstat(self._fd).st_size
         while end:
             start = max(0, end - 65536)
-            at = os.pread(self._fd, end - start, start).rfind(b"\n")
-            if at >= 0:
-                return start + at + 1
+            last = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if last >= 0:
+                return start + last + 1
             end = start
         return 0
 
@@ -121,7 +122,9 @@ def line_of(record: dict[str, Any]) -> str:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        if math.isnan(value):
+            return "NaN"
+        return "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -130,7 +133,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, in order; a last line without its end is passed over, because a kill cut it.
+    """The records of a file, in order; a last line without its end is skipped, because a kill cut it.
 
     Raises EspalierError for any other line that is not a JSON object.
     """
@@ -141,13 +144,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise EspalierError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
+                raise EspalierError(f"{path}:{number}: not JSON ({error}); expected one object per line") from error
             if not isinstance(record, dict):
                 kind = type(record).__name__
-                raise EspalierError(f"{path}:{number}: got {kind}, expected one JSON object a line")
+                raise EspalierError(f"{path}:{number}: got {kind}, expected one JSON object per line")
             yield record
 
 
 def without_time(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without `TIME_FIELDS`: what a resumed run shares with one that was never killed."""
+    """The record without `TIME_FIELDS`: in the rest, a resumed run equals one that was never killed."""
     return {key: value for key, value in record.items() if key not in TIME_FIELDS}

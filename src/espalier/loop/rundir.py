@@ -28,7 +28,8 @@ from espalier.errors import ConfigError
 from espalier.files import TRASH, fsync_dir, json_text, make_dir, write_atomic
 
 LOCK = ".lock"
-HEADING = "# espalier "  # begins run.yaml, followed by the command that it is a config of
+HEADING = "# espalier "
+"""The beginning of run.yaml; the command that it configures follows."""
 CONTENTS = (
     *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl"),
     *("findings.json", "report.html", "checkpoints", "model", "tensorboard", "trackers"),
@@ -37,9 +38,12 @@ PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "p
 
 MAY_CHANGE = frozenset(
     {
-        *("out", "resume", "resume_from", "accept_changes", "overwrite"),  # which run, and how it is entered
-        *("save_every", "eval_every", "keep", "patience", "track"),  # what is written and when it ends
-        *("cache", "export", "skip_checks"),  # where tokens are kept, what model/ holds, what is looked at before
+        # Which run, and how it is entered.
+        *("out", "resume", "resume_from", "accept_changes", "overwrite"),
+        # What is written, and when the run ends.
+        *("save_every", "eval_every", "keep", "patience", "track"),
+        # Where tokens are kept, what model/ holds, which checks run before the first step.
+        *("cache", "export", "skip_checks"),
     }
 )
 """Config fields that do not enter the computation of a step. Every other one (`steps` and `epochs` too, because the
@@ -72,12 +76,12 @@ class RunDir:
     ) -> RunDir:
         """Lock `path` and make it the run of `config` (resolved, YAML), a new one or the one already there.
 
-        A folder that holds a run of a step or more is entered with `resume`, or loses that run with `overwrite`; a
-        resume where no run was begun begins one. `resumed` says which it was. Files that are not a run's are never
+        A folder that holds a run of a step or more is entered with `resume`, or loses that run with `overwrite`; to
+        resume a run that was never begun begins one. `resumed` says which it was. Files that are not a run's are never
         touched, and a folder that holds such files and no run is refused. The lock ends with `close` or with the
         process.
 
-        Raises ConfigError that says the way out: the folder is in use, holds another run or no run; or, unless
+        Raises ConfigError with the way out: the folder is in use, holds another run or no run; or, unless
         `accept_changes`, a resumed config differs in a field outside `MAY_CHANGE`, or the `versions` differ.
         """
         run = cls(path)
@@ -120,8 +124,8 @@ class RunDir:
         """
         manifest = self._read_manifest()
         new = json.loads(json.dumps(facts))
-        old = manifest["pinned"].get(name)
-        if old is not None and (changes := _changes(old, new)):
+        changes = _changes(manifest["pinned"].get(name, new), new)
+        if changes:
             self._refuse(f"{name} changed", changes, "Resume where these are as before")
             manifest["starts"][-1]["changed"].update(changes)
         manifest["pinned"][name] = new
@@ -130,13 +134,14 @@ class RunDir:
     # ------------------------------------------------------------------------------------------------------ opening
 
     def _refuse_foreign(self) -> None:
-        """A folder without a run may hold only what an interrupted `open` leaves there."""
+        """Raise ConfigError for a folder without a run that holds other files than an interrupted `open` leaves."""
         if not self.path.is_dir() or self.config.exists() or (self.path / TRASH).exists():
             return
-        ours = (LOCK, ".run.yaml.partial", "preflight.json")  # the last is left by `check`
+        # preflight.json is left by `check`, the others by an interrupted `open`.
+        ours = (LOCK, ".run.yaml.partial", "preflight.json")
         foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
         if foreign:
-            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            shown = ", ".join([*foreign[:3], "..."] if len(foreign) > 3 else foreign)
             raise ConfigError(
                 f"out: {self.path} holds files but no run ({shown}), and is left alone; choose a new folder",
                 key="out",
@@ -176,13 +181,15 @@ class RunDir:
         self.checkpoints.mkdir(exist_ok=True)
 
     def _begun(self) -> bool:
-        """Whether a step was made: a run that ended before (a check failed, a row was bad) gives way to the next."""
+        """Whether a step was made: a run that ended before (a check failed, a row was bad) is replaced by the next."""
         steps = self.metrics.exists() and self.metrics.stat().st_size > 0
         return steps or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def _remove_old(self) -> None:
-        """Move the old run's entries into one trash folder, `run.yaml` first: from then on there is no run here, and
-        the trash folder says that what is left may go. Other files stay."""
+        """Move the old run's entries into one trash folder, `run.yaml` first; other files stay.
+
+        From then on there is no run here, and the trash folder says that what is left of it may be deleted.
+        """
         trash = self.path / TRASH
         if not self.config.exists() and not trash.exists():
             return
@@ -230,7 +237,7 @@ class RunDir:
 
 
 def resumption(out: Path) -> str:
-    """How to go on with the run in `out` after an interrupt."""
+    """How to continue the run in `out` after an interrupt."""
     if not (out / "run.yaml").exists():
         return f"{out} holds no run yet; the same command starts it"
     first = (out / "run.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
@@ -239,23 +246,23 @@ def resumption(out: Path) -> str:
 
 
 def _delete(trash: Path) -> None:
-    """What is left of an old run; an entry that cannot be deleted now is tried again when the run is opened next."""
+    """Delete what is left of an old run; an entry that resists is tried again when the run is opened next."""
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
     """Python's and the installed versions of `PACKAGES` by name, without importing any of them."""
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions_by_name[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions_by_name[name] = "not installed"
+    return versions_by_name
 
 
 def _flat(text: str, where: Path) -> dict[str, Any]:
-    """Config fields by name; sections of a YAML file are opened up, because names are unique over them."""
+    """Config fields by name, without their sections: names are unique over all of them."""
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -30,4 +30,5 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def _count(share: float, steps: int) -> int:
-    return math.ceil(share * steps - 1e-9)  # 0.07 * 100 is 7.000000000000001, and 7 steps are meant
+    # 0.07 * 100 is 7.000000000000001, and 7 steps are meant.
+    return math.ceil(share * steps - 1e-9)

@@ -18,24 +18,25 @@ class Stopper:
                 if stop.requested: save(); break
 
     A SIGINT after a request raises KeyboardInterrupt at once; a SIGTERM after a request changes nothing, so that a
-    supervisor that repeats itself does not cut the save short. The handlers found on entry are put back on exit.
+    supervisor that repeats itself does not cut the save short. The handlers that were there on entry are put back on
+    exit.
 
-    Python lets only the main thread install handlers: in other threads the signals keep their meaning, and `request`
-    is the only way to ask. Under several processes each receives its own signal at its own time, so the loop must
-    agree on `requested` over all ranks before it acts.
+    Python lets only the main thread install handlers: in other threads the signals keep their meaning, and `request` is
+    the only way to stop. Under several processes each receives its own signal at its own time, so the loop must agree
+    on `requested` over all ranks before it acts.
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        self._found: dict[signal.Signals, Any] = {}
+        self._replaced: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether somebody asked to stop; `reason` says what it was."""
+        """Whether a stop was requested; `reason` says by what."""
         return bool(self.reason)
 
     def request(self, reason: str) -> None:
-        """Ask to stop. The first reason stands."""
+        """Request a stop. The first reason stands."""
         self.reason = self.reason or reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -50,13 +51,14 @@ class Stopper:
     def __enter__(self) -> Stopper:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._found[number] = signal.signal(number, self._handle)
+                self._replaced[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._found:
-            number, handler = self._found.popitem()
-            # A handler that C code installed reads as None and cannot be put back; the default is what is left.
+        while self._replaced:
+            number, handler = self._replaced.popitem()
+            # A handler that C code installed reads as None and cannot be put back; the default is
+            # what is left.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

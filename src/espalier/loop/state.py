@@ -1,6 +1,6 @@
-"""What a run must know to go on exactly: counters, moving floats and random generators as JSON, tensors as safetensors.
+"""The state with which a run continues exactly: counters, moving floats and random generators, as JSON.
 
-Nothing here imports torch until a tensor or its generator is asked for.
+Nothing here imports torch until its generator is read or set.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from espalier.errors import CheckpointError
 from espalier.files import json_text, write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 STATE = "state.json"
 
@@ -28,10 +25,11 @@ STATE = "state.json"
 class TrainState:
     """Where a run stands after `step` optimizer steps. The learning rate is a function of `step`, so it is not here.
 
-    `epoch` and `position` are the data cursor: passes finished, and groups of the current pass already consumed.
-    `counters` are totals since the first step (samples, tokens and the like), `state` is the algorithm's own.
-    `best` is the best evaluation so far, reached at `best_step`, with `stale` evaluations since that were no better;
-    None before the first. `lengths` maps the names of append-only files to their bytes.
+    epoch, position: the data cursor: passes finished, and groups of the current pass already consumed.
+    counters: totals since the first step (samples, tokens and the like).
+    state: the algorithm's own numbers.
+    best, best_step: the best evaluation so far and its step; None before the first. stale: evaluations since then.
+    lengths: bytes of the append-only files, by name.
     """
 
     step: int
@@ -47,7 +45,7 @@ class TrainState:
     def to_json(self) -> str:
         """JSON from which `from_json` gives an equal state; floats keep all their bits.
 
-        Raises CheckpointError that names the entry where a value has the wrong type or is NaN or infinite.
+        Raises CheckpointError that names the entry if a value has the wrong type or is NaN or infinite.
         """
         entries = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         _check(entries, "the state to be saved")
@@ -66,21 +64,6 @@ class TrainState:
         return cls(**entries)
 
 
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "a count": _integer,
-    "a count or null": lambda value: value is None or _integer(value),
-    "a finite float or null": lambda value: value is None or _finite(value),
-    "counts by name": lambda value: _table(value, _integer),
-    "finite floats by name": lambda value: _table(value, _finite),
-}
 _ENTRIES = {
     "step": "a count",
     "epoch": "a count",
@@ -94,21 +77,37 @@ _ENTRIES = {
 }
 
 
-def _table(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) and holds(entry) for key, entry in value.items())
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is of a kind of `_ENTRIES`."""
+    if kind.endswith(" or null"):
+        return value is None or _is(kind.removesuffix(" or null"), value)
+    if kind == "counts by name":
+        return _is_table("a count", value)
+    if kind == "finite floats by name":
+        return _is_table("a finite float", value)
+    if kind == "a finite float":
+        return isinstance(value, float) and math.isfinite(value)
+    # bool is a subclass of int.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_table(kind: str, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and _is(kind, entry) for key, entry in value.items())
 
 
 def _check(entries: Mapping[str, Any], where: str) -> None:
     _same_names(entries, _ENTRIES, where)
     for name, kind in _ENTRIES.items():
-        if not _KINDS[kind](entries[name]):
+        if not _is(kind, entries[name]):
             raise CheckpointError(f"{where}: {name} is {entries[name]!r}, expected {kind}")
 
 
 def _same_names(got: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    if missing := sorted(expected.keys() - got.keys()):
+    missing = sorted(expected.keys() - got.keys())
+    if missing:
         raise CheckpointError(f"{where} lacks {', '.join(missing)}; it was written by another version or cut")
-    if unknown := sorted(got.keys() - expected.keys()):
+    unknown = sorted(got.keys() - expected.keys())
+    if unknown:
         raise CheckpointError(f"{where} has the unknown {', '.join(unknown)}; it was written by another version")
 
 
@@ -118,7 +117,7 @@ def _same_names(got: Mapping[str, Any], expected: Mapping[str, Any], where: str)
 def rng_state() -> dict[str, Any]:
     """The global generators of this process as JSON values: `python`, `numpy`, `torch` and `cuda` (current device).
 
-    An entry is None where the process has no such generator yet: the library is not imported, or CUDA is not in use.
+    An entry is None if the process has no such generator yet: the library is not imported, or CUDA is not in use.
     """
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {"python": [version, list(words), gauss], "numpy": None, "torch": None, "cuda": None}
@@ -137,7 +136,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], where: str = "the random state") -> None:
-    """Make the global generators continue where `rng_state` read them; an entry that is None leaves its own alone.
+    """Make the global generators continue where `rng_state` read them; an entry that is None changes nothing.
 
     Raises CheckpointError for a missing or unknown entry, one that cannot be read, or a CUDA generator on a machine
     without CUDA.
@@ -168,6 +167,7 @@ def set_rng_state(state: Mapping[str, Any], where: str = "the random state") -> 
 
 
 def save_rng(folder: Path, rank: int) -> None:
+    """Write this rank's generators into a checkpoint."""
     write_atomic(folder / rng_name(rank), json_text(rng_state()))
 
 
@@ -178,11 +178,12 @@ def load_rng(folder: Path, rank: int) -> None:
 
 
 def rng_name(rank: int) -> str:
+    """`rng-00003.json` for rank 3."""
     return f"rng-{rank:05d}.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file of a checkpoint. Raises CheckpointError where it is missing or is not one."""
+    """An object from a file of a checkpoint. Raises CheckpointError if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group, Learner, Reference, together
+from espalier.engines.protocols import Group, Learner, Reference, StepResult, together
 from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
@@ -27,14 +27,14 @@ from espalier.loop.state import TrainState, load_rng
 
 
 class Source(Protocol):
-    """Where the groups of a step come from: a function of the step alone."""
+    """The source of a step's groups: a function of the step alone."""
 
     steps: int
 
     def groups(self, step: int) -> list[Group]: ...
 
     def held_out(self) -> Iterator[list[Group]]:
-        """Held-out groups, some at a time; empty where nothing is held out."""
+        """Held-out groups, some at a time; empty if nothing is held out."""
         ...
 
     def epoch_of(self, step: int) -> float: ...
@@ -46,8 +46,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reporters:
-    """Whom the loop tells: `show` a person (step, numbers), `track` the trackers, `note` a line, `memory` peak
-    bytes."""
+    """Callbacks of the loop: show(step, numbers) to a person, track(step, numbers) to the trackers, note(line), and
+    memory(), the peak bytes of this process."""
 
     show: Callable[[int, Mapping[str, float]], None]
     track: Callable[[int, Mapping[str, float]], None]
@@ -57,7 +57,7 @@ class Reporters:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a run ended: its last state, why it stopped early (empty where it did not), and the checkpoint to export."""
+    """How a run ended: its last state, why it stopped early (empty if it did not), and the checkpoint to export."""
 
     state: TrainState
     stopped: str
@@ -65,17 +65,22 @@ class Finished:
 
 
 Watch = Callable[[int, Mapping[str, float]], list[str]]
-SAVES = 10  # checkpoints of a run that does not say how often
+SAVES = 10
+"""Checkpoints of a run whose config does not set `save_every`."""
 FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={})
 
 
 class Trainer:
     """One run of the loop.
 
-    root: where checkpoints go. metrics: the run's file, None on ranks that write none. reference: whom the algorithm
-    holds the policy against, built from the weights that the run starts with (so before `resume`). watch: called with
-    the number and numbers of each step and evaluation; the lines that it returns of a step are noted and stand in its
-    metrics as `notes`. Every rank runs the same loop; rank 0 writes.
+    root: the folder of the checkpoints.
+    metrics: the run's file, None on ranks that write none.
+    reference: the model that the algorithm compares the policy with, built from the weights that the run starts with
+        (so before `resume`).
+    watch: called with the number and numbers of each step and evaluation; the lines that it returns for a step are
+        noted and stand in its metrics as `notes`.
+
+    Every rank runs the same loop; rank 0 writes.
     """
 
     def __init__(
@@ -94,25 +99,25 @@ class Trainer:
     ):
         self.learner, self.algorithm, self.source = learner, algorithm, source
         self.optim, self.loop, self.root = optim, loop, root
-        self.metrics, self.tell = metrics, reporters
+        self.metrics, self.reporters = metrics, reporters
         self.reference, self.watch = reference, watch
         self.world = learner.world
         self.every = loop.save_every or max(1, -(-source.steps // SAVES))
         self.state = FRESH
         self._saved: TrainState | None = None
 
-    def resume(self, found: checkpoint.Checkpoint) -> None:
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint: weights, reference, optimizer, generators, counters, and the metrics file as it was
         then.
 
-        Raises CheckpointError where it lacks something or does not fit. That data and config are those it was trained
-        on is for the caller to see to (`RunDir.pin`).
+        Raises CheckpointError if it lacks something or does not fit. Whether data and config are those it was trained
+        on is the caller's to check (`RunDir.pin`).
         """
-        state = found.state()
-        self.learner.load(found.path)
+        state = saved.state()
+        self.learner.load(saved.path)
         if self.reference is not None:
-            self.reference.load(found.path)
-        load_rng(found.path, self.world.rank)
+            self.reference.load(saved.path)
+        load_rng(saved.path, self.world.rank)
         if self.metrics is not None:
             self.metrics.truncate_to(state.lengths["metrics.jsonl"])
         self.state = self._saved = state
@@ -120,7 +125,7 @@ class Trainer:
     def run(self) -> Finished:
         """Train from the current state to the last step, a stop signal, or the end of patience.
 
-        A signal that comes after the last step changes nothing: what is left is what it asks for.
+        A signal that comes after the last step changes nothing: the run saves and ends in any case.
         """
         with Stopper() as stopper:
             while not self._over():
@@ -128,18 +133,20 @@ class Trainer:
                 step = self.state.step
                 if self.loop.eval_every and step % self.loop.eval_every == 0:
                     self._evaluate()
-                if self._over():  # saved below, once, with its evaluation
+                # The last step is saved below, once, with its evaluation.
+                if self._over():
                     break
-                if self.world.sum([float(stopper.requested)])[0]:  # signals reach ranks at different moments
+                # Signals reach ranks at different moments, so one rank's signal stops all.
+                if self.world.sum([float(stopper.requested)])[0]:
                     self._save()
                     return Finished(self.state, stopper.reason or "stop signal", None)
                 if step % self.every == 0:
                     self._save()
             self._evaluate()
             self._save()
-        best = self.state.best_step if self.loop.patience else None
         stopped = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
-        return Finished(self.state, stopped, self.root / checkpoint.step_name(best or self.state.step))
+        best_step = self.state.best_step if self.loop.patience else None
+        return Finished(self.state, stopped, self.root / checkpoint.step_name(best_step or self.state.step))
 
     def _over(self) -> bool:
         return self.state.step >= self.source.steps or self._exhausted()
@@ -165,30 +172,53 @@ class Trainer:
                 f"step is {result.loss:g}; its first samples have keys {rows}. Lower lr, or look at these rows"
             ) from error
         self._sync(step + 1)
-        counters = dict(self.state.counters)
-        added = {"samples": sum(len(g) for g in groups), "groups": len(groups), "tokens": result.tokens}
-        added |= {"packed": result.packed, "scored": result.scored}
-        for name, amount in added.items():
-            counters[name] = counters.get(name, 0) + amount
-        epoch = self.source.epoch_of(step + 1)
-        self.state = replace(
-            self.state, step=step + 1, epoch=int(epoch), position=counters["groups"], counters=counters, state=moving
-        )
+        added = self._count(step + 1, groups, result, moving)
         seconds = time.perf_counter() - began
         numbers = {
-            "loss": result.loss, **result.terms, "lr": lr, **update, "epoch": epoch, **added, "seconds": seconds,
-            "tokens_per_second": result.tokens / seconds, "memory_bytes": self.tell.memory(),
-        }  # fmt: skip
-        lines = self.watch(step + 1, numbers) if self.watch else []
-        notes = {"notes": lines} if lines else {}
-        self._log({"step": step + 1, **numbers, "rows": self.source.consumed(step + 1)[:16], **notes})
-        self.tell.show(step + 1, numbers)
-        self.tell.track(step + 1, numbers)
+            "loss": result.loss,
+            **result.terms,
+            "lr": lr,
+            **update,
+            "epoch": self.source.epoch_of(step + 1),
+            **added,
+            "seconds": seconds,
+            "tokens_per_second": result.tokens / seconds,
+            "memory_bytes": self.reporters.memory(),
+        }
+        self._report(step + 1, numbers)
+
+    def _count(self, done: int, groups: list[Group], result: StepResult, moving: dict[str, float]) -> dict[str, int]:
+        """Make the state that of `done` steps; returns what this step added to the counters."""
+        added = {
+            "samples": sum(len(g) for g in groups),
+            "groups": len(groups),
+            "tokens": result.tokens,
+            "packed": result.packed,
+            "scored": result.scored,
+        }
+        counters = dict(self.state.counters)
+        for name, amount in added.items():
+            counters[name] = counters.get(name, 0) + amount
+        epoch = int(self.source.epoch_of(done))
+        self.state = replace(
+            self.state, step=done, epoch=epoch, position=counters["groups"], counters=counters, state=moving
+        )
+        return added
+
+    def _report(self, done: int, numbers: dict[str, float]) -> None:
+        """Write, show and track the numbers of a step, and what the watch says about them."""
+        lines = self.watch(done, numbers) if self.watch else []
+        record: dict[str, Any] = {"step": done, **numbers, "rows": self.source.consumed(done)[:16]}
+        if lines:
+            record["notes"] = lines
+        self._log(record)
+        self.reporters.show(done, numbers)
+        self.reporters.track(done, numbers)
         for line in lines:
-            self.tell.note(f"step {step + 1}: {line}")
+            self.reporters.note(f"step {done}: {line}")
 
     def _sync(self, done: int) -> None:
-        """Move the reference where the algorithm wants it after `done` steps."""
+        """Move the reference if the algorithm moves it after `done` steps."""
         traits = self.algorithm.traits
         if traits.sync_every and done % traits.sync_every == 0:
             if self.reference is None:
@@ -202,7 +232,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def _evaluate(self) -> None:
-        """Evaluate held-out data, once a step, and save where it is the best so far."""
+        """Evaluate held-out data, at most once per step, and save if it is the best so far."""
         if self.state.counters.get("evaluated_at") == self.state.step:
             return
         began = time.perf_counter()
@@ -222,17 +252,18 @@ class Trainer:
         if better:
             self.state = replace(self.state, best=loss, best_step=step)
         self._log({"step": step, **numbers, "seconds": time.perf_counter() - began})
-        self.tell.track(step, numbers)
-        if self.watch:  # what it says of later steps depends on held-out numbers
+        self.reporters.track(step, numbers)
+        # What the watch says about later steps depends on held-out numbers.
+        if self.watch:
             self.watch(step, numbers)
-        self.tell.note(f"step {step}: {shown(numbers)}{', the best so far' if better else ''}")
+        self.reporters.note(f"step {step}: {shown(numbers)}{', the best so far' if better else ''}")
         if better and not self._over():
             self._save()
 
     # ------------------------------------------------------------------------------------------------------- saving
 
     def _save(self) -> None:
-        """Save the state, unless it is saved already, and delete what need not be kept."""
+        """Save the state, unless it is saved already, and delete checkpoints that need not be kept."""
         if self._saved != self.state:
             if self.metrics is not None:
                 self.metrics.sync()
@@ -242,7 +273,8 @@ class Trainer:
         self._prune()
 
     def _write(self, folder: Path) -> None:
-        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
+        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one
+        # before.
         outcome = f"{folder} was not written"
         together(partial(self.learner.save, folder), outcome, self.world, CheckpointError)
         if self.reference is not None:
