@@ -92,7 +92,7 @@ def test_bad_flags(argv: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: m\nlr: 1\nlr: 2\n", "f.yaml:3: lr: stands here a second time, first at"),
+        ("model: m\nlr: 1\nlr: 2\n", "f.yaml:3: lr: given twice, first at"),
         ("model: m\nlearning_rat: 1\n", "f.yaml:2: learning_rat: no such key."),
         ("model: m\nsamples-per-step: 1\n", "f.yaml:2: samples-per-step: no such key. Did you mean samples_per_step?"),
         ("model: m\noptim:\n  lr: 1\n", "f.yaml:2: optim: no such key. Configs are flat"),

@@ -82,7 +82,7 @@ class RunConfig:
 
 @section
 class HeadOptim(OptimConfig):
-    """How gradients become updates."""
+    """Optimizer and learning rate."""
 
     lr: Positive = 1e-5
     """Peak learning rate."""
@@ -90,7 +90,7 @@ class HeadOptim(OptimConfig):
 
 @section
 class PreferenceOptim(OptimConfig):
-    """How gradients become updates."""
+    """Optimizer and learning rate."""
 
     lr: Positive = 1e-6
     """Peak learning rate."""
@@ -98,7 +98,7 @@ class PreferenceOptim(OptimConfig):
 
 @section
 class LikelihoodOptim(OptimConfig):
-    """How gradients become updates."""
+    """Optimizer and learning rate."""
 
     lr: Positive = 8e-6
     """Peak learning rate."""

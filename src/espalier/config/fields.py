@@ -64,8 +64,7 @@ def section(cls: type[T]) -> type[T]:
     config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     built = checked_dataclass(frozen=True, config=config)(cls)
     for name, info in infos(built).items():
-        parents = (infos(base).get(name) for base in built.__mro__[1:] if "__pydantic_fields__" in vars(base))
-        info.description = info.description or next((p.description for p in parents if p and p.description), None)
+        info.description = info.description or _inherited_help(built, name)
     construct: Any = built.__init__
 
     @functools.wraps(construct)
@@ -79,10 +78,20 @@ def section(cls: type[T]) -> type[T]:
     return cast(type[T], built)
 
 
+def _inherited_help(cls: type, name: str) -> str | None:
+    """The help of a field in the nearest parent section that has one."""
+    for base in cls.__mro__[1:]:
+        if "__pydantic_fields__" in vars(base):
+            info = infos(base).get(name)
+            if info is not None and info.description:
+                return info.description
+    return None
+
+
 def infos(cls: type) -> dict[str, FieldInfo]:
     """The fields of a section by name, with annotation, limits, default and help text (`description`)."""
-    found: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-    return found
+    fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    return fields
 
 
 def expected(info: FieldInfo) -> str:
@@ -91,17 +100,19 @@ def expected(info: FieldInfo) -> str:
     >>> expected(FieldInfo(annotation=float, metadata=[Gt(0)]))
     'a number > 0'
     """
-    kind = info.annotation
-    choices = literals(kind)
+    kind: Any = info.annotation
+    several, choices, limits = get_origin(kind) is tuple, literals(kind), _limits(info.metadata)
     if choices:
-        listed = ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
-        return f"a list of {listed}" if get_origin(kind) is tuple else listed
-    if get_origin(kind) is tuple:
-        return "a list of one or more texts" if _limits(info.metadata) else "a list of texts"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if kind is str and _limits(info.metadata):
-        return "text that is not empty"
-    return " ".join([words[kind] if kind in words else f"a {getattr(kind, '__name__', kind)}", *_limits(info.metadata)])
+        words = choices[0]
+        if len(choices) > 1:
+            words = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        return f"a list of {words}" if several else words
+    if several:
+        return "a list of one or more texts" if limits else "a list of texts"
+    if kind is str:
+        return "text that is not empty" if limits else "text"
+    words = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind) or f"a {kind.__name__}"
+    return f"{words} {limits}".rstrip()
 
 
 def literals(kind: Any) -> tuple[str, ...]:
@@ -111,21 +122,22 @@ def literals(kind: Any) -> tuple[str, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def _limits(metadata: Iterable[Any]) -> list[str]:
-    found = []
+def _limits(metadata: Iterable[Any]) -> str:
+    """The limits of a field in words; empty if it has none."""
+    limits = []
     for limit in metadata:
         match limit:
             case Gt(gt=x):
-                found.append(f"> {x}")
+                limits.append(f"> {x}")
             case Ge(ge=x):
-                found.append(f">= {x}")
+                limits.append(f">= {x}")
             case Lt(lt=x):
-                found.append(f"< {x}")
+                limits.append(f"< {x}")
             case Le(le=x):
-                found.append(f"<= {x}")
+                limits.append(f"<= {x}")
             case MinLen():
-                found.append("not empty")
-    return [" and ".join(found)] if found else []
+                limits.append("not empty")
+    return " and ".join(limits)
 
 
 def named_weights(
@@ -147,9 +159,8 @@ def named_weights(
             raise ConfigError(f"{key}: got {text!r}, expected one of {', '.join(known)}.{way_out}", key=key)
         weight = _number(number) if equals else 1.0
         if not name or name in weights or not math.isfinite(weight) or (positive and weight <= 0):
-            limit = " above 0" if positive else ""
-            expected = f"{name or 'each name'} once, as {name or 'NAME'} or {name or 'NAME'}=WEIGHT{limit}"
-            raise ConfigError(f"{key}: got {text!r}, expected {expected}", key=key)
+            form, limit = name or "NAME", " above 0" if positive else ""
+            raise ConfigError(f"{key}: got {text!r}, expected {form} once, as {form} or {form}=WEIGHT{limit}", key=key)
         weights[name] = weight
     return weights
 
@@ -173,7 +184,7 @@ def show(value: Any) -> str:
 
 
 def _explain(error: ValidationError, cls: type) -> ConfigError:
-    """The first thing that pydantic found wrong, as one line with key, got, expected and the way out."""
+    """The first fault of a section, as one line with key, got, expected and the way out."""
     first = error.errors(include_url=False)[0]
     known = infos(cls)
     key, got = str(first["loc"][0]), first["input"]

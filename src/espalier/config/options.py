@@ -74,21 +74,22 @@ class Value:
 def build(cls: type[T], values: Mapping[str, Any | Value]) -> T:
     """The config with these keys, defaults elsewhere. Raises ConfigError, which names the place of a bad value."""
     known = options(cls)
-    given = {key: v if isinstance(v, Value) else Value(v, key) for key, v in values.items()}
-    for key, v in given.items():
+    given = {key: value if isinstance(value, Value) else Value(value, key) for key, value in values.items()}
+    for key, entry in given.items():
         if key not in known:
-            way_out = " Configs are flat: its keys stand at the top level." if isinstance(v.value, dict) else ""
-            raise ConfigError(f"{v.place}: no such key.{way_out or nearest(key, known)}", key=key)
+            way_out = nearest(key, known)
+            if isinstance(entry.value, dict):
+                way_out = " Configs are flat: its keys stand at the top level."
+            raise ConfigError(f"{entry.place}: no such key.{way_out}", key=key)
     for key, option in known.items():
         if option.info.is_required() and key not in given:
             what = option.info.description or expected(option.info)
             raise ConfigError(f"{key} is missing: {what} Give {option.flag}, or `{key}:` in a config file", key=key)
     try:
-        parts = {
-            group: kind(**{key: given[key].value for key in infos(kind) if key in given})
-            for group, kind in groups(cls).items()
-        }
-        return parts[""] if "" in parts else cls(**parts)
+        sections = {}
+        for group, kind in groups(cls).items():
+            sections[group] = kind(**{key: given[key].value for key in infos(kind) if key in given})
+        return sections[""] if "" in sections else cls(**sections)
     except ConfigError as error:
         if error.key not in given:
             raise
@@ -97,8 +98,12 @@ def build(cls: type[T], values: Mapping[str, Any | Value]) -> T:
 
 def flat(config: Any) -> dict[str, Any]:
     """All keys of a config as one dictionary; `build(type(config), flat(config)) == config`."""
-    parts = [getattr(config, group) if group else config for group in groups(type(config))]
-    return {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+    keys = {}
+    for group in groups(type(config)):
+        section = getattr(config, group) if group else config
+        for field in dataclasses.fields(section):
+            keys[field.name] = getattr(section, field.name)
+    return keys
 
 
 def dump(config: Any) -> str:
@@ -117,25 +122,29 @@ def dump(config: Any) -> str:
 def _line(name: str, value: Any) -> str:
     import yaml
 
-    texts = [str(text) for text in (value if isinstance(value, tuple) else (value,))]
+    texts = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
     # PyYAML writes these line separators bare between single quotes, and reads them back as spaces.
     style = '"' if set("".join(texts)) & set("\x85\u2028\u2029") else None
     if isinstance(value, tuple):
-        shown = yaml.safe_dump(texts, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
-        return f"{name}: {shown.rstrip()}"
+        line = yaml.safe_dump(texts, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
+        return f"{name}: {line.rstrip()}"
     return yaml.safe_dump({name: value}, default_style=style, allow_unicode=True, width=10**6).rstrip("\n")
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path given to --config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8") from None
 
 
 def read(path: str | Path) -> dict[str, Value]:
     """The keys of a YAML file. Raises ConfigError with the line of what is not YAML, not flat, or there twice."""
     import yaml
 
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path given to --config") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8") from None
+    text = _text(path)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -145,16 +154,15 @@ def read(path: str | Path) -> dict[str, Value]:
             raise ConfigError(
                 f"{path}:{node.start_mark.line + 1}: expected lines of `key: value`, got {show(text[:40])}"
             )
-        found: dict[str, Value] = {}
+        entries: dict[str, Value] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in found:
-                first = found[key].place.removesuffix(f": {key}")
-                raise ConfigError(
-                    f"{path}:{line}: {key}: stands here a second time, first at {first}. Remove one", key=key
-                )
-            found[key] = Value(loader.construct_object(value_node, deep=True), f"{path}:{line}: {key}")
-        return found
+            # PyYAML keeps the last of two equal keys, so that a forgotten line would win or lose in silence.
+            if key in entries:
+                first = entries[key].place.removesuffix(f": {key}")
+                raise ConfigError(f"{path}:{line}: {key}: given twice, first at {first}. Remove one", key=key)
+            entries[key] = Value(loader.construct_object(value_node, deep=True), f"{path}:{line}: {key}")
+        return entries
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
@@ -208,7 +216,8 @@ class Parser(argparse.ArgumentParser):
         given = vars(space)
         path = given.pop("config", None)
         flags = {key: Value(value, "--" + key.replace("_", "-")) for key, value in given.items()}
-        merged = {**(fallback or {}), **(read(path) if path else {}), **flags}
+        in_file = read(path) if path else {}
+        merged = {**(fallback or {}), **in_file, **flags}
         built: list[Any] = []
         for cls in self.classes:
             others = {key for other in self.classes if other is not cls for key in options(other)}

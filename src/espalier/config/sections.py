@@ -1,4 +1,4 @@
-"""What a run is made of, as frozen dataclasses that load without torch: config sections, YAML keys and flags are these.
+"""The sections of a config, as frozen dataclasses that load without torch: their fields are YAML keys and flags.
 
 Every field is one flag (`--samples-per-step`) and one YAML key (`samples_per_step`); names are unique over all sections
 of a command, so a config file is flat. Values are checked when a section is built, and combinations of them where they
@@ -32,14 +32,14 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @section
 class ModelConfig:
-    """Which model is trained, and which part of it."""
+    """The model to start from, and which of its weights are trained."""
 
     model: Name
     """Hugging Face directory or hub name of the model to start from."""
     dtype: Dtype = "auto"
     """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU. Master weights are float32 either way."""
     layout: Literal["auto", "forest", "chain", "padded"] = "auto"
-    """How samples are laid out; auto takes the forest where the architecture allows it."""
+    """How samples are laid out; auto takes the forest if the architecture allows it."""
     template: str = ""
     """Chat template: a built-in name (chatml, llama3, alpaca, plain) or a Jinja file; empty keeps the tokenizer's."""
     add_tokens: Names = ()
@@ -47,13 +47,13 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run code that the model's repository ships."""
     adapter: str = ""
-    """An existing LoRA adapter directory to continue."""
+    """An existing LoRA adapter directory to continue training."""
     lora_rank: CountOrZero = 0
     """Rank of LoRA matrices; 0 trains the full weights."""
     lora_alpha: Positive = 16.0
     """LoRA scale: updates are multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
     lora_dropout: Share = 0.0
-    """Dropout in front of LoRA matrices; needs dropout true."""
+    """Dropout before the LoRA matrices; needs dropout true."""
     lora_targets: Names = ()
     """Module names to adapt; empty adapts every linear layer except the head."""
     rslora: bool = False
@@ -61,7 +61,7 @@ class ModelConfig:
     qlora: bool = False
     """Hold the frozen base in 4 bits (CUDA, extra `qlora`)."""
     export: Literal["merged", "adapter"] = "merged"
-    """What `model/` holds after LoRA training."""
+    """What `model/` holds after LoRA training: merged weights, or the adapter alone."""
     freeze_layers: Fraction = 0.0
     """Lowest fraction of layers to freeze, the input embedding with them."""
     freeze: Names = ()
@@ -91,25 +91,25 @@ class ModelConfig:
 
 @section
 class DataConfig:
-    """What is read, and what becomes of a row that cannot be used."""
+    """What is read, how, and what is held out."""
 
     data: Annotated[Names, MinLen(1)]
     """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
     format: str = "auto"
-    """Format of all data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
+    """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
     ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
     replay: Names = ()
     """Plain-text files mixed in as the part `replay`, every token trained."""
     replay_fraction: Share = 0.1
-    """Share of the samples of a step that are replay, where replay is given."""
+    """Share of replay among the samples of a step, if replay is given."""
     eval_data: Names = ()
-    """Held-out files."""
+    """Files to evaluate on; nothing in them is trained."""
     eval_fraction: Share = 0.0
-    """Share of data held out for evaluation, where no eval_data is given."""
+    """Share of data to hold out for evaluation, if no eval_data is given."""
     max_length: CountOrZero = 0
-    """Longest sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
+    """Maximum length of a sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What a row that cannot be used does: stop the run, or be skipped and listed in rejected.jsonl."""
+    """What to do with an unusable row: stop, or skip it and list it in rejected.jsonl."""
     alpaca_prompt: bool = False
     """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
     cache: str = ""
@@ -126,7 +126,7 @@ class DataConfig:
 
 @section
 class OptimConfig:
-    """How gradients become updates."""
+    """Optimizer and learning rate."""
 
     lr: Positive = 2e-5
     """Peak learning rate."""
@@ -141,15 +141,15 @@ class OptimConfig:
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay on matrices; norms, biases and embeddings have none."""
     clip_norm: NotNegative = 1.0
-    """Largest gradient norm; 0 does not clip."""
+    """Maximum gradient norm; 0 does not clip."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Learning rate after warm-up; wsd is warmup-stable-decay."""
+    """Learning-rate schedule after warm-up; wsd is warmup-stable-decay."""
     warmup: Fraction = 0.03
-    """Share of the steps in which the rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0."""
     decay: Fraction = 0.2
-    """Share of the steps in which a wsd schedule falls."""
+    """Share of the steps in which the learning rate of a wsd schedule falls."""
     min_lr: Fraction = 0.0
-    """Last learning rate as a share of the peak."""
+    """Final learning rate as a share of the peak."""
 
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
@@ -163,12 +163,12 @@ class OptimConfig:
 
 @section
 class LoopConfig:
-    """How long a run goes on, what it writes and what it costs."""
+    """Length of the run, size of a step, checkpoints, memory."""
 
     out: Name
     """Run directory."""
     epochs: Positive = 1.0
-    """Passes over the data; ignored where steps is given."""
+    """Passes over the data; ignored if steps is given."""
     steps: CountOrZero = 0
     """Optimizer steps; 0 follows epochs."""
     samples_per_step: CountOrZero = 0
@@ -182,17 +182,17 @@ class LoopConfig:
     save_every: CountOrZero = 0
     """Steps between checkpoints; 0 saves ten times in a run."""
     keep: CountOrZero = 2
-    """Checkpoints kept besides the best; 0 keeps all."""
+    """Newest checkpoints to keep besides the best; 0 keeps all."""
     eval_every: CountOrZero = 0
-    """Steps between evaluations; 0 evaluates at the end only, where there is held-out data."""
+    """Steps between evaluations on held-out data; 0 evaluates at the end only."""
     patience: CountOrZero = 0
     """Evaluations without improvement before the run stops early; 0 never stops early."""
     resume: bool = False
-    """Continue the run in `out` from its newest checkpoint; begin it where there is none yet."""
+    """Continue the run in `out` from its newest checkpoint; start it if there is none yet."""
     resume_from: str = ""
     """With resume, go back to this checkpoint (step-000100); later ones are moved to checkpoints/abandoned."""
     accept_changes: bool = False
-    """With resume, continue under another config, machine or data; it no longer repeats bit for bit."""
+    """With resume, continue under another config, machine or data; the run no longer repeats bit for bit."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -200,11 +200,11 @@ class LoopConfig:
     deterministic: bool = False
     """On CUDA, use only kernels that repeat bit for bit."""
     track: Annotated[tuple[Literal["wandb", "trackio"], ...], OneOrMany] = ()
-    """Trackers beside metrics.jsonl and TensorBoard."""
+    """Trackers to use besides metrics.jsonl and TensorBoard."""
     skip_checks: Names = ()
     """Checks before the first step to skip."""
     overwrite: bool = False
-    """Start anew in an existing run directory, whose old run is removed."""
+    """Remove the run in `out`, if there is one, and start a new one."""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -222,18 +222,18 @@ class LoopConfig:
 
 @section
 class PreferenceConfig:
-    """What becomes of judgements: which comparisons of a ranking are trained on."""
+    """Which judgements and comparisons are trained on."""
 
     judged_by: Literal["auto", "ranks", "scores", "labels"] = "auto"
-    """Which judgement decides where a row has several; auto takes ranks, else scores, else labels (good or bad)."""
+    """Which judgement decides if a row has several; auto takes ranks, else scores, else labels (good or bad)."""
     min_gap: NotNegative = 0.0
-    """Leave out comparisons whose score (or rank) gap is below this; ties, whose gap is 0, are kept as ties."""
+    """Minimum gap in score (or rank) of a comparison; smaller ones are left out, ties (gap 0) stay ties."""
     max_pairs: CountOrZero = 0
-    """Most comparisons of one prompt, drawn by seed; 0 keeps all."""
+    """Maximum comparisons per prompt, sampled by seed; 0 keeps all."""
     flip: Share = 0.0
     """Share of comparisons and labels to flip, sampled by seed: for studies of robustness."""
     score_weights: Names = ()
-    """Weights of score dimensions in their total, as NAME=WEIGHT; empty weighs all alike."""
+    """Weights of score dimensions in their total, as NAME=WEIGHT; empty gives all the same weight."""
 
     def __post_init__(self) -> None:
         for text in self.score_weights:
@@ -249,16 +249,16 @@ class PreferenceConfig:
 
 @section
 class StepLabelsConfig:
-    """What step labels count as."""
+    """How step labels and outcomes become targets."""
 
     supervision: Literal["process", "outcome"] = "process"
-    """process trains on step labels (on the outcome where a solution has none), outcome on the outcome alone."""
+    """process trains on step labels (on the outcome if a solution has none), outcome on the outcome alone."""
     neutral: Literal["good", "bad", "half", "ignore"] = "good"
-    """What a neutral step counts as; half is a target of 0.5, ignore leaves the step out."""
+    """Target of a neutral step; half is 0.5, ignore leaves the step out."""
     after_mistake: Literal["ignore", "bad", "keep"] = "ignore"
-    """What steps behind a first bad one count as: left out, bad whatever they say, or what their own labels say."""
+    """Target of the steps after the first bad one: ignore leaves them out, bad is 0, keep is their own label."""
     outcome: Literal["spread", "last", "ignore"] = "spread"
-    """What an outcome stands for: the label of every step, of the last one, or nothing."""
+    """Which steps an outcome labels: spread all of them, last the last one, ignore none."""
 
     def __post_init__(self) -> None:
         if self.supervision == "outcome" and self.outcome == "ignore":
@@ -267,68 +267,68 @@ class StepLabelsConfig:
 
 @section
 class ReferenceConfig:
-    """What the policy is held against."""
+    """The reference policy."""
 
     reference: Literal["memory", "precomputed"] = "memory"
-    """Where its log-probabilities come from: computed each step from weights kept in memory, or once, before the first
-    step, into the cache."""
+    """Where the reference's log-probabilities come from: memory computes them in each step, precomputed once before the
+    first step, into the cache."""
     reference_model: str = ""
-    """Hugging Face directory or hub name of the reference; empty is the policy as it starts (under LoRA the base, or
+    """Hugging Face directory or hub name of the reference; empty takes the policy as it starts (under LoRA the base, or
     the adapter that is continued)."""
 
 
 @section
 class JudgeConfig:
-    """How a scoring model is judged on held-out data."""
+    """Evaluation of a scoring model on held-out data."""
 
     eval_only: bool = False
-    """Train nothing: judge the reward model in `model` on all of `data`."""
+    """Train nothing; evaluate the reward model in `model` on all of `data`."""
     judged: Count = 2000
-    """Most held-out groups that are judged."""
+    """Maximum number of held-out groups to evaluate on."""
     resamples: Count = 1000
-    """Bootstrap resamples of an interval."""
+    """Bootstrap resamples per confidence interval."""
     outcome_model: str = ""
-    """Of a process reward model: an outcome reward model to compare it with on the same solutions."""
+    """For a process reward model: an outcome reward model to compare it with on the same solutions."""
 
 
 @section
 class InspectConfig:
-    """What `inspect` shows."""
+    """What to show."""
 
     rows: Count = 5
-    """Rows to show."""
+    """Rows to show per source."""
     html: str = ""
-    """Also write one offline page here."""
+    """Also write the rows as one HTML page to this path."""
 
 
 @section
 class ExportConfig:
-    """Which weights are written as a plain Hugging Face directory."""
+    """What to export, and where to."""
 
     run: Name
-    """Run directory, whose model/ is taken (its newest intact checkpoint where it has none), or a checkpoint."""
+    """Run directory (its model/, or its newest intact checkpoint if it has none), or a checkpoint."""
     out: str = ""
-    """Where to write; empty takes `model/` in the run directory."""
+    """Folder to write to; empty takes `model/` in the run directory."""
 
 
 @section
 class SampleConfig:
-    """What is asked of which model."""
+    """The model, the prompts and how answers are sampled."""
 
     model: Name
     """Hugging Face directory or hub name."""
     prompt: Annotated[Names, MinLen(1)]
-    """Prompts, each answered on its own."""
+    """Prompts, each answered separately."""
     system: str = ""
-    """System message in front of every prompt."""
+    """System message before every prompt."""
     chat: bool = True
-    """Wrap prompts in the model's chat template; without it the model continues the bare text."""
+    """Wrap prompts in the model's chat template; otherwise the model continues the plain text."""
     max_tokens: Count = 256
-    """Longest answer in tokens."""
+    """Maximum length of an answer in tokens."""
     temperature: NotNegative = 0.0
-    """Sampling temperature; 0 takes the likeliest token every time."""
+    """Sampling temperature; 0 always takes the most probable token."""
     seed: Seed = 0
-    """Seed of the draws."""
+    """Seed of the sampler."""
     dtype: Dtype = "auto"
     """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU."""
     template: str = ""
@@ -343,9 +343,9 @@ class SampleConfig:
 
 @section
 class QuickstartConfig:
-    """Fine-tunes the model that comes with Espalier on data it generates, and shows answers before and after."""
+    """Fine-tunes the model that ships with Espalier on generated data, and shows answers before and after."""
 
     out: Name = "runs/quickstart"
-    """Run directory; an old quickstart in it is replaced."""
+    """Run directory; an earlier quickstart in it is replaced."""
     seed: Seed = 0
     """Seed of data, order and noise."""
