@@ -21,7 +21,8 @@ from espalier.commands import main as cli
 from espalier.engines import fsdp
 from espalier.files import file_to_tensors
 from espalier.loop import checkpoint
-from espalier.loop.metrics import read_lines, without_time
+from espalier.loop.metrics import read_lines
+from runs import without_time
 from tiny import ATTENTION, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.dist

@@ -10,7 +10,8 @@ import numpy
 import pytest
 
 from espalier.errors import CheckpointError, EspalierError
-from espalier.loop.metrics import TIME_FIELDS, MetricsFile, line_of, read_lines, without_time
+from espalier.loop.metrics import MetricsFile, line_of, read_lines
+from runs import TIME_FIELDS, without_time
 
 
 def test_a_line_is_json_and_its_floats_read_back_exactly() -> None:

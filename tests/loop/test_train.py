@@ -20,10 +20,11 @@ from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.protocols import Group
 from espalier.engines.reference import FILE, StartReference
 from espalier.loop import checkpoint
-from espalier.loop.metrics import MetricsFile, read_lines, without_time
+from espalier.loop.metrics import MetricsFile, read_lines
 from espalier.loop.train import Reporters, Trainer
 from espalier.types import Batch, Outputs, Term
 from preferences import furthest, make, pair_groups, policy_logprobs
+from runs import without_time
 from samples import Groups
 
 STEPS = 6

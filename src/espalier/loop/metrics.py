@@ -13,9 +13,6 @@ from typing import Any
 from espalier.errors import CheckpointError, EspalierError
 from espalier.files import disk_full, free_bytes, fsync_dir
 
-TIME_FIELDS = frozenset({"time", "seconds", "tokens_per_second", "eta_seconds", "memory_bytes"})
-"""Fields that depend on the machine's clock and load: two runs that are bitwise equal may differ in these alone."""
-
 
 class MetricsFile:
     """A file that grows by whole lines.
@@ -149,8 +146,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 kind = type(record).__name__
                 raise EspalierError(f"{path}:{number}: got {kind}, expected one JSON object per line")
             yield record
-
-
-def without_time(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without `TIME_FIELDS`: in the rest, a resumed run equals one that was never killed."""
-    return {key: value for key, value in record.items() if key not in TIME_FIELDS}
