@@ -92,7 +92,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer to a prompt and how it was judged, in whichever way it was.
+    """One answer to a prompt and its judgements.
 
     `rank`: 0 is the best, equal ranks are ties. `scores`: one for each of the ranking's dimensions, higher is better.
     `good`: a label of its own (KTO), or whether the answer is correct. None is "not judged so". `author` wrote it.
@@ -126,7 +126,7 @@ class Steps:
     """A prompt and a solution cut into steps (process supervision).
 
     `labels`: 1 good, 0 bad, 0.5 neutral, None not labelled; one a step. `solved`: whether the solution as a whole is
-    right, None where nobody says. The solution is the steps joined with `separator`; several solutions of one problem
+    right, None if unknown. The solution is the steps joined with `separator`; several solutions of one problem
     are several examples with the same prompt.
     """
 
@@ -175,7 +175,7 @@ class Sample:
     Judgements: `label` says how good the sample is among its siblings (higher is better; 1 good and 0 bad for unpaired
     labels). `beats` and `ties` are the places in its group (counted from 0) of the siblings that it is strictly
     preferred to, and of those after it that it equals. `reads` are the tokens after which a scalar head is read, in
-    order; `grades` has, for each of them, what the head should say in every dimension (nan where nobody knows).
+    order; `grades` has, for each of them, what the head should say in every dimension (nan if unknown).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -256,7 +256,7 @@ class Batch:
               and all `streams` are [T] and about the targets.
     Uses:     `uses_N`, how many samples pass through each packed token; None unless asked for.
     Samples:  `samples` in the order of `rows`; `parts` names each sample's part, `group_S` numbers its group (from 0),
-              `labels_S` are the samples' labels (nan where there is none), `lengths_S` their scored tokens.
+              `labels_S` are the samples' labels (nan if there is none), `lengths_S` their scored tokens.
     Pairs:    `wins_P2` [P, 2] are the rows of preferred and other sample of every pair, `ties_Q2` of every tie.
     Reads:    `reads_R` (packed tokens after which a scalar head is read), `read_rows_R` (of which sample), `grades_RK`.
     Totals:   `totals[over, part]` of the WHOLE optimizer step over all ranks: what terms are divided by.
@@ -310,7 +310,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Outputs:
-    """What one forward says about a batch: `logprobs` [T] of the targets, `entropy` [T] where asked for (nats), and
+    """What one forward says about a batch: `logprobs` [T] of the targets, `entropy` [T] if asked for (nats), and
     `scores_RK`, what a scalar head says after the tokens in `reads_R` (of a model that has one; it has no logprobs)."""
 
     logprobs: Tensor

@@ -20,7 +20,7 @@ class BCO(Algorithm):
 
         r = log pi(y|x) - log ref(y|x), a sum over tokens      delta = (moving mean of beta r of good + of bad) / 2
 
-    Jung et al., arXiv:2404.04656. At the start, where policy and reference agree, x = ln 2. Answers may be labelled
+    Jung et al., arXiv:2404.04656. At the start policy and reference agree, and x = ln 2. Answers may be labelled
     one by one or stand in pairs, whose better side is then good. The mean is over all answers: with as many good as bad
     ones it is half of the paper's sum of both sides' means; with others, the larger side weighs more.
 
@@ -57,7 +57,7 @@ class BCO(Algorithm):
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """`bco` over sequences; the metrics of `losses.unpaired.metrics`, rewards being beta r - delta, and `delta`.
 
-        Raises ValueError for a label other than 1 and 0, and KeyError where `credit` has not filled `state`.
+        Raises ValueError for a label other than 1 and 0, and KeyError if `credit` has not filled `state`.
         """
         import torch
 

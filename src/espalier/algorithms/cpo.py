@@ -18,7 +18,7 @@ class CPO(Algorithm):
 
     Xu et al., arXiv:2401.08417, eq. 4 to 6. There the likelihood is a sequence's, a sum over its tokens; here it is a
     mean over the step's chosen tokens, so that sft_coef 1 weighs less than the paper's by the length of an answer.
-    Log-probabilities in pairs are sums over tokens: the loss starts far from ln 2 where lengths differ, and shorter
+    Log-probabilities in pairs are sums over tokens: the loss starts far from ln 2 if lengths differ, and shorter
     answers are favoured. beta 0.1; the paper's rate is 1e-4, with LoRA on models of 7 and 13 billion weights.
     """
 
@@ -30,7 +30,7 @@ class CPO(Algorithm):
     traits: ClassVar[Traits] = Traits("ranking", whole=True)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        """The term `cpo`, `nll` where it is on, and metrics, whose rewards are beta log pi."""
+        """The term `cpo`, `nll` if it is on, and metrics, whose rewards are beta log pi."""
         from espalier.losses import pairs
 
         rewards_P2 = self.beta * pairs.sums(outputs.logprobs, batch.rows, batch.lengths_S, batch.wins_P2)

@@ -13,7 +13,7 @@ NAMELESS = "score"  # what data calls the only dimension of scores without a nam
 
 
 def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, float]:
-    """The share of each named dimension in the total: w_k / sum_k |w_k|, with w_k = 1 where none is given.
+    """The share of each named dimension in the total: w_k / sum_k |w_k|, with w_k = 1 if none is given.
 
     >>> total_weights(["helpful=3", "brief=-1"]), total_weights(["helpful", "honest"])
     ({'helpful': 0.75, 'brief': -0.25}, {'helpful': 0.5, 'honest': 0.5})
@@ -28,34 +28,34 @@ def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, fl
     return {name: weight / whole for name, weight in weights.items()}
 
 
-def check_dimensions(given: Sequence[str], found: Sequence[str], *, learned: bool) -> None:
+def check_dimensions(names: Sequence[str], present: Sequence[str], *, learned: bool) -> None:
     """Whether the dimensions that a config names are those that the data's grades are about, in the same order.
 
-    `given` are names, without weights; `found` is empty where the data has no grades. A nameless score, `score`, fits
-    any single dimension. learned: the run learns from grades, so that it needs some, and a head for each dimension.
-    Raises ConfigError that lists both.
+    `names` are without weights; `present` is empty if the data has no grades. A nameless score, `score`, fits any
+    single dimension. learned: the run learns from grades, so that it needs some, and a head for each dimension. Raises
+    ConfigError that lists both.
     """
-    if learned and not found:
+    if learned and not present:
         raise ConfigError("pointwise_coef is given, but no response of the data has a score; drop it")
-    if not found or (len(given) < 2 and found == (NAMELESS,)):
+    if not present or (len(names) < 2 and present == (NAMELESS,)):
         return
-    if given and tuple(given) != tuple(found):
+    if names and tuple(names) != tuple(present):
         raise ConfigError(
-            f"dimensions: got {', '.join(given)}, but the data's scores are about {', '.join(found)}; give these, in "
+            f"dimensions: got {', '.join(names)}, but the data's scores are about {', '.join(present)}; give these, in "
             "this order (each may have a weight in the total, as NAME=WEIGHT)",
             key="dimensions",
         )
-    if learned and not given and len(found) > 1:
+    if learned and not names and len(present) > 1:
         raise ConfigError(
-            f"dimensions: the data's scores are about {', '.join(found)}, and this run has a single score; pass "
-            f"--dimensions {' '.join(found)}, each with its weight in the total where they are not to weigh alike",
+            f"dimensions: the data's scores are about {', '.join(present)}, and this run has a single score; pass "
+            f"--dimensions {' '.join(present)}, each with its weight in the total unless all weigh the same",
             key="dimensions",
         )
 
 
 def check_grades(samples: Iterable[Sample], count: int, low: float, high: float) -> None:
     """Raise DataError for a sample whose grades have other than `count` dimensions, or lie outside [low, high]; nan,
-    where nobody knows, is fine."""
+    for an unknown grade, is fine."""
     for s in samples:
         for grade in s.grades:
             if len(grade) != count:

@@ -87,7 +87,7 @@ class DPO(Algorithm):
         return (note,)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        """A term for each variant, `nll` where it is on, and metrics, whose rewards are beta times the ratio."""
+        """A term for each variant, `nll` if it is on, and metrics, whose rewards are beta times the ratio."""
         from espalier.losses import lists, pairs
         from espalier.losses.ops import by_sample
 

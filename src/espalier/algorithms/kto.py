@@ -22,7 +22,7 @@ class KTO(Algorithm):
 
         r = log pi(y|x) - log ref(y|x), a sum over tokens      z = max(0, mean over mates (x, y') of log pi - log ref)
 
-    Ethayarajh et al., arXiv:2402.01306. At the start, where policy and reference agree, x = lambda / 2. A mate is a
+    Ethayarajh et al., arXiv:2402.01306. At the start policy and reference agree, and x = lambda / 2. A mate is a
     prompt x with a response y' to another prompt of the step; z, the reference point, estimates the KL from policy to
     reference. It is the mean over all mates of the step on all ranks, where the paper takes a micro-batch's, and has no
     gradient.
@@ -60,7 +60,7 @@ class KTO(Algorithm):
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """`kto` over sequences; the metrics of `losses.unpaired.metrics`, whose rewards are beta r, and `kl`.
 
-        Raises ValueError for a label other than 1 and 0, and KeyError where `credit` has not filled `state`.
+        Raises ValueError for a label other than 1 and 0, and KeyError if `credit` has not filled `state`.
         """
         import torch
 

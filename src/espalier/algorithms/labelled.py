@@ -17,7 +17,7 @@ def is_good(s: Sample) -> bool:
 
 def ratio(s: Sample) -> float:
     """sum_t old_t - ref_t over the trained tokens of a sample, nats: how far the policy, as it is before the step, is
-    from the reference. Raises ValueError where one of both streams is missing."""
+    from the reference. Raises ValueError if one of both streams is missing."""
     missing = [name for name in ("old_logprobs", "ref_logprobs") if name not in s.streams]
     if missing:
         raise ValueError(
@@ -29,7 +29,7 @@ def ratio(s: Sample) -> float:
 
 
 def response_start(s: Sample) -> int:
-    """Index of the first trained token: where the prompt ends. `len(s)` where nothing is trained."""
+    """Index of the first trained token: where the prompt ends. `len(s)` if nothing is trained."""
     return next((t for t, trained in enumerate(s.mask) if trained), len(s))
 
 
@@ -47,7 +47,7 @@ def mismatched(groups: Sequence[list[Sample]], part: str) -> list[list[Sample]]:
     having = [[s for s in group if response_start(s) < len(s)] for group in groups]
     having = [group for group in having if group]
     longest = max((len(s) for group in having for s in group), default=0)
-    found = []
+    groups_of_mates = []
     for number, group in enumerate(having):
         mates = []
         for place, s in enumerate(group):
@@ -66,5 +66,5 @@ def mismatched(groups: Sequence[list[Sample]], part: str) -> list[list[Sample]]:
             mate.weights += donor.weights[room]
             mates.append(mate)
         if mates:
-            found.append(mates)
-    return found
+            groups_of_mates.append(mates)
+    return groups_of_mates

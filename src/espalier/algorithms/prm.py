@@ -25,7 +25,7 @@ class PRM(Algorithm):
     is good while all up to it are, `after_mistake: bad`; their outcome model is `supervision: outcome`.
 
     Rates: the head is new and the rest is not, so 1e-6 to 1e-5 for whole models of some billions of weights, 1e-5 to
-    1e-4 under LoRA, 1e-4 and more for models of some millions. One epoch: a second one learns solutions by heart. Where
+    1e-4 under LoRA, 1e-4 and more for models of some millions. One epoch: a second one learns solutions by heart. If
     `accuracy` stays at max(bad, 1 - bad), bad steps are not told apart: raise the rate, then `bad_weight`.
 
     Metrics: `accuracy` (share of labelled steps on the right side of 1/2; a target of 1/2 counts half), `bad` and
@@ -37,7 +37,7 @@ class PRM(Algorithm):
     aggregate: Literal["product", "min", "last", "mean"] = "product"
     """How the probabilities of its steps become the number of a whole solution."""
     bad_weight: Positive = 1.0
-    """Weight of bad steps; above 1 where they are few and must be found."""
+    """Weight of bad steps; above 1 if they are few and must be found."""
 
     traits: ClassVar[Traits] = Traits(consumes="steps", says="reads")
 

@@ -28,11 +28,11 @@ class Reward(Algorithm):
     """
 
     objective: Literal["bradley_terry", "plackett_luce", "pointwise"] = "bradley_terry"
-    """What is learned from: pairs, whole orders, or the scores that people gave."""
+    """What the model learns from: pairs, whole orders, or the scores that people gave."""
     weighting: Literal["groups", "pairs"] = "groups"
-    """What weighs alike: every prompt, whatever the number of its pairs, or every pair."""
+    """What has equal weight: every prompt, whatever the number of its pairs, or every pair."""
     margin: NotNegative = 0.0
-    """Lead asked for per unit of label difference (score points; ranks where there are no scores); 0 asks for none."""
+    """Lead of the preferred score per unit of label difference (score points, or ranks without scores); 0 is none."""
     label_smoothing: Annotated[Number, Ge(0), Lt(0.5)] = 0.0
     """Share of preferences taken to be wrong."""
     ties: Literal["none", "rao_kupper", "davidson"] = "none"
@@ -42,7 +42,7 @@ class Reward(Algorithm):
     centering: NotNegative = 0.0
     """Weight of the pull of both scores of a pair to a mean of 0 (arXiv:2312.09244, where it is 0.01)."""
     pointwise_coef: NotNegative = 0.0
-    """Weight of the pointwise term beside comparisons, where answers have grades."""
+    """Weight of the pointwise term beside comparisons, if answers have grades."""
     grade_low: Number = 1.0
     """The worst grade people could give: -1 on the scale of scores."""
     grade_high: Number = 10.0

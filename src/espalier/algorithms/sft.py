@@ -19,7 +19,7 @@ class SFT(Algorithm):
 
         nll_t = -log p(y_t | y_<t)
 
-    w_t are per-message weights (1 where none is given). Ouyang et al., arXiv:2203.02155, section 3.5, step 1; replay is
+    w_t are per-message weights (1 if none is given). Ouyang et al., arXiv:2203.02155, section 3.5, step 1; replay is
     their pretraining mix.
     """
 

@@ -25,14 +25,14 @@ class SimPO(Algorithm):
     beta: Positive = 2.0
     """Scale of the reward."""
     gamma: NotNegative = 1.0
-    """Margin that the preferred reward is asked to lead by."""
+    """Margin by which the preferred reward should lead."""
     sft_coef: NotNegative = 0.0
     """Weight of the mean negative log-likelihood of preferred answers (CPO-SimPO)."""
 
     traits: ClassVar[Traits] = Traits("ranking", whole=True)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        """The term `simpo`, `nll` where it is on, and metrics, whose rewards are beta a."""
+        """The term `simpo`, `nll` if it is on, and metrics, whose rewards are beta a."""
         from espalier.losses import pairs
 
         rewards_P2 = self.beta * pairs.means(outputs.logprobs, batch)

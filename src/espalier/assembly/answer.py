@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from espalier.assembly.model import compute_dtype
 from espalier.config.sections import ModelConfig
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template
 from espalier.engines.generate import GenerateSampler
+from espalier.engines.processes import pick_device
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
@@ -27,34 +29,36 @@ class Chatter:
     @classmethod
     def load(cls, config: ModelConfig, device: str | None = None) -> Chatter:
         """Read a model for answering. Raises ModelError and ConfigError."""
-        from espalier.assembly.model import compute_dtype
-        from espalier.engines.processes import pick_device
-
-        where = pick_device() if device is None else device
-        loaded = load_model(config, device=where)
+        loaded = load_model(config, device=pick_device() if device is None else device)
         apply_template(loaded.tokenizer, config.template)
         model: Any = loaded.model
         model.to(compute_dtype(config.dtype, loaded.model.device))
         return cls(loaded)
 
     def answer(
-        self, prompts: Sequence[str], *, chat: bool = True, system: str = "", max_tokens: int = 256,
-        temperature: float = 0.0, seed: int = 0,
-    ) -> list[str]:  # fmt: skip
-        """One response a prompt, special tokens left out; under `chat` a prompt is a user's message, else it is
-        continued.
+        self,
+        prompts: Sequence[str],
+        *,
+        chat: bool = True,
+        system: str = "",
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """One response per prompt, without special tokens. With `chat` a prompt is a user's message; otherwise it is
+        text to be continued.
 
-        Raises ConfigError where `chat` is asked of a model without a template.
+        Raises ConfigError if `chat` is on and the model has no template.
         """
         if chat and self.tokenizer.chat_template is None:
             raise ConfigError(
                 "the model has no chat template; give --template, or --no-chat to continue the prompt's own text",
                 key="chat",
             )
-        said = [Message("system", system)] if system else []
+        before = [Message("system", system)] if system else []
         try:
             ids = [
-                self.renderer.prompt([*said, Message("user", prompt)]) if chat else self.renderer.text(prompt)
+                self.renderer.prompt([*before, Message("user", prompt)]) if chat else self.renderer.text(prompt)
                 for prompt in prompts
             ]
         except RowError as error:

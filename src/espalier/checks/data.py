@@ -194,7 +194,7 @@ def _wanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[str
     if isinstance(example, Text):
         return [example.text]
     turns = [m for m in _messages(example) if m.role == "assistant" and m.content.strip()]
-    last = turns[-1:] if isinstance(example, Chat) else []  # each thread of a tree has its own, told by no message
+    last = turns[-1:] if isinstance(example, Chat) else []  # each thread of a tree has its own
     chosen = last if train_on == "last" else turns
     return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]
 

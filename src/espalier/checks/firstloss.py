@@ -40,15 +40,15 @@ def expected_first_loss(
 ) -> float | None:
     """The loss of one step over `pairs`, each (logp_w, logp_l, ref_w, ref_l, len_w, len_l): see `PairFacts`.
 
-    groups: the group of every pair, where groups weigh alike (`Reward`); None is one pair a group. sizes: the number of
-    ranked answers of every group, for plackett_luce at ratios of 0, which costs ln K! there; None is two. moving: KTO's
+    groups: the group of every pair, if groups have equal weight (`Reward`); None is one pair a group. sizes: the number
+    of ranked answers of every group, for plackett_luce at ratios of 0, which costs ln K! there; None is two. moving: KTO's
     reference point and BCO's delta, 0 before the first step.
 
     For KTO and BCO the w are good answers and the l bad ones; a side of length 0 is left out. Terms on the likelihood
     of preferred answers count every pair's w once: with several pairs a prompt they differ from the run's.
 
-    None where pairs do not say it: LD-DPO with ratios other than 0, reward models with margins, ties, grades or whole
-    orders, and algorithms that have no entry here. Raises ValueError without pairs.
+    None if pairs do not determine it: LD-DPO with ratios other than 0, reward models with margins, ties, grades or
+    whole orders, and algorithms that have no entry here. Raises ValueError without pairs.
 
     By hand: one pair (-4, -6, -5, -5, 2, 3). DPO, beta 0.1: margin 0.1 * (1 + 1) = 0.2, loss ln(1 + e^-0.2) = 0.5981.
     SimPO, beta 2, gamma 1: 2 * (-2 + 2) - 1 = -1, loss ln(1 + e) = 1.3133. ORPO, odds_coef 0.1: both means -2, so 0.1
@@ -105,7 +105,7 @@ def _dpo(algorithm: Any, facts: Sequence[PairFacts], sizes: Sequence[int] | None
     margins = [beta * (w - l) for w, l in bent]
     means = [w / p.len_w - l / p.len_l for (w, l), p in zip(bent, facts, strict=True)]
     gaps = means if algorithm.ipo_average else [m / beta for m in margins]
-    found: dict[str, Expected] = {}
+    terms: dict[str, Expected] = {}
     for name, weight in algorithm.weights.items():
         if name in ("sigmoid", "sigmoid_norm"):
             m = margins if name == "sigmoid" else [beta * x for x in means]
@@ -124,19 +124,19 @@ def _dpo(algorithm: Any, facts: Sequence[PairFacts], sizes: Sequence[int] | None
             x = _mean([_softplus(-y) for y in margins] if sizes is None else [math.lgamma(k + 1) for k in sizes])
         else:
             return None
-        found[name] = Expected(x, weight)
-    return {**found, **_likelihood(algorithm.sft_coef, facts)}
+        terms[name] = Expected(x, weight)
+    return {**terms, **_likelihood(algorithm.sft_coef, facts)}
 
 
 def _kto(algorithm: Any, facts: Sequence[PairFacts], kl: float) -> float:
     """Mean over answers of lambda (1 - sigma(+-beta (r - kl))): at r = kl = 0 half of the mean weight."""
-    found = []
+    terms = []
     for ratio, good in _answers(facts):
         lead = algorithm.beta * (ratio - kl)
-        found.append(
+        terms.append(
             algorithm.desirable_weight * (1 - _sigma(lead)) if good else algorithm.undesirable_weight * _sigma(lead)
         )
-    return _mean(found)
+    return _mean(terms)
 
 
 def _bco(algorithm: Any, facts: Sequence[PairFacts], delta: float) -> float:
@@ -157,20 +157,22 @@ def _reward(algorithm: Any, facts: Sequence[PairFacts], groups: Sequence[int] | 
     if algorithm.objective != "bradley_terry" or other:
         return None
     e = algorithm.label_smoothing
-    where = list(range(len(facts))) if groups is None or algorithm.weighting == "pairs" else list(groups)
+    group_of = list(range(len(facts))) if groups is None or algorithm.weighting == "pairs" else list(groups)
 
     def over(values: Sequence[float]) -> float:
-        return _mean([_mean([v for v, at in zip(values, where, strict=True) if at == g]) for g in sorted(set(where))])
+        return _mean(
+            [_mean([v for v, at in zip(values, group_of, strict=True) if at == g]) for g in sorted(set(group_of))]
+        )
 
     gaps = [p.logp_w - p.logp_l for p in facts]
-    found = {"bradley_terry": Expected(over([(1 - e) * _softplus(-d) + e * _softplus(d) for d in gaps]), 1.0)}
+    terms = {"bradley_terry": Expected(over([(1 - e) * _softplus(-d) + e * _softplus(d) for d in gaps]), 1.0)}
     if algorithm.centering:
-        found["centering"] = Expected(over([(p.logp_w + p.logp_l) ** 2 for p in facts]), algorithm.centering)
-    return found
+        terms["centering"] = Expected(over([(p.logp_w + p.logp_l) ** 2 for p in facts]), algorithm.centering)
+    return terms
 
 
 def _likelihood(coef: float, facts: Sequence[PairFacts]) -> dict[str, Expected]:
-    """The mean negative log-likelihood of a token of the preferred answers, where it weighs anything."""
+    """The mean negative log-likelihood of a token of the preferred answers, if it has a weight."""
     if not coef:
         return {}
     return {"nll": Expected(-sum(p.logp_w for p in facts) / sum(p.len_w for p in facts), coef)}

@@ -29,7 +29,7 @@ class Command:
     config: the dataclass that its flags and its file build; None for a command without flags. run: what does the work,
     as "module:function", imported once the config is right; it takes the config and returns an exit code, or None for
     0. about and usage are for the help. out: of a command that does what a training command would (`espalier check dpo
-    ...`; sft where none is named), the folder it writes to; its own config, if any, comes after that command's.
+    ...`; sft if none is named), the folder it writes to; its own config, if any, comes after that command's.
     """
 
     name: str
@@ -76,32 +76,45 @@ COMMANDS = {
             for name, run in RUNS.items()
         ),
         Command(
-            "check", None, "espalier.commands.check:run",
+            "check",
+            None,
+            "espalier.commands.check:run",
             "Check model and data as a training command would, and stop there.",
-            f"[COMMAND] --model M --data D ... {_FLAGS}", out="runs/check",
+            f"[COMMAND] --model M --data D ... {_FLAGS}",
+            out="runs/check",
         ),
         Command(
-            "inspect", InspectConfig, "espalier.commands.inspect:run",
+            "inspect",
+            InspectConfig,
+            "espalier.commands.inspect:run",
             "Show rows as the model will see them, trained tokens marked.",
-            f"[COMMAND] --model M --data D ... {_FLAGS}", out="runs/inspect",
+            f"[COMMAND] --model M --data D ... {_FLAGS}",
+            out="runs/inspect",
         ),
         Command(
-            "export", ExportConfig, "espalier.commands.export:run",
-            "Write a run's weights as a plain Hugging Face directory.", "--run RUN [--out DIR]",
+            "export",
+            ExportConfig,
+            "espalier.commands.export:run",
+            "Write a run's weights as a plain Hugging Face directory.",
+            "--run RUN [--out DIR]",
         ),
         Command(
-            "sample", SampleConfig, "espalier.commands.sample:run",
-            "Answer prompts with a model.", "--model M --prompt TEXT ... [--field value ...]",
+            "sample",
+            SampleConfig,
+            "espalier.commands.sample:run",
+            "Answer prompts with a model.",
+            "--model M --prompt TEXT ... [--field value ...]",
         ),
         Command(
-            "quickstart", QuickstartConfig, "espalier.commands.quickstart:run",
-            "Fine-tune the embedded model on this machine, in minutes.", "[--out RUN]",
+            "quickstart",
+            QuickstartConfig,
+            "espalier.commands.quickstart:run",
+            "Fine-tune the embedded model on this machine, in minutes.",
+            "[--out RUN]",
         ),
-        Command(
-            "doctor", None, "espalier.commands.doctor:run", "Say what this installation and machine can do."
-        ),
+        Command("doctor", None, "espalier.commands.doctor:run", "Say what this installation and machine can do."),
     )
-}  # fmt: skip
+}
 
 
 def main(argv: Arguments | None = None) -> int:

@@ -50,14 +50,14 @@ def groups(cls: type) -> dict[str, type]:
 
 
 def options(cls: type) -> dict[str, Option]:
-    """Every key of a config class, in the order of its sections. Raises TypeError where two sections share a name."""
-    found: dict[str, Option] = {}
+    """Every key of a config class, in the order of its sections. Raises TypeError if two sections share a name."""
+    keys: dict[str, Option] = {}
     for group, kind in groups(cls).items():
         for name, info in infos(kind).items():
-            if name in found:
-                raise TypeError(f"{cls.__name__}: {name} is a field of both {found[name].group} and {group}")
-            found[name] = Option(name, group, info)
-    return found
+            if name in keys:
+                raise TypeError(f"{cls.__name__}: {name} is a field of both {keys[name].group} and {group}")
+            keys[name] = Option(name, group, info)
+    return keys
 
 
 # ---------------------------------------------------------------------------------------------- values and their places
@@ -275,13 +275,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def _title(kind: type) -> str:
-    """A section's name; that of the section it is derived from, where it only has other defaults."""
+    """A section's name; that of the section it is derived from, if only defaults differ."""
     root: type = [base for base in kind.__mro__ if "__pydantic_fields__" in vars(base)][-1]
     return root.__name__.removesuffix("Config")
 
 
 def _summary(kind: type) -> str:
-    """The first line of a section's docstring, whole where a formula follows it."""
+    """The first line of a section's docstring, whole if a formula follows it."""
     first = (kind.__doc__ or "").strip().splitlines()[0]
     return f"{first[:-1]}." if first.endswith(":") else first
 

@@ -1,8 +1,8 @@
 """The sections of a config, as frozen dataclasses that load without torch: their fields are YAML keys and flags.
 
 Every field is one flag (`--samples-per-step`) and one YAML key (`samples_per_step`); names are unique over all sections
-of a command, so a config file is flat. Values are checked when a section is built, and combinations of them where they
-meet; each raises ConfigError. `options.py` says how files and flags meet.
+of a command, so a config file is flat. Values and their combinations are checked when a section is built, and raise
+ConfigError. `options.py` merges files and flags.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def plackett_luce(scores_S: Tensor, labels_S: Tensor, group_S: Tensor) -> Tensor
 
     the mean of the likelihoods, not of their logarithms, so that a group that is one tie costs log K! and has no
     gradient. P(o) is a product over ties, and so is the mean. For a tie A of n above the lower samples B its factor is
-    enumerated for n <= 4, and is 1/n! where B is empty. For larger n above a lower sample, pairs take its place:
+    enumerated for n <= 4, and is 1/n! if B is empty. For larger n above a lower sample, pairs take its place:
 
         factor = 1/n! prod_{i in A} ( prod_{j in B} sigmoid(s_i - s_j) )^(1/|B|)
 

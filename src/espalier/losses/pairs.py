@@ -76,16 +76,16 @@ def divergence(ratios: Tensor, kind: Divergence, alpha: float = 0.5) -> Tensor:
 
 
 def metrics(rewards_P2: Tensor, logprobs: Tensor, batch: Batch) -> dict[str, Term]:
-    """What is watched, over pairs and without gradient: accuracy (1 where the preferred reward is strictly larger),
+    """Metrics, over pairs and without gradient: accuracy (1 if the preferred reward is strictly larger),
     margin, and rewards, summed log-probabilities and lengths (tokens) of both sides."""
     rewards_P2, logprobs = rewards_P2.detach(), logprobs.detach()
     margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-    found = {"accuracy": (margin_P > 0).to(margin_P.dtype), "margin": margin_P}
+    values = {"accuracy": (margin_P > 0).to(margin_P.dtype), "margin": margin_P}
     logprobs_P2 = sums(logprobs, batch.rows, batch.lengths_S, batch.wins_P2)
     lengths_P2 = batch.lengths_S[batch.wins_P2].to(logprobs.dtype)
     for name, x_P2 in (("rewards", rewards_P2), ("logprobs", logprobs_P2), ("length", lengths_P2)):
-        found[f"{name}_chosen"], found[f"{name}_rejected"] = x_P2.unbind(1)
-    return {name: Term(x_P, "pairs", coef=0.0) for name, x_P in found.items()}
+        values[f"{name}_chosen"], values[f"{name}_rejected"] = x_P2.unbind(1)
+    return {name: Term(x_P, "pairs", coef=0.0) for name, x_P in values.items()}
 
 
 def chosen_nll(logprobs: Tensor, batch: Batch, coef: float) -> Term:
@@ -213,7 +213,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 def odds_ratio(means_P2: Tensor) -> Tensor:
     """x = -log sigma(log odds_w - log odds_l), odds = p / (1 - p) and log p the mean log-probability of a token.
 
-    Hong et al. (ORPO), arXiv:2403.07691, eq. 7. ln 2 where both means are equal. A mean of 0 (p = 1) counts as the
+    Hong et al. (ORPO), arXiv:2403.07691, eq. 7. ln 2 if both means are equal. A mean of 0 (p = 1) counts as the
     largest number below it, so that the odds are finite.
     """
     chosen_P, rejected_P = log_odds(means_P2).unbind(1)

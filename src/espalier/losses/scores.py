@@ -34,7 +34,7 @@ def bradley_terry(gap_C: Tensor, margin_C: Tensor | float = 0.0, smoothing: floa
 
 
 def with_ties(gap_C: Tensor, tied_C: Tensor, kind: Ties, tie_share: float) -> Tensor:
-    """Negative log-likelihood of wins, and of ties where `tied_C` is true, [C], nats.
+    """Negative log-likelihood of wins, and of ties if `tied_C` is true, [C], nats.
 
         rao_kupper   P(win) = sigma(d - log theta)              P(tie) = (theta^2 - 1) sigma(d - log theta)
                                                                                        sigma(-d - log theta)
@@ -106,7 +106,7 @@ def shares(group_C: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def of_samples(outputs: Outputs, batch: Batch, dimensions: int) -> Tensor:
     """Each sample's scores, [S, K].
 
-    Raises ValueError where a sample has other than one read, or K is not `dimensions`.
+    Raises ValueError if a sample has other than one read, or K is not `dimensions`.
     """
     for s in batch.samples:
         if len(s.reads) != 1:
@@ -129,7 +129,7 @@ def comparisons(batch: Batch, *, ties: bool) -> tuple[Tensor, Tensor]:
 def label_gaps(batch: Batch) -> Tensor:
     """|label_w - label_l| of each strict pair, [P]; absolute, so that a pair turned around asks for the same lead.
 
-    Raises ValueError where one of the two has no label.
+    Raises ValueError if one of the two has no label.
     """
     for s in batch.samples:
         if s.label is None:
@@ -139,10 +139,10 @@ def label_gaps(batch: Batch) -> Tensor:
 
 
 def metrics(scores_S: Tensor, batch: Batch) -> dict[str, Term]:
-    """What is watched, over strict pairs and without gradient: accuracy (1 where the preferred score is strictly
+    """Metrics, over strict pairs and without gradient: accuracy (1 if the preferred score is strictly
     larger), margin, and the scores of both sides."""
     chosen_P, rejected_P = scores_S.detach()[batch.wins_P2].unbind(1)
     margin_P = chosen_P - rejected_P
-    found = {"accuracy": (margin_P > 0).to(margin_P.dtype), "margin": margin_P}
-    found |= {"rewards_chosen": chosen_P, "rewards_rejected": rejected_P}
-    return {name: Term(x_P, "pairs", coef=0.0) for name, x_P in found.items()}
+    values = {"accuracy": (margin_P > 0).to(margin_P.dtype), "margin": margin_P}
+    values |= {"rewards_chosen": chosen_P, "rewards_rejected": rejected_P}
+    return {name: Term(x_P, "pairs", coef=0.0) for name, x_P in values.items()}

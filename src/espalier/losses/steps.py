@@ -10,7 +10,7 @@ from espalier.types import Aggregate
 
 
 def cross_entropy(scores_R: Tensor, grades_R: Tensor, bad_weight: float = 1.0) -> Tensor:
-    """Binary cross-entropy of the probability that a step is good, [R], nats; 0 where the grade y_r is nan.
+    """Binary cross-entropy of the probability that a step is good, [R], nats; 0 if the grade y_r is nan.
 
         x_r = -y_r log sigma(s_r) - bad_weight (1 - y_r) log(1 - sigma(s_r))
         dx_r / ds_r = sigma(s_r) - y_r                           at bad_weight 1
@@ -29,7 +29,7 @@ def cross_entropy(scores_R: Tensor, grades_R: Tensor, bad_weight: float = 1.0) -
 
 
 def right_side(scores_R: Tensor, grades_R: Tensor) -> Tensor:
-    """1 where score and grade say the same, good (s > 0, y > 1/2) or bad, 0 where they differ, [R].
+    """1 if score and grade say the same, good (s > 0, y > 1/2) or bad, 0 if they differ, [R].
 
     What has no answer counts half: a score of 0, a neutral grade, no grade (nan).
 
@@ -39,7 +39,7 @@ def right_side(scores_R: Tensor, grades_R: Tensor) -> Tensor:
     return (1 + scores_R.sign() * (2 * grades_R.nan_to_num(0.5) - 1).sign()) / 2
 
 
-def aggregate(scores_R: Tensor, lengths_S: Tensor, how: Aggregate) -> Tensor:
+def aggregate(scores_R: Tensor, lengths_S: Tensor, kind: Aggregate) -> Tensor:
     """One number for each solution from the probabilities p = sigma(s) of its steps, [S], between 0 and 1.
 
         product   prod p_i: the chance that every step is good, were they independent; falls with every further step
@@ -57,11 +57,11 @@ def aggregate(scores_R: Tensor, lengths_S: Tensor, how: Aggregate) -> Tensor:
     count = len(n_S)
     rows_R = torch.repeat_interleave(torch.arange(count, device=n_S.device), n_S, output_size=len(scores_R))
     nothing_S = scores_R.new_zeros(count)
-    if how == "product":
+    if kind == "product":
         out_S = nothing_S.index_add(0, rows_R, F.logsigmoid(scores_R)).exp()
-    elif how == "mean":
+    elif kind == "mean":
         out_S = nothing_S.index_add(0, rows_R, scores_R.sigmoid()) / n_S
-    elif how == "min":
+    elif kind == "min":
         out_S = nothing_S.scatter_reduce(0, rows_R, scores_R, "amin", include_self=False).sigmoid()
     else:
         ends_S = n_S.cumsum(0) - 1

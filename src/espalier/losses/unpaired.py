@@ -48,17 +48,17 @@ def bco(ratios_S: Tensor, good_S: Tensor, delta: float, *, beta: float) -> Tenso
 def metrics(
     rewards_S: Tensor, logprobs_S: Tensor, good_S: Tensor, desirable: float = 1.0, undesirable: float = 1.0
 ) -> dict[str, Term]:
-    """What is watched, without gradient. All are divided by the number of sequences, good and bad alike:
+    """Metrics, without gradient. All are divided by the number of sequences, good and bad alike:
 
     good            share of good answers
     accuracy        share of answers on their side of 0
     rewards_good    sum over good ones; divided by `good` it is their mean reward
     rewards_bad     sum over bad ones; divided by 1 - `good` it is their mean reward
     logprobs_good, logprobs_bad   the same of the answers' log-probabilities, each a sum over tokens
-    imbalance       (lambda_D good - lambda_U bad) / all: 0 where both sides weigh alike
+    imbalance       (lambda_D good - lambda_U bad) / all: 0 if both sides have the same weight
     """
     rewards_S, logprobs_S, of_good_S = rewards_S.detach(), logprobs_S.detach(), good_S.to(rewards_S.dtype)
-    found = {
+    values = {
         "good": of_good_S,
         "accuracy": ((rewards_S > 0) == good_S).to(rewards_S.dtype),
         "rewards_good": rewards_S * of_good_S,
@@ -67,4 +67,4 @@ def metrics(
         "logprobs_bad": logprobs_S * (1 - of_good_S),
         "imbalance": desirable * of_good_S - undesirable * (1 - of_good_S),
     }
-    return {name: Term(x_S, "sequences", coef=0.0) for name, x_S in found.items()}
+    return {name: Term(x_S, "sequences", coef=0.0) for name, x_S in values.items()}

@@ -43,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
         ("mean_margin_P", "smoothing"),
     ),
     "robust": Variant(
-        "sigmoid made unbiased for a share label_smoothing of flipped labels",
+        "sigmoid, unbiased if a share label_smoothing of the labels is flipped",
         "arXiv:2403.00409",
         "robust",
         ("margin_P", "smoothing"),
