@@ -46,10 +46,10 @@ def mistakes(report: Mapping[str, Any]) -> str:
     """How often the first mistake is found: of solutions with a mistake, of all, and of those without one."""
     series = []
     for key, name, color, shift in (("first_error", "threshold 1/2", BLUE, -0.1), ("tuned", "tuned", GREEN, 0.1)):
-        found = report[key]
-        if found is None:
+        shares = report[key]
+        if shares is None:
             continue
-        places = [(-1 + shift, found["erroneous"]), (shift, found["accuracy"]), (1 + shift, found["correct"])]
+        places = [(-1 + shift, shares["erroneous"]), (shift, shares["accuracy"]), (1 + shift, shares["correct"])]
         series.append(estimates(name, places, color, radius=6.0, dots=True))
     if not series:
         return ""

@@ -51,14 +51,14 @@ def flat(sections: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
     return [(section, what, value) for section, rows in sections.items() for what, value in rows]
 
 
-def by_section(found: Iterable[tuple[str, str, str]]) -> dict[str, Rows]:
+def by_section(figures: Iterable[tuple[str, str, str]]) -> dict[str, Rows]:
     """Rows of (section, what, value) by section, without those that have no value and sections that have none.
 
     >>> by_section([("a", "x", "1"), ("a", "y", "-"), ("b", "z", "-")])
     {'a': [('x', '1')]}
     """
     sections: dict[str, Rows] = {}
-    for section, what, value in found:
+    for section, what, value in figures:
         if value != NOTHING:
             sections.setdefault(section, []).append((what, value))
     return sections
