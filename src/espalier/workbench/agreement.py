@@ -176,5 +176,5 @@ def _grade_gap(pair: Pair, weights: Sequence[float]) -> float:
     gaps = []
     for weight, grade, other in zip(weights, first, second, strict=True):
         gaps.append(weight * (grade - other))
-    # fsum and not the difference of two totals: the order of the dimensions must not make equal totals differ.
+    # fsum, not the difference of two totals: the order of the dimensions must not make equal ones differ.
     return math.fsum(gaps)

@@ -31,7 +31,8 @@ def page(report: Mapping[str, Any], title: str = "Reward model") -> str:
         f"{counts['groups']:,} held-out groups, {counts['responses']:,} responses, {counts['pairs']:,} strict pairs, "
         f"{counts['ties']:,} ties."
     )
-    return document(title, f"{data} {how_to_read(report['intervals'], 'prompts')}", charts, findings(report))
+    intro = f"{data} {how_to_read(report['intervals'], 'prompts')}"
+    return document(title, intro, charts, findings(report))
 
 
 def how_to_read(intervals: Mapping[str, Any], resampled: str) -> str:

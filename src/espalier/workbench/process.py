@@ -117,7 +117,8 @@ def best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
     ones the middle one."""
     order = np.argsort(numbers, kind="stable")
     values, right = np.asarray(numbers)[order], np.asarray(good, dtype=np.float64)[order]
-    # Below the cut right ones are errors, from it on wrong ones; one cut before each number, and one behind the last.
+    # Right solutions below the cut are errors, and wrong ones from it on. There is a cut before each number and one
+    # behind the last.
     right_below = np.concatenate([[0.0], np.cumsum(right)])
     wrong_below = np.concatenate([[0.0], np.cumsum(1 - right)])
     errors = right_below + (1 - right).sum() - wrong_below
@@ -194,7 +195,7 @@ def _judged_problems(solutions: Sequence[Solved]) -> list[_Problem]:
         places.setdefault(solution.problem, []).append(place)
     problems = []
     for members in places.values():
-        good = [solved for solved in (solutions[place].solved for place in members) if solved is not None]
+        good = _right([solutions[place] for place in members if solutions[place].solved is not None])
         # One unknown outcome makes the best of n unknown: the problem is left out whole.
         if len(members) > 1 and len(good) == len(members):
             problems.append(_Problem(members, good))
