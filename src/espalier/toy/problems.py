@@ -174,11 +174,11 @@ def _compare(tale: _Tale) -> bool:
     return value is not None
 
 
-Asked = tuple[str, str]
-"""A question, and its answer as a statement."""
+Ending = tuple[str, str]
+"""A question to end with, and its answer as a statement."""
 
 
-def _together(tale: _Tale) -> Asked | None:
+def _together(tale: _Tale) -> Ending | None:
     if tale.other is None:
         return None
     name, count = tale.other
@@ -186,7 +186,7 @@ def _together(tale: _Tale) -> Asked | None:
     return _ask(tale, words.ASK_TOGETHER, value, a=name, b=tale.holder)
 
 
-def _share(tale: _Tale) -> Asked | None:
+def _share(tale: _Tale) -> Ending | None:
     fitting = [factor for factor in FACTORS if tale.value % factor == 0]
     if not fitting:
         return None
@@ -195,7 +195,7 @@ def _share(tale: _Tale) -> Asked | None:
     return _ask(tale, words.ASK_SHARE, value, a=tale.holder, n=friends)
 
 
-def _need(tale: _Tale) -> Asked | None:
+def _need(tale: _Tale) -> Ending | None:
     needed = tale.value + tale.amount()
     if needed > LARGEST:
         return None
@@ -203,7 +203,7 @@ def _need(tale: _Tale) -> Asked | None:
     return _ask(tale, words.ASK_NEED, value, a=tale.holder, n=needed)
 
 
-def _ask(tale: _Tale, forms: Sequence[Asked], value: int | None, **fields: object) -> Asked | None:
+def _ask(tale: _Tale, forms: Sequence[Ending], value: int | None, **fields: object) -> Ending | None:
     """A question of one of the forms, with its answer as a statement; None if there is no value."""
     if value is None:
         return None
@@ -211,7 +211,7 @@ def _ask(tale: _Tale, forms: Sequence[Asked], value: int | None, **fields: objec
     return question.format(t=tale.thing, **fields), statement.format(t=tale.thing, v=value, **fields)
 
 
-_CLOSINGS: tuple[Callable[[_Tale], Asked | None], ...] = (_together, _share, _need)
+_CLOSINGS: tuple[Callable[[_Tale], Ending | None], ...] = (_together, _share, _need)
 
 
 def _draw(rng: Random) -> Problem | None:
@@ -232,24 +232,24 @@ def _draw(rng: Random) -> Problem | None:
     while len(tale.steps) < before_closing:
         if not rng.choice((_change, _change, _compare))(tale):
             return None
-    asked = closing(tale) if closing else _ask(tale, words.ASK, tale.value, a=tale.holder)
-    if asked is None or len(tale.steps) != count:
+    ending = closing(tale) if closing else _ask(tale, words.ASK, tale.value, a=tale.holder)
+    if ending is None or len(tale.steps) != count:
         return None
-    return _written(tale, *asked)
+    return _written(tale, *ending)
 
 
 def _written(tale: _Tale, question: str, statement: str) -> Problem:
     """The problem of a tale: its question has up to two sentences that change nothing, its story has none."""
-    told = list(tale.sentences)
+    sentences = list(tale.sentences)
     for _ in range(tale.rng.choice((0, 0, 0, 1, 1, 2))):
         distractor = tale.rng.choice(words.DISTRACTORS)
         name, number = tale.rng.choice(tale.names), tale.rng.randint(SMALLEST, 60)
         idle = distractor.format(a=tale.holder, b=name, n=number, t=tale.thing, o=tale.spare)
-        told.insert(tale.rng.randint(1, len(told)), idle)
+        sentences.insert(tale.rng.randint(1, len(sentences)), idle)
     answer = str(tale.steps[-1].value)
     lines = [step.sentence for step in tale.steps]
     return Problem(
-        question=" ".join([*told, question]),
+        question=" ".join([*sentences, question]),
         solution="\n".join([*lines, f"#### {answer}"]),
         answer=answer,
         steps=tuple(tale.steps),

@@ -83,7 +83,7 @@ class PreferenceWatch:
 
     def _judge(self) -> list[Finding]:
         """Everything that can be found at the last step."""
-        found = (
+        findings = (
             chosen_falls(self.history),
             rejected_rises(self.history),
             certain(self.history, PAIR_TERMS),
@@ -91,7 +91,7 @@ class PreferenceWatch:
             exploding(self.history),
             kl_zero(self.history, self.warmup),
         )
-        return [finding for finding in found if finding is not None]
+        return [finding for finding in findings if finding is not None]
 
 
 def explain(history: Iterable[Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:

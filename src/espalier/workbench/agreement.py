@@ -11,8 +11,8 @@ import numpy as np
 from espalier.workbench.bootstrap import Resampling, mean
 from espalier.workbench.records import HeldOutGroup, JudgedResponse, Pair, strict_pairs
 
-Scored = list[tuple[float, float]]
-"""Score and judgement of each judged response of a group."""
+Scored = tuple[list[float], list[float]]
+"""The scores of the judged responses of a group, and their judgements."""
 
 
 def average_ranks(values: Sequence[float]) -> np.ndarray:
@@ -80,9 +80,12 @@ def agreement(
     for dimension, name in enumerate(names):
         graded = [_graded(group.responses, dimension, len(names)) for group in groups]
         within = _within_prompts(graded, prompts, resampling)
-        pooled = [judged for pairs in graded for judged in pairs]
-        across = spearman(*_columns(pooled)) if pooled else None
-        grades.append({"name": name, **within, "across": across, "n": len(pooled)})
+        all_scores, all_grades = [], []
+        for scores, judgements in graded:
+            all_scores += scores
+            all_grades += judgements
+        across = spearman(all_scores, all_grades) if all_grades else None
+        grades.append({"name": name, **within, "across": across, "n": len(all_grades)})
     return {
         "labels": _within_prompts(labelled, prompts, resampling),
         "grades": grades,
@@ -101,22 +104,23 @@ def _dimension_names(groups: Sequence[HeldOutGroup], names: Sequence[str]) -> li
 
 def _labelled(responses: Sequence[JudgedResponse]) -> Scored:
     """Total score and label of the responses that have a label."""
-    return [(response.score, response.label) for response in responses if response.label is not None]
+    scores, labels = [], []
+    for response in responses:
+        if response.label is not None:
+            scores.append(response.score)
+            labels.append(response.label)
+    return scores, labels
 
 
 def _graded(responses: Sequence[JudgedResponse], dimension: int, count: int) -> Scored:
     """Score and grade in one of `count` dimensions, of the responses that are graded in it."""
-    judged = []
+    scores, grades = [], []
     for response in responses:
         score = response.scores[dimension] if len(response.scores) == count else response.score
         if dimension < len(response.grades) and math.isfinite(response.grades[dimension]):
-            judged.append((score, response.grades[dimension]))
-    return judged
-
-
-def _columns(judged: Scored) -> tuple[list[float], list[float]]:
-    """The scores, and the judgements."""
-    return [score for score, _ in judged], [judgement for _, judgement in judged]
+            scores.append(score)
+            grades.append(response.grades[dimension])
+    return scores, grades
 
 
 def _within_prompts(judged: Sequence[Scored], prompts: Sequence[int], resampling: Resampling) -> dict[str, Any]:
@@ -134,8 +138,8 @@ def _mean_within(
 ) -> dict[str, Any]:
     """The mean correlation over the groups in which it is defined."""
     correlations, of_prompts = [], []
-    for pairs, prompt in zip(judged, prompts, strict=True):
-        correlation = correlate(*_columns(pairs)) if len(pairs) > 1 else None
+    for (scores, judgements), prompt in zip(judged, prompts, strict=True):
+        correlation = correlate(scores, judgements) if len(scores) > 1 else None
         if correlation is not None:
             correlations.append(correlation)
             of_prompts.append(prompt)
@@ -172,5 +176,5 @@ def _grade_gap(pair: Pair, weights: Sequence[float]) -> float:
     gaps = []
     for weight, grade, other in zip(weights, first, second, strict=True):
         gaps.append(weight * (grade - other))
-    # fsum and not the difference of two totals: the order of the dimensions must not make equal totals differ.
+    # fsum, not the difference of two totals: the order of the dimensions must not make equal ones differ.
     return math.fsum(gaps)

@@ -81,5 +81,6 @@ def best_of_n(groups: Sequence[HeldOutGroup], prompts: Sequence[int], resampling
     for n in range(1, most + 1):
         by_model = [best_of(*answers, n) for answers in zip(scores, good, strict=True)]
         model = mean(by_model, of_prompts, resampling, share=True)
-        points.append({"n": n, "model": model, "random": random_choice(good), "oracle": oracle(good, n)})
+        limits = {"random": random_choice(good), "oracle": oracle(good, n)}
+        points.append({"n": n, "model": model, **limits})
     return {"groups": len(good), "left_out": len(known) - len(good), "points": points}

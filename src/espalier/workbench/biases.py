@@ -134,7 +134,8 @@ def _correlation_with_length(groups: Sequence[HeldOutGroup], name: Literal["scor
                 values.append(value)
         if len(values) < 2:
             continue
-        x, y = _centred(np.array(lengths, dtype=np.float64)), _centred(np.array(values, dtype=np.float64))
+        x = _centred(np.array(lengths, dtype=np.float64))
+        y = _centred(np.array(values, dtype=np.float64))
         products += float(x @ y)
         lengths_squared += float(x @ x)
         values_squared += float(y @ y)

@@ -77,8 +77,8 @@ def choose_threshold(known: Sequence[Solved]) -> float:
     edges = np.unique(np.concatenate(occurring))
     thresholds = np.append((edges[1:] + edges[:-1]) / 2, HALF)
     # A threshold finds the mistakes whose span has begun (low < t) and has not ended (t <= high).
-    found = _below(lows, thresholds) - _below(highs, thresholds)
-    found_share = found / max(erroneous, 1)
+    correct_calls = _below(lows, thresholds) - _below(highs, thresholds)
+    found_share = correct_calls / max(erroneous, 1)
     clean_share = (len(least) - _below(least, thresholds)) / max(len(least), 1)
     if erroneous and least:
         score = 2 * found_share * clean_share / np.maximum(found_share + clean_share, 1e-12)

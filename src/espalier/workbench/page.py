@@ -31,7 +31,8 @@ def page(report: Mapping[str, Any], title: str = "Reward model") -> str:
         f"{counts['groups']:,} held-out groups, {counts['responses']:,} responses, {counts['pairs']:,} strict pairs, "
         f"{counts['ties']:,} ties."
     )
-    return document(title, f"{data} {how_to_read(report['intervals'], 'prompts')}", charts, findings(report))
+    intro = f"{data} {how_to_read(report['intervals'], 'prompts')}"
+    return document(title, intro, charts, findings(report))
 
 
 def how_to_read(intervals: Mapping[str, Any], resampled: str) -> str:
@@ -42,20 +43,20 @@ def how_to_read(intervals: Mapping[str, Any], resampled: str) -> str:
     )
 
 
-def document(title: str, intro: str, charts: Sequence[tuple[str, str]], found: Sequence[tuple[str, str, str]]) -> str:
-    """A page with `intro` on top, then `charts` as (name, SVG), left out if empty, then the figures `found` as
+def document(title: str, intro: str, charts: Sequence[tuple[str, str]], figures: Sequence[tuple[str, str, str]]) -> str:
+    """A page with `intro` on top, then `charts` as (name, SVG), left out if empty, then `figures` as
     (section, what, value), in a table for each section."""
-    figures = ""
+    drawings = ""
     for name, svg in charts:
         if svg:
-            figures += f"<figure><figcaption>{escape(name)}</figcaption>{svg}</figure>"
+            drawings += f"<figure><figcaption>{escape(name)}</figcaption>{svg}</figure>"
     tables = ""
-    for section, rows in by_section(found).items():
+    for section, rows in by_section(figures).items():
         cells = "".join(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>" for what, value in rows)
         tables += f"<h2>{escape(section)}</h2><table>{cells}</table>"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-        f'<h1>{escape(title)}</h1><p>{escape(intro)}</p><div class="charts">{figures}</div>{tables}</html>\n'
+        f'<h1>{escape(title)}</h1><p>{escape(intro)}</p><div class="charts">{drawings}</div>{tables}</html>\n'
     )
 
 

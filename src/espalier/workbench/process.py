@@ -117,7 +117,8 @@ def best_cut(numbers: Sequence[float], good: Sequence[bool]) -> float:
     ones the middle one."""
     order = np.argsort(numbers, kind="stable")
     values, right = np.asarray(numbers)[order], np.asarray(good, dtype=np.float64)[order]
-    # Below the cut right ones are errors, from it on wrong ones; one cut before each number, and one behind the last.
+    # Right solutions below the cut are errors, and wrong ones from it on. There is a cut before each number and one
+    # behind the last.
     right_below = np.concatenate([[0.0], np.cumsum(right)])
     wrong_below = np.concatenate([[0.0], np.cumsum(1 - right)])
     errors = right_below + (1 - right).sum() - wrong_below
@@ -194,7 +195,7 @@ def _judged_problems(solutions: Sequence[Solved]) -> list[_Problem]:
         places.setdefault(solution.problem, []).append(place)
     problems = []
     for members in places.values():
-        good = [solved for solved in (solutions[place].solved for place in members) if solved is not None]
+        good = _right([solutions[place] for place in members if solutions[place].solved is not None])
         # One unknown outcome makes the best of n unknown: the problem is left out whole.
         if len(members) > 1 and len(good) == len(members):
             problems.append(_Problem(members, good))
@@ -254,45 +255,45 @@ def findings(report: Mapping[str, Any], against: Mapping[str, Any] | None = None
     )
 
 
-def _first_mistake_rows(found: Mapping[str, Any] | None) -> Rows:
-    if found is None:
+def _first_mistake_rows(figures: Mapping[str, Any] | None) -> Rows:
+    if figures is None:
         return []
     return [
-        ("accuracy, all solutions", _threshold(found, ".3f") + estimate_text(found["accuracy"])),
-        ("accuracy, solutions with a mistake: the exact step is named", estimate_text(found["erroneous"])),
-        ("accuracy, solutions without a mistake: no step is called bad", estimate_text(found["correct"])),
-        ("harmonic mean of these two (ProcessBench F1)", estimate_text(found["f1"])),
+        ("accuracy, all solutions", _threshold(figures, ".3f") + estimate_text(figures["accuracy"])),
+        ("accuracy, solutions with a mistake: the exact step is named", estimate_text(figures["erroneous"])),
+        ("accuracy, solutions without a mistake: no step is called bad", estimate_text(figures["correct"])),
+        ("harmonic mean of these two (ProcessBench F1)", estimate_text(figures["f1"])),
     ]
 
 
-def _threshold(found: Mapping[str, Any], form: str) -> str:
+def _threshold(figures: Mapping[str, Any], form: str) -> str:
     """Where a tuned threshold comes from; empty at the fixed one."""
-    if "threshold" not in found:
+    if "threshold" not in figures:
         return ""
-    return f"threshold {found['threshold']:{form}}, chosen on {found['chosen_on']:,} others; "
+    return f"threshold {figures['threshold']:{form}}, chosen on {figures['chosen_on']:,} others; "
 
 
-def _step_rows(found: Mapping[str, Any] | None) -> Rows:
-    if found is None:
+def _step_rows(figures: Mapping[str, Any] | None) -> Rows:
+    if figures is None:
         return []
     return [
-        ("accuracy", estimate_text(found["accuracy"])),
-        ("bad steps, precision", estimate_text(found["precision"])),
-        ("bad steps, recall", estimate_text(found["recall"])),
-        ("bad steps, F1", estimate_text(found["f1"])),
-        ("expected calibration error", number_text(found["ece"])),
-        ("Brier score (0.25 = chance)", estimate_text(found["brier"], ".3f")),
+        ("accuracy", estimate_text(figures["accuracy"])),
+        ("bad steps, precision", estimate_text(figures["precision"])),
+        ("bad steps, recall", estimate_text(figures["recall"])),
+        ("bad steps, F1", estimate_text(figures["f1"])),
+        ("expected calibration error", number_text(figures["ece"])),
+        ("Brier score (0.25 = chance)", estimate_text(figures["brier"], ".3f")),
     ]
 
 
 def _solution_rows(solutions: Mapping[str, Any] | None) -> Rows:
     rows = []
-    for name, found in (solutions or {}).items():
-        rows.append((f"{name}, accuracy at 1/2", estimate_text(found["accuracy"])))
-        if found["tuned"] is not None:
-            text = _threshold(found["tuned"], ".3g") + estimate_text(found["tuned"])
+    for name, figures in (solutions or {}).items():
+        rows.append((f"{name}, accuracy at 1/2", estimate_text(figures["accuracy"])))
+        if figures["tuned"] is not None:
+            text = _threshold(figures["tuned"], ".3g") + estimate_text(figures["tuned"])
             rows.append((f"{name}, accuracy at a tuned threshold", text))
-        rows.append((f"{name}, AUC (0.5 = chance)", estimate_text(found["auc"], ".3f")))
+        rows.append((f"{name}, AUC (0.5 = chance)", estimate_text(figures["auc"], ".3f")))
     return rows
 
 

@@ -46,7 +46,8 @@ def bins(places: np.ndarray, predicted: np.ndarray, observed: np.ndarray) -> lis
         inside = places == place
         count = int(inside.sum())
         if count:
-            filled.append(Bin(count, float(predicted[inside].mean()), float(observed[inside].mean())))
+            means = float(predicted[inside].mean()), float(observed[inside].mean())
+            filled.append(Bin(count, *means))
         else:
             filled.append(Bin(0, None, None))
     return filled

@@ -37,7 +37,8 @@ def sensitivity(score: Score[S], groups: Sequence[list[S]], *, seed: int = 0, li
     for places in (reverse, shuffled):
         order = max(order, _largest_difference(together, _in_order(score, groups, places)))
     mates = _largest_difference(together, _one_by_one(score, groups))
-    siblings = _largest_difference(together, _one_by_one(score, [[sample] for group in groups for sample in group]))
+    samples = [[sample] for group in groups for sample in group]
+    siblings = _largest_difference(together, _one_by_one(score, samples))
     spread = _standard_deviation(together)
     return {
         "samples": len(together),

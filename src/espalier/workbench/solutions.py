@@ -122,7 +122,8 @@ def auc(
     By hand: right 3 and 1, wrong 2 and 1: of four pairs 3 > 2, 3 > 1 hold, 1 = 1 counts half: 2.5 / 4.
     """
     order = np.argsort(numbers, kind="stable")
-    values, right = np.asarray(numbers, dtype=np.float64)[order], np.asarray(good, dtype=np.float64)[order]
+    values = np.asarray(numbers, dtype=np.float64)[order]
+    right = np.asarray(good, dtype=np.float64)[order]
     of_problem = np.asarray(problems)[order]
     # Solutions with equal numbers are one run: within it no order counts.
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))

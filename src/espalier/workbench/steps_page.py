@@ -39,22 +39,31 @@ def reliability(report: Mapping[str, Any]) -> str:
         Series("perfect calibration", [(0, 0), (1, 1)], GREY, dashed=True),
         Series("model", points, BLUE, sizes=sizes),
     ]
-    return chart(series, (0, 1), (0, 1), ("predicted probability that a step is good", "share of good steps"))
+    labels = ("predicted probability that a step is good", "share of good steps")
+    return chart(series, (0, 1), (0, 1), labels)
 
 
 def mistakes(report: Mapping[str, Any]) -> str:
     """How often the first mistake is found: of solutions with a mistake, of all, and of those without one."""
     series = []
-    for key, name, color, shift in (("first_error", "threshold 1/2", BLUE, -0.1), ("tuned", "tuned", GREEN, 0.1)):
-        found = report[key]
-        if found is None:
-            continue
-        places = [(-1 + shift, found["erroneous"]), (shift, found["accuracy"]), (1 + shift, found["correct"])]
-        series.append(estimates(name, places, color, radius=6.0, dots=True))
+    if report["first_error"] is not None:
+        series.append(_first_mistakes("threshold 1/2", report["first_error"], BLUE, -0.1))
+    if report["tuned"] is not None:
+        series.append(_first_mistakes("threshold tuned", report["tuned"], GREEN, 0.1))
     if not series:
         return ""
     ticks = [(-1.0, "with a mistake"), (0.0, "all"), (1.0, "without a mistake")]
     return chart(series, (-1.5, 1.5), (0, 1), ("solutions", "accuracy"), ticks)
+
+
+def _first_mistakes(name: str, shares: Mapping[str, Any], color: str, shift: float) -> Series:
+    """The dots of one threshold, shifted so that those of two do not cover each other."""
+    dots = [
+        (-1 + shift, shares["erroneous"]),
+        (shift, shares["accuracy"]),
+        (1 + shift, shares["correct"]),
+    ]
+    return estimates(name, dots, color, radius=6.0, dots=True)
 
 
 def curve(against: Mapping[str, Any]) -> str:

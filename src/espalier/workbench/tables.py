@@ -51,23 +51,28 @@ def flat(sections: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
     return [(section, what, value) for section, rows in sections.items() for what, value in rows]
 
 
-def by_section(found: Iterable[tuple[str, str, str]]) -> dict[str, Rows]:
+def by_section(figures: Iterable[tuple[str, str, str]]) -> dict[str, Rows]:
     """Rows of (section, what, value) by section, without those that have no value and sections that have none.
 
     >>> by_section([("a", "x", "1"), ("a", "y", "-"), ("b", "z", "-")])
     {'a': [('x', '1')]}
     """
     sections: dict[str, Rows] = {}
-    for section, what, value in found:
+    for section, what, value in figures:
         if value != NOTHING:
             sections.setdefault(section, []).append((what, value))
     return sections
 
 
 def _accuracy(accuracy: Numbers) -> Rows:
-    rows = [("all pairs", estimate_text(accuracy["all"])), ("mean over prompts", number_text(accuracy["macro"], ".1%"))]
-    rows += [(f"source {name}", estimate_text(estimate)) for name, estimate in accuracy["source"].items()]
-    rows += [(f"prompts with {k} responses", estimate_text(estimate)) for k, estimate in accuracy["k"].items()]
+    rows = [
+        ("all pairs", estimate_text(accuracy["all"])),
+        ("mean over prompts", number_text(accuracy["macro"], ".1%")),
+    ]
+    for source, estimate in accuracy["source"].items():
+        rows.append((f"source {source}", estimate_text(estimate)))
+    for count, estimate in accuracy["k"].items():
+        rows.append((f"prompts with {count} responses", estimate_text(estimate)))
     return rows
 
 
@@ -85,8 +90,9 @@ def _calibration(calibration: Numbers | None) -> Rows:
 def _ties(ties: Numbers | None) -> Rows:
     if ties is None:
         return []
+    close = f"{ties['accuracy']:.1%} of {ties['n']:,}"
     return [
-        ("ties that the model scores about equal (probability 1/4 to 3/4)", f"{ties['accuracy']:.1%} of {ties['n']:,}"),
+        ("ties that the model scores about equal (probability 1/4 to 3/4)", close),
         (
             "chance that a tie's score difference is below a strict pair's (0.5 = chance)",
             number_text(ties["told_apart"]),
@@ -95,7 +101,8 @@ def _ties(ties: Numbers | None) -> Rows:
 
 
 def _length(length: Numbers) -> Rows:
-    rows = [
+    preferred = length["preferred_longer"]
+    return [
         ("score per 100 more tokens, within prompts", estimate_text(length["slope"], "+.3f")),
         ("score per 100 more tokens, between ties", estimate_text(length["slope_at_ties"], "+.3f")),
         ("correlation of length and score, within prompts", number_text(length["correlation"], "+.3f")),
@@ -103,10 +110,9 @@ def _length(length: Numbers) -> Rows:
         ("accuracy if the longer response is preferred", estimate_text(length["longer_wins"])),
         ("accuracy if the shorter response is preferred", estimate_text(length["longer_loses"])),
         ("accuracy if both are of equal length", estimate_text(length["equal_length"])),
-        ("people prefer the longer response", estimate_text(length["preferred_longer"]["people"])),
-        ("the model prefers the longer response", estimate_text(length["preferred_longer"]["model"])),
+        ("people prefer the longer response", estimate_text(preferred["people"])),
+        ("the model prefers the longer response", estimate_text(preferred["model"])),
     ]
-    return rows
 
 
 def _format(form: Numbers) -> Rows:
@@ -154,10 +160,11 @@ def _best_of_n(curve: Numbers | None) -> Rows:
 def _sensitivity(sensitivity: Numbers | None) -> Rows:
     if sensitivity is None:
         return []
+    limit = f"limit: {sensitivity['limit']:g} of the scores' standard deviation"
     verdict = "kept: only rounding" if sensitivity["ok"] else "exceeded: scores depend on the batch"
     return [
         ("largest change, siblings in another order", f"{sensitivity['order']:.1e}"),
         ("largest change, groups scored alone", f"{sensitivity['mates']:.1e}"),
         ("largest change, responses scored alone", f"{sensitivity['siblings']:.1e}"),
-        (f"limit: {sensitivity['limit']:g} of the scores' standard deviation ({sensitivity['spread']:.3g})", verdict),
+        (f"{limit} ({sensitivity['spread']:.3g})", verdict),
     ]
