@@ -27,14 +27,19 @@ from tiny import ATTENTION, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.dist
 HERE = Path(__file__).resolve().parents[1] / "helpers"
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 
 def launch(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run under torchrun; whatever is left after `seconds` is killed, with all that it started."""
+    """Run Python; whatever is left after `seconds` is killed, with all that it started."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
-        [*LAUNCH, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
     )
     try:
         said, complained = process.communicate(timeout=seconds)
@@ -208,7 +213,7 @@ def test_a_signal_to_one_rank_stops_all_and_torchrun_resumes_bit_for_bit(out: Pa
         "stopped by stop signal, saved as step-000003" in said and f"--config {stopped / 'run.yaml'} --resume" in said
     )
     assert not (stopped / "model").exists()
-    done = launch("-m", "espalier", "sft", "--config", str(stopped / "run.yaml"), "--resume", seconds=100)
+    done = launch(*TORCHRUN, "-m", "espalier", "sft", "--config", str(stopped / "run.yaml"), "--resume", seconds=100)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from step-000003" in done.stdout
     lines = [[without_time(line) for line in read_lines(run / "metrics.jsonl")] for run in (stopped, whole)]
@@ -224,6 +229,6 @@ def test_a_signal_to_one_rank_stops_all_and_torchrun_resumes_bit_for_bit(out: Pa
 @pytest.mark.slow
 def test_a_folder_that_is_taken_ends_the_launch(out: Path) -> None:
     """Rank 0 leaves before it meets the others."""
-    done = launch("-m", "espalier", "sft", *arguments(out), "--out", str(out / "run-whole"), seconds=60)
+    done = launch(*TORCHRUN, "-m", "espalier", "sft", *arguments(out), "--out", str(out / "run-whole"), seconds=60)
     assert done.returncode != 0
     assert "already holds a run; continue it with --resume" in " ".join(done.stderr.split())

@@ -1,10 +1,12 @@
-"""Run by test_distributed.py under torchrun: every check trains the same steps alone and on all ranks, and compares.
+"""Run by test_distributed.py: every check trains the same steps alone and on all ranks, and compares.
 
-    torchrun --nproc-per-node 2 dist_worker.py OUT
+    python dist_worker.py OUT
 
-Rank 0 trains alone, too; the others wait for what they compare with. Rank 0 writes OUT/results.json: {check: {figure:
-value}}, where the value of a check that failed is {"error": traceback}. A check in which the ranks part ways ends the
-launch, because what follows would mix up collectives; it names itself in OUT/lost.json.
+starts both ranks, with the environment that torchrun would give them, as forks of one process, so that torch and
+transformers are imported once. Rank 0 trains alone, too; the others wait for what they compare with. Rank 0 writes
+OUT/results.json: {check: {figure: value}}, where the value of a check that failed is {"error": traceback}. A check in
+which the ranks part ways ends the launch, because what follows would mix up collectives; it names itself in
+OUT/lost.json.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -429,5 +432,30 @@ def main(out: Path) -> None:
         close()
 
 
+def start_ranks(out: Path, ranks: int = 2) -> int:
+    """Fork the ranks and wait for them; the first that fails ends the others, and its exit code is returned."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running: set[int] = set()
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            main(out)
+            sys.exit()
+        running.add(pid)
+    code = 0
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        if status and not code:
+            code = os.waitstatus_to_exitcode(status)
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    return code
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(start_ranks(Path(sys.argv[1])))

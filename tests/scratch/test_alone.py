@@ -11,7 +11,7 @@ from scratches import SCRATCH
 
 COMMANDS = {
     "sft": ["--steps", "12", "--lr", "0.01"],
-    "dpo": ["--steps", "12", "--lr", "0.005", "--beta", "0.5"],
+    "dpo": ["--steps", "12", "--lr", "0.015", "--beta", "0.5", "--batch", "6"],
 }
 # One interpreter, which imports what a script may import, forks a child for each script.
 TURNS = """
