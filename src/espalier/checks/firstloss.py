@@ -41,8 +41,8 @@ def expected_first_loss(
     """The loss of one step over `pairs`, each (logp_w, logp_l, ref_w, ref_l, len_w, len_l): see `PairFacts`.
 
     groups: the group of every pair, if groups have equal weight (`Reward`); None is one pair a group. sizes: the number
-    of ranked answers of every group, for plackett_luce at ratios of 0, which costs ln K! there; None is two. moving: KTO's
-    reference point and BCO's delta, 0 before the first step.
+    of ranked answers of every group, for plackett_luce at ratios of 0, which costs ln K! there; None is two. moving:
+    KTO's reference point and BCO's delta, 0 before the first step.
 
     For KTO and BCO the w are good answers and the l bad ones; a side of length 0 is left out. Terms on the likelihood
     of preferred answers count every pair's w once: with several pairs a prompt they differ from the run's.
