@@ -246,4 +246,4 @@ def test_help_of_every_command_says_what_each_flag_does(
         assert "\nOptim  How gradients become updates.\n" in text and "('" not in text, name
         if name == "dpo":
             assert "added up.  [sigmoid]" in text and "[1e-06]" in text
-            assert "DPO  Learns from pairs how far an answer's probability should leave the reference's.\n" in text
+            assert "DPO  Raises the probability of preferred answers over that of the others, relative to a reference policy.\n" in text

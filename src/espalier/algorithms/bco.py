@@ -31,7 +31,7 @@ class BCO(Algorithm):
     beta: Positive = 0.1
     """Strength of the KL to the reference."""
     delta_decay: Share = 0.9
-    """Share of the last step in the moving means of rewards; 0 takes each step's own."""
+    """Decay of the moving means of rewards; 0 takes each step's own means."""
 
     traits: ClassVar[Traits] = Traits("ranking", "labels", needs=("ref_logprobs", "old_logprobs"))
 

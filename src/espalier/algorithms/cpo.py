@@ -11,7 +11,7 @@ from espalier.types import Batch, Outputs, Term
 
 @section
 class CPO(Algorithm):
-    """DPO against a uniform reference, held by the likelihood of preferred answers:
+    """DPO against a uniform reference, beside the likelihood of preferred answers:
 
         L = sum_pairs -log sigma(beta (log pi(y_w|x) - log pi(y_l|x))) / pairs
             + sft_coef * sum_chosen -log pi(y_t | y_<t) / |chosen tokens|

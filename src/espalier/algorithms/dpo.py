@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @section
 class DPO(Algorithm):
-    """Learns from pairs how far an answer's probability should leave the reference's:
+    """Raises the probability of preferred answers over that of the others, relative to a reference policy:
 
         L = sum_v weight_v sum_pairs loss_v(m) / pairs  +  sft_coef * sum_chosen -log pi(y_t) / |chosen tokens|
 

@@ -16,7 +16,7 @@ MATES = "kl"
 
 @section
 class KTO(Algorithm):
-    """Learns from answers that are good or bad, each on its own, no two of one prompt needed:
+    """Learns from single answers labelled good or bad; no two answers of one prompt are needed:
 
         L = 1/S sum_S x    good   x = lambda_D (1 - sigma(beta (r - z)))    bad   x = lambda_U (1 - sigma(beta (z - r)))
 

@@ -35,7 +35,7 @@ class PRM(Algorithm):
     """
 
     aggregate: Literal["product", "min", "last", "mean"] = "product"
-    """How the probabilities of its steps become the number of a whole solution."""
+    """How step probabilities combine into the score of a solution."""
     bad_weight: Positive = 1.0
     """Weight of bad steps; above 1 if they are few and must be found."""
 

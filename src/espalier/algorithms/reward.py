@@ -40,7 +40,7 @@ class Reward(Algorithm):
     tie_share: Annotated[Number, Gt(0), Lt(1)] = 1 / 3
     """Probability of a tie between answers of equal scores."""
     centering: NotNegative = 0.0
-    """Weight of the pull of both scores of a pair to a mean of 0 (arXiv:2312.09244, where it is 0.01)."""
+    """Weight of a penalty that keeps the mean of a pair's scores at 0 (arXiv:2312.09244, there 0.01)."""
     pointwise_coef: NotNegative = 0.0
     """Weight of the pointwise term beside comparisons, if answers have grades."""
     grade_low: Number = 1.0

@@ -13,7 +13,7 @@ from espalier.types import Batch, Outputs, Term, TrainOn
 
 @section
 class SFT(Algorithm):
-    """Maximum likelihood of the trained tokens, every part with its own denominator:
+    """Maximum likelihood of the trained tokens, each part with its own denominator:
 
         L = sum_main w_t nll_t / sum_main w_t  +  replay_coef * sum_replay nll_t / |replay|
 

@@ -172,7 +172,7 @@ class LoopConfig:
     steps: CountOrZero = 0
     """Optimizer steps; 0 follows epochs."""
     samples_per_step: CountOrZero = 0
-    """Samples in an optimizer step; 0 with tokens_per_step 0 takes 32."""
+    """Samples in an optimizer step; 0 takes 32, unless tokens_per_step is given."""
     tokens_per_step: CountOrZero = 0
     """Tokens in an optimizer step (as many whole groups as fit), instead of samples_per_step."""
     tokens_per_microbatch: CountOrZero = 0
