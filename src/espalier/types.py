@@ -28,6 +28,8 @@ Wants = Literal["pairs", "comparisons", "labels", "grades"]
 label of every response, a score."""
 TrainOn = Literal["assistant", "last", "all"]
 """Which turns of a conversation are trained: all of the assistant's, its last one, every token."""
+NAMELESS = "score"
+"""What the only dimension of scores is called if the data gives it no name."""
 Aggregate = Literal["product", "min", "last", "mean"]
 """How the probabilities of its steps become the number of a whole solution."""
 

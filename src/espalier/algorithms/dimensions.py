@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from espalier.config.fields import named_weights
 from espalier.errors import ConfigError, DataError
-from espalier.types import Sample
-
-NAMELESS = "score"  # what data calls the only dimension of scores without a name
+from espalier.types import NAMELESS, Sample
 
 
 def total_weights(given: Sequence[str], key: str = "dimensions") -> dict[str, float]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from espalier import files
-from espalier.algorithms.dimensions import NAMELESS
 from espalier.assembly.model import HeadSpec, build_model
 from espalier.assembly.session import Session
 from espalier.config.sections import ModelConfig
@@ -24,7 +23,7 @@ from espalier.loop import checkpoint
 from espalier.loop.rundir import RunDir
 from espalier.loop.train import Finished
 from espalier.models import heads
-from espalier.types import Sample
+from espalier.types import NAMELESS, Sample
 from espalier.workbench import page, process, reward, steps_page, tables
 from espalier.workbench.bootstrap import Resampling
 from espalier.workbench.from_groups import Groups, chosen, compared_by_grades, correctness, held_out_group

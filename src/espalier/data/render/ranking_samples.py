@@ -19,14 +19,13 @@ from espalier.data.render.rankings import (
 )
 from espalier.data.render.refusals import CUT, IDENTICAL, refusal
 from espalier.errors import RowError
-from espalier.types import Ranking, closer
+from espalier.types import NAMELESS, Ranking, closer
 
 if TYPE_CHECKING:
     from espalier.data.render.chats import Chats
     from espalier.data.render.form import Form
 
 UNCOMPARED = "in no comparison"
-NAMELESS = "score"  # the name of a ranking's only dimension, if it has none
 
 
 def ranking_samples(chats: Chats, example: Ranking, key: int) -> RenderedGroup:
