@@ -257,7 +257,7 @@ def test_pairs_known_by_heart_are_said_to_be(desk: Desk) -> None:
     kinds = [found["kind"] for found in run.findings]
     assert "memorised" in kinds
     found = run.findings[kinds.index("memorised")]
-    assert "the training pairs are memorised" in found["text"] and "give eval_fraction" in found["text"]
+    assert "the training pairs are memorised" in found["text"] and "set eval_fraction" in found["text"]
     noted = {note: line["step"] for line in run.steps for note in line.get("notes", ())}
     assert noted == {f["text"]: f["step"] for f in run.findings}
     assert all(" ".join(f"step {f['step']}: {f['text']}".split()) in desk.out for f in run.findings)
