@@ -3,8 +3,8 @@
     python scripts/rooms.py [PACKAGE_FOLDER ...]        # src/espalier, unless named; other trees to compare with
 
 A room is a file or a folder at the top of the package. An arrow leads from a room to one that it imports, at the top of
-a file, later or for type checking. A room stands one floor above the highest that it imports. A circle is a set of files
-that import each other, directly or around others; rooms in a circle stand on one floor.
+a file, later or for type checking. A room stands one floor above the highest that it imports. A circle is a set of
+files that import each other, directly or around others; rooms in a circle stand on one floor.
 """
 
 from __future__ import annotations
