@@ -12,8 +12,7 @@ from espalier.assembly.learner import build_learner
 
 @pytest.mark.parametrize(("algorithm", "says", "other"), [(SFT(), "tokens", "reads"), (Reward(), "reads", "tokens")])
 def test_a_loss_and_a_head_that_do_not_fit_are_refused(algorithm: Any, says: str, other: str) -> None:
-    config: Any = SimpleNamespace(algorithm=algorithm)
-    model: Any = SimpleNamespace(policy=SimpleNamespace(says=other), loaded=None)
-    unused: Any = None
+    model = SimpleNamespace(policy=SimpleNamespace(says=other), loaded=None)
+    session: Any = SimpleNamespace(config=None, traits=algorithm.traits, model=model)
     with pytest.raises(ValueError, match=f"the loss is about {says}, the policy says {other}"):
-        build_learner(config, model, unused, unused, unused)
+        build_learner(session)

@@ -111,7 +111,7 @@ def test_a_pair_that_is_cut_to_the_same_tokens_says_what_would_help(desk: Desk) 
     desk.run("dpo", "--max-length", LIMIT, data=data, code=2)
     assert (
         f"{data}:1: identical after the cut; got 2 responses that are cut to the same tokens; expected responses that "
-        f"differ among the first {LIMIT} tokens, prompt included. Raise --max-length, where the model takes more, or "
+        f"differ among the first {LIMIT} tokens, prompt included. Raise --max-length, if the model takes more, or "
         "leave such rows out with --on-bad-row skip"
     ) in desk.err
     desk.run("dpo", "--max-length", LIMIT + 20, "--steps", 1, data=data)

@@ -64,7 +64,7 @@ def test_labels_may_be_words(desk: Desk) -> None:
 def test_a_reward_model_is_no_reference_and_it_is_said_before_data_is_read(desk: Desk) -> None:
     scored = Place(desk.folder).run("reward", "scored", "--data", desk.pairs, "--steps", "1") / "model"
     desk.run("check dpo", "--reference-model", scored, data=str(desk.folder / "missing.jsonl"), code=2)
-    assert "reference_model" in desk.err and "no causal language model" in desk.err and "missing" not in desk.err
+    assert "reference_model" in desk.err and "is not a causal language model" in desk.err and "missing" not in desk.err
 
 
 def test_a_name_that_is_nothing_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,10 @@ def named_weights(
     """
     weights: dict[str, float] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
+        # The last sign decides: names of scores come from data, and may hold the sign themselves.
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            name = text
         if known and name not in known:
             way_out = nearest(name, known)
             raise ConfigError(f"{key}: got {text!r}, expected one of {', '.join(known)}.{way_out}", key=key)

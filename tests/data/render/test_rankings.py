@@ -19,7 +19,6 @@ from espalier.data.render.rankings import (
     comparisons,
     flipped_labels,
     levels,
-    score_weights,
     weighted_total,
 )
 from espalier.errors import RowError
@@ -104,7 +103,7 @@ def test_a_nameless_score_is_the_total_whatever_is_weighed() -> None:
 
 
 def test_weights_are_read_from_the_config() -> None:
-    assert score_weights(PreferenceConfig(score_weights=("a=b=2", "c=-0.5"))) == {"a=b": 2.0, "c": -0.5}
+    assert PreferenceConfig(score_weights=("a=b=2", "c=-0.5")).weights == {"a=b": 2.0, "c": -0.5}
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons

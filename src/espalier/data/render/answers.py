@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from espalier.data.render.drafts import EMPTIED, Rendered, RenderedGroup
-from espalier.data.render.rankings import levels, score_weights
+from espalier.data.render.rankings import levels
 from espalier.data.render.refusals import EMPTY
 from espalier.errors import RowError
 from espalier.types import Chat, Message, Ranking, Response
@@ -36,7 +36,7 @@ def answers_of(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -
     answers: list[Answer] = []
     prompt_ids: list[int] | None = None
     emptied: RowError | None = None
-    values = levels(example, score_weights(preference), preference.judged_by)
+    values = levels(example, preference.weights, preference.judged_by)
     for place, (response, level) in enumerate(zip(example.responses, values, strict=True)):
         message = response.message
         if not _has_text(message):

@@ -129,18 +129,6 @@ def weighted_total(scores: Sequence[float | None], weights: Sequence[float]) -> 
     return math.fsum(products) / math.fsum(map(abs, weights))
 
 
-def score_weights(preference: PreferenceConfig) -> dict[str, float]:
-    """`preference.score_weights` as a mapping: `("helpful=2", "brief=-1")` is `{"helpful": 2.0, "brief": -1.0}`."""
-    weights: dict[str, float] = {}
-    for text in preference.score_weights:
-        name, _, weight = text.rpartition("=")
-        weights[name] = float(weight)
-    return weights
-
-
-# -------------------------------------------------------------------------------------------------------- comparisons
-
-
 def comparisons(levels: Sequence[float | None], preference: PreferenceConfig, key: int, seed: int) -> Comparisons:
     """Every two responses with levels: a strict preference if these differ, a tie if they are equal (`types.settled`).
 
