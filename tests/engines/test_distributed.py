@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from desk import Left
+from dist_commands import arguments, dpo_arguments
 from dist_reference import HELD
-from dist_worker import CHECKS, arguments, dpo_arguments
+from dist_worker import CHECKS
 from espalier.commands import main as cli
 from espalier.engines import fsdp
 from espalier.files import file_to_tensors

@@ -12,6 +12,7 @@ of a function below and its arguments; it is set up in the child before the comm
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import json
 import os
@@ -231,6 +232,7 @@ def catch_up(imported: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # children need not search what was imported for garbage
     answers = os.fdopen(os.dup(1), "w")
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
