@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from dist_commands import commands, start_ranks
 from dist_processes import bytes_of_all_ranks
@@ -108,7 +108,14 @@ def make(
 
 
 def gradients(made: TorchLearner) -> dict[str, torch.Tensor]:
-    return {n: fsdp.full(p.grad).clone() for n, p in made.optimizer.parameters().items() if p.grad is not None}
+    """Whole gradients, of which ranks hold parts along the first dimension; one exchange is for all of them."""
+    found = {n: p.grad for n, p in made.optimizer.parameters().items() if p.grad is not None}
+    if not any(isinstance(grad, DTensor) for grad in found.values()):
+        return {n: grad.clone() for n, grad in found.items()}
+    assert all(grad.placements == (Shard(0),) for grad in found.values())
+    parts: list[Any] = [None] * world.size
+    dist.all_gather_object(parts, {n: grad.to_local() for n, grad in found.items()})
+    return {n: torch.cat([part[n] for part in parts]) for n in found}
 
 
 def weights(made: TorchLearner) -> dict[str, torch.Tensor]:

@@ -15,8 +15,11 @@ COMMANDS = {
 }
 # One interpreter, which imports what a script may import, forks a child for each script.
 TURNS = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
+gc.disable()  # imports leave no garbage
 import torch, transformers.models.llama.modeling_llama
+gc.freeze()
+gc.enable()
 torch.set_num_threads(1)
 for path, *argv in json.loads(sys.argv[1]):
     if os.fork() == 0:

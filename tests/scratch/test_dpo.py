@@ -1,10 +1,12 @@
 """The flat specification of DPO and the library compute the same losses, metrics, gradients and weights."""
 
 import copy
+import functools
 import random
 from typing import Any
 
 import pytest
+import torch
 
 from espalier.algorithms.dpo import DPO
 from espalier.config.sections import OptimConfig
@@ -18,6 +20,7 @@ from scratches import load
 from tiny import tiny_model
 
 STEPS = 4
+Gradients = dict[str, torch.Tensor]
 METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logprobs_chosen", "logprobs_rejected",
            "length_chosen", "length_rejected")  # fmt: skip
 
@@ -56,6 +59,27 @@ def groups_of(rows: list[dict[str, Any]], learner: TorchLearner) -> Groups:
     return groups
 
 
+OPTIM = {"lr": 1e-3, "warmup": 0.3, "clip_norm": 0.5, "eps": 1e-3}
+
+
+@functools.cache
+def flat_run(family: str, **fields: float) -> tuple[list[Gradients], list[dict[str, float]], Any]:
+    """What the flat specification computes, once for all budgets: each step's gradients and line, the model at last."""
+    flat = load("dpo")
+    model: Any = tiny_model(family).double()
+    held = copy.deepcopy(model).eval().requires_grad_(False)
+    settings = flat.Settings(steps=STEPS, beta=0.2, **OPTIM, **fields)
+    batches = [[flat.Ranking(**row) for row in rankings(step)] for step in range(STEPS)]
+    gradients, lines = [], []
+    run = flat.train(model, iter(batches), settings)
+    for batch in batches:
+        probe = copy.deepcopy(model)
+        flat.backward(probe, held, batch, settings)
+        gradients.append({name: p.grad for name, p in probe.named_parameters()})
+        lines.append(next(run))
+    return gradients, lines, model
+
+
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
 @pytest.mark.parametrize(
     ("family", "fields"),
@@ -63,30 +87,25 @@ def groups_of(rows: list[dict[str, Any]], learner: TorchLearner) -> Groups:
 )
 def test_dpo_is_the_same_as_in_the_library(family: str, fields: dict[str, float], budget: int) -> None:
     """Streams are float32 in a batch, which is the rounding that the tolerances allow for."""
-    flat = load("dpo")
-    spec: Any = tiny_model(family).double()
-    held = copy.deepcopy(spec).eval().requires_grad_(False)
+    gradients, lines, spec = flat_run(family, **fields)
     algorithm = DPO(beta=0.2, **fields)
-    optim = OptimConfig(lr=1e-3, warmup=0.3, clip_norm=0.5, eps=1e-3)
-    settings = flat.Settings(steps=STEPS, lr=1e-3, warmup=0.3, clip_norm=0.5, eps=1e-3, beta=0.2, **fields)
-    model = copy.deepcopy(spec)
+    optim = OptimConfig(**OPTIM)
+    model: Any = tiny_model(family).double()
     learner = TorchLearner(Policy(model, "forest"), optim, LearnerOptions(budget=budget, whole=True))
-    reference = TorchLearner(Policy(copy.deepcopy(held), "forest"), optim, LearnerOptions())
+    held = copy.deepcopy(model).eval().requires_grad_(False)
+    reference = TorchLearner(Policy(held, "forest"), optim, LearnerOptions())
 
     def loss(outputs: Outputs, batch: Batch) -> Any:
         return algorithm.loss(outputs, batch)
 
-    want = flat.train(spec, ([flat.Ranking(**row) for row in rankings(step)] for step in range(STEPS)), settings)
     for step in range(STEPS):
-        probe = copy.deepcopy(spec)
-        flat.backward(probe, held, [flat.Ranking(**row) for row in rankings(step)], settings)
         result = learner.forward_backward(groups_of(rankings(step), reference), loss, {}, step)
-        scale = max(p.grad.abs().max() for p in probe.parameters())
-        for name, p in probe.named_parameters():
+        scale = max(grad.abs().max() for grad in gradients[step].values())
+        for name, grad in gradients[step].items():
             got = model.get_parameter(name).grad
             assert got is not None
-            assert (got - p.grad).abs().max() < 1e-6 * scale, (step, name)
-        line = next(want)
+            assert (got - grad).abs().max() < 1e-6 * scale, (step, name)
+        line = dict(lines[step])
         norm = learner.optim_step(learning_rate(step, STEPS, optim))["grad_norm"]
         names = ["sigmoid", *METRICS, *(["nll"] if algorithm.sft_coef else [])]
         assert set(result.terms) == set(names)
