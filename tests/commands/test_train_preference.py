@@ -203,7 +203,7 @@ def test_what_a_table_cannot_be_is_refused_with_the_way_out(
     assert said in desk.err and "set reference: memory" in desk.err
 
 
-# --------------------------------------------------------------------------------------------------------------- gates
+# --------------------------------------------------------------------------------------------------------------- checks
 
 
 def test_a_reference_that_is_off_stops_the_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

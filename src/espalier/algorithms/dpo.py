@@ -32,7 +32,9 @@ class DPO(Algorithm):
     and more for models of some millions.
     """
 
-    variant: Annotated[Names, MinLen(1), Known({name: v.formula for name, v in VARIANTS.items()})] = ("sigmoid",)
+    variant: Annotated[Names, MinLen(1), Known({name: f"{v.formula} ({v.paper})" for name, v in VARIANTS.items()})] = (
+        "sigmoid",
+    )
     """One or several losses, each NAME or NAME=WEIGHT, added up."""
     beta: NotNegative = 0.0
     """Strength of the KL to the reference, IPO's tau; 0 takes 0.1, and of sigmoid_norm alone the 5 of its paper."""
@@ -83,7 +85,7 @@ class DPO(Algorithm):
             return ()
         note = f"beta {self.strength:g}"
         if "sigmoid_norm" in self.weights and len(self.weights) > 1:
-            note += " for all variants, where sigmoid_norm alone has 5"
+            note += " for all variants; sigmoid_norm alone would have 5"
         return (note,)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
@@ -99,7 +101,7 @@ class DPO(Algorithm):
         ratios_P2 = pairs.sums(ratio, rows, lengths_S, wins_P2, self.ld_alpha)
         terms = {}
         for name, weight in self.weights.items():
-            if name == "plackett_luce":
+            if VARIANTS[name].over == "groups":
                 scores_S = beta * scores(by_sample(ratio, rows, len(lengths_S)))
                 terms[name] = Term(lists.plackett_luce(scores_S, batch.labels_S, batch.group_S), "groups", coef=weight)
             else:

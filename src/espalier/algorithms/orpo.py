@@ -17,7 +17,7 @@ class ORPO(Algorithm):
 
         odds = p / (1 - p)      log p = log pi(y|x) / |y|      nll_t = -log pi(y_t | y_<t)
 
-    Hong et al., arXiv:2403.07691, eq. 6 and 7. Where both sides are equal the second term is odds_coef * ln 2. It takes
+    Hong et al., arXiv:2403.07691, eq. 6 and 7. If both sides are equal the second term is odds_coef * ln 2. It takes
     the place of fine-tuning, so it starts from the base model, at rates between the two: 5e-6 to 8e-6 in the paper.
     Both terms are about answers only; the authors' code also trains the prompt's tokens.
     """

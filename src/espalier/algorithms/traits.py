@@ -84,7 +84,7 @@ class Traits:
 
 
 class Algorithm(Protocol):
-    """What every algorithm is: hyper-parameters, traits, a loss; for some also `mates` and `credit`."""
+    """What every algorithm inherits from: hyper-parameters, traits, a loss; for some also `mates` and `credit`."""
 
     @property
     def traits(self) -> Traits: ...

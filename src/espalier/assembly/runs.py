@@ -59,6 +59,9 @@ class RunConfig:
         def algorithm(self) -> Algorithm: ...
 
     def __post_init__(self) -> None:
+        for name in infos(type(self)).keys() - {*self.sections}:
+            if given(self, name):
+                raise ConfigError(f"{name} is given, but `espalier {self.command}` has no such section; drop it")
         held_out = bool(self.data.eval_data) or self.data.eval_fraction > 0
         if self.loop.eval_every and not held_out:
             raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")

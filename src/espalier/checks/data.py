@@ -170,7 +170,6 @@ def _inside(contents: Iterable[str], text: str, fault: str) -> Iterator[Claim]:
 
 def _step_claims(example: Steps, sample: Sample, decode: Callable[[list[int]], str]) -> Iterator[Claim]:
     start = sample.mask.index(True)
-    # Steps behind the cut are not read, and are left out here.
     for step, read in zip(example.steps, sample.reads, strict=True):
         text = _squash(decode(sample.tokens[start : read + 1]))
         # The last step is read at its last token; others may share a token with what follows them.

@@ -185,7 +185,7 @@ def _unjudged(group: Sequence[Sample]) -> list[Sample]:
 
 
 def _comparison_weights(session: Session) -> list[float]:
-    """What each dimension of the data's grades weighs where comparisons are made of them."""
+    """What each dimension of the data's grades weighs in comparisons that are made of them."""
     weights = session.config.preference.weights
     return [weights.get(name, 0.0) if weights else 1.0 for name in session.opened.dimensions]
 

@@ -25,4 +25,4 @@ def run(config: SampleConfig) -> None:
     console = Console(highlight=False)
     for prompt, answer in zip(config.prompt, answers, strict=True):
         console.print(Text(prompt, style="bold"))
-        console.print(answer + "\n", markup=False)
+        console.print(answer + "\n", markup=False, emoji=False)

@@ -141,29 +141,29 @@ def _limits(metadata: Iterable[Any]) -> str:
 
 
 def named_weights(
-    texts: Iterable[str], key: str, known: Iterable[str] = (), *, positive: bool = False
+    texts: Iterable[str], key: str, known: Iterable[str] = (), *, positive: bool = False, bare: bool = True
 ) -> dict[str, float]:
-    """The weights that field `key` gives to names, each as NAME or NAME=WEIGHT; a name alone weighs 1.
+    """The weights that field `key` gives to names, each as NAME=WEIGHT or, with `bare`, NAME alone, which weighs 1.
 
     >>> named_weights(["helpful=3", "brief"], "dimensions")
     {'helpful': 3.0, 'brief': 1.0}
 
-    Raises ConfigError for a name that is empty, given twice, or not one of `known` (any, if that is empty), and for a
-    weight that is not a finite number, or, with `positive`, not above 0.
+    Without `bare` the names come from data and may hold the sign themselves, so the last one decides. Raises
+    ConfigError for a name that is empty, given twice, or not one of `known` (any, if that is empty), and for a weight
+    that is not a finite number, or, with `positive`, not above 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
-        # The last sign decides: names of scores come from data, and may hold the sign themselves.
-        name, equals, number = text.rpartition("=")
-        if not equals:
-            name = text
+        name, equals, number = text.partition("=") if bare else text.rpartition("=")
         if known and name not in known:
             way_out = nearest(name, known)
             raise ConfigError(f"{key}: got {text!r}, expected one of {', '.join(known)}.{way_out}", key=key)
-        weight = _number(number) if equals else 1.0
+        weight = 1.0 if bare and not equals else _number(number)
         if not name or name in weights or not math.isfinite(weight) or (positive and weight <= 0):
-            form, limit = name or "NAME", " above 0" if positive else ""
-            raise ConfigError(f"{key}: got {text!r}, expected {form} once, as {form} or {form}=WEIGHT{limit}", key=key)
+            form = name or "NAME"
+            forms = f"{form} or {form}=WEIGHT" if bare else f"{form}=WEIGHT, such as helpful=1"
+            limit = " above 0" if positive else ""
+            raise ConfigError(f"{key}: got {text!r}, expected {form} once, as {forms}{limit}", key=key)
         weights[name] = weight
     return weights
 

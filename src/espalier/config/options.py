@@ -294,6 +294,8 @@ def _placeholder(kind: Any) -> str:
 
 def _row(option: Option, names: Sequence[str]) -> tuple[Any, Any]:
     """One option of the help: the flag with what it holds, and its effect, values and default."""
+    from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     info, kind = option.info, option.info.annotation
@@ -316,9 +318,10 @@ def _row(option: Option, names: Sequence[str]) -> tuple[Any, Any]:
         effect.append(f"  [{_default(default)}]", "dim")
     for known in info.metadata:
         if isinstance(known, Known):
-            width = max(map(len, known.names))
+            table = Table.grid(padding=(0, 2, 0, 0))
             for name, what in known.names.items():
-                effect.append(f"\n{name:{width}}  {what}", "dim")
+                table.add_row(Text(name, "dim"), Text(what, "dim"))
+            return flag, Group(effect, table)
     return flag, effect
 
 

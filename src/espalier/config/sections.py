@@ -236,15 +236,12 @@ class PreferenceConfig:
     """Weights of score dimensions in their total, as NAME=WEIGHT; empty gives all the same weight."""
 
     def __post_init__(self) -> None:
-        for text in self.score_weights:
-            if "=" not in text:
-                raise ConfigError(f"score_weights: got {text!r}, expected NAME=WEIGHT, such as helpful=1")
-        named_weights(self.score_weights, "score_weights")
+        named_weights(self.score_weights, "score_weights", bare=False)
 
     @property
     def weights(self) -> dict[str, float]:
         """`score_weights` by name."""
-        return named_weights(self.score_weights, "score_weights")
+        return named_weights(self.score_weights, "score_weights", bare=False)
 
 
 @section

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Over = Literal["pairs", "groups"]
+from espalier.types import Over
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +13,7 @@ class Variant:
 
     formula: with the margin m and the scores s of that class. paper: where it is from. loss: the function of
     `losses.pairs` that computes it, and `takes` what that function is given, as `losses.pairs.PairScores` names it; a
-    loss over groups is computed by the function of this name in `losses.lists`. over: what its term is divided by.
+    loss over groups takes the scores of all samples. over: what its term is divided by.
     """
 
     formula: str
