@@ -59,9 +59,6 @@ class RunConfig:
         def algorithm(self) -> Algorithm: ...
 
     def __post_init__(self) -> None:
-        for name in infos(type(self)).keys() - {*self.sections}:
-            if given(self, name):
-                raise ConfigError(f"{name} is given, but `espalier {self.command}` has no such section; drop it")
         held_out = bool(self.data.eval_data) or self.data.eval_fraction > 0
         if self.loop.eval_every and not held_out:
             raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
@@ -78,6 +75,9 @@ class RunConfig:
             raise ConfigError("eval_only judges all of data, and nothing is trained; drop eval_data and eval_fraction")
         if self.judge.eval_only and self.loop.resume:
             raise ConfigError("eval_only is on, and there is nothing to resume; drop resume")
+        for name in infos(type(self)):
+            if name not in self.sections and given(self, name):
+                raise ConfigError(f"{name} is given, but `espalier {self.command}` has no such section; drop it")
 
 
 # ---------------------------------------------------------------------------------- learning rates that papers start at
