@@ -5,146 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
-from typing import Any
 
 import pytest
-import torch
 
 from espalier.errors import ModelError
-from espalier.losses import steps as losses
-from espalier.types import Aggregate, Sample
-from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.mistakes import choose_threshold, first_error, steps
 from espalier.workbench.process import against_outcome, best_cut, findings, process, whole_solutions
-from espalier.workbench.solutions import Solved, aggregate, auc, from_samples, halves
-
-HOW = Resampling(seed=3, resamples=200)
-
-
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def solved(
-    p: list[float], labels: list[float | None] | None = None, right: bool | None = None, problem: str = ""
-) -> Solved:
-    return Solved(problem, tuple(map(logit, p)), tuple(labels or [None] * len(p)), right)
-
-
-def values(found: Any, *names: str) -> list[Any]:
-    return [found[name]["value"] for name in names]
-
-
-# ----------------------------------------------------------------------------------------------------- first mistakes
-
-KINDS = ("accuracy", "erroneous", "correct", "f1")
-
-
-def five() -> list[Solved]:
-    """Three with a mistake (found; called a step late; not called) and two without (none called; one called)."""
-    return [
-        solved([0.9, 0.2, 0.1], [1, 0, None], problem="1"),
-        solved([0.6, 0.7, 0.3], [1, 0, None], problem="2"),
-        solved([0.8, 0.7], [0.5, 0], problem="3"),
-        solved([0.9, 0.6], [1, 1], problem="4"),
-        solved([0.9, 0.4], [1, 0.5], problem="5"),
-    ]
-
-
-def test_first_error_by_hand() -> None:
-    found = first_error(five(), 0.5, HOW)
-    assert values(found, *KINDS) == pytest.approx([2 / 5, 1 / 3, 1 / 2, 2 * (1 / 3) * (1 / 2) / (5 / 6)])
-    assert [found[name]["n"] for name in KINDS] == [5, 3, 2, 5]
-    assert found["accuracy"]["low"] < 2 / 5 < found["accuracy"]["high"]
-    # At 0.75 the second is called a step early, the third is found, and both without a mistake have one called.
-    assert values(first_error(five(), 0.75, HOW), *KINDS) == pytest.approx([2 / 5, 2 / 3, 0, 0])
-
-
-def test_a_step_at_the_threshold_is_not_called_bad() -> None:
-    assert values(first_error([solved([0.5, 0.4], [1, 0])], 0.5, HOW), "erroneous") == [1]
-
-
-def test_one_kind_alone_has_no_harmonic_mean() -> None:
-    assert values(first_error(five()[:3], 0.5, HOW), *KINDS) == [1 / 3, 1 / 3, None, None]
-    assert values(first_error(five()[3:], 0.5, HOW), *KINDS) == [1 / 2, None, 1 / 2, None]
-
-
-@pytest.mark.parametrize(
-    ("labels", "mistake"),
-    [([1, 0, None], 1), ([1, 0.5, 0], 2), ([1, 1, 1], 3), ([1, None, 0], None), ([1, 1, None], None), ([0, 1, 1], 0)],
-)
-def test_where_the_first_mistake_is_known(labels: list[float | None], mistake: int | None) -> None:
-    assert solved([0.5] * 3, labels).mistake == mistake
-
-
-def test_a_solution_that_was_cut_may_have_a_mistake_further_on() -> None:
-    assert Solved("p", (1.0, 1.0), (1.0, 1.0), whole=False).mistake is None
-    assert Solved("p", (1.0, 1.0), (1.0, 0.0), whole=False).mistake == 1
-
-
-def test_the_threshold_is_the_best_of_all_there_are() -> None:
-    """Against trying a fine grid of thresholds, on random solutions."""
-    rng = random.Random(0)
-    known = []
-    for i in range(60):
-        n = rng.randrange(1, 5)
-        k = rng.randrange(n + 1)
-        p = [min(max(rng.gauss(0.4 if j == k else 0.7, 0.2), 0.01), 0.99) for j in range(n)]
-        known.append(solved(p, [1.0] * k + [0.0] * (k < n) + [None] * (n - k - 1), problem=str(i)))
-    none = Resampling(resamples=1)
-    best = max(first_error(known, i / 400, none)["f1"]["value"] for i in range(1, 400))
-    threshold = choose_threshold(known)
-    assert first_error(known, threshold, none)["f1"]["value"] >= best > 0.3
-    assert choose_threshold([solved([0.9, 0.3], [1, 0])]) == 0.5  # everything from 0.3 to 0.9 is as good
-
-
-# -------------------------------------------------------------------------------------------------------------- steps
-
-
-def test_steps_by_hand() -> None:
-    """0.9 good, 0.2 bad, 0.6 bad, 0.4 good; a neutral and an unlabelled step count nowhere."""
-    found = steps([solved([0.9, 0.2, 0.1], [1, 0, 0.5], problem="a"), solved([0.6, 0.4, 0.9], [0, 1, None])], HOW)
-    assert found is not None
-    assert values(found, "accuracy", "precision", "recall", "f1", "brier") == pytest.approx([0.5] * 4 + [0.77 / 4])
-    assert found["ece"] == pytest.approx(1.5 / 4)
-    assert [(b["n"], b["good"]) for b in found["bins"] if b["n"]] == [(1, 0), (1, 1), (1, 0), (1, 1)]
-    assert [b["low"] for b in found["bins"] if b["n"]] == pytest.approx([0.2, 0.4, 0.6, 0.9])
-
-
-def test_precision_and_recall_differ() -> None:
-    """Three steps are called bad and one of them is; of two bad ones one is called."""
-    found = steps([solved([0.1, 0.2, 0.3, 0.8, 0.9], [0, 1, 1, 0, 1])], HOW)
-    assert found is not None
-    assert values(found, "precision", "recall", "f1", "accuracy") == pytest.approx([1 / 3, 1 / 2, 2 / 5, 2 / 5])
-    assert steps([solved([0.1], right=True)], HOW) is None
-
-
-def test_a_bin_is_judged_by_its_means() -> None:
-    """Four steps at 0.75, three of them good: calibrated. All good: off by 1/4."""
-    four = [0.75] * 4
-    for labels, ece in (([1, 1, 1, 0], 0.0), ([1, 1, 1, 1], 0.25)):
-        found = steps([solved(four, list(labels))], HOW)
-        assert found is not None and found["ece"] == pytest.approx(ece)
-
+from espalier.workbench.solutions import Solved, halves
+from solutions import HOW, five, solved
 
 # ---------------------------------------------------------------------------------------------------- whole solutions
-
-
-@pytest.mark.parametrize(
-    ("how", "value"), [("product", math.log(0.36)), ("min", 0.5), ("last", 0.8), ("mean", 2.2 / 3)]
-)
-def test_aggregates_agree_with_the_loss(how: Aggregate, value: float) -> None:
-    scores = [logit(p) for p in (0.9, 0.5, 0.8)]
-    assert aggregate(scores, how) == pytest.approx(value)
-    trained = losses.aggregate(torch.tensor(scores), torch.tensor([3]), how).item()
-    assert trained == pytest.approx(math.exp(value) if how == "product" else value)
-
-
-def test_auc_by_hand() -> None:
-    """Right 3 and 1, wrong 2 and 1: 3 > 2, 3 > 1, 1 < 2, and 1 = 1 counts half."""
-    found = auc([3, 1, 2, 1], [True, True, False, False], [0, 1, 2, 3], HOW)
-    assert found["value"] == pytest.approx(2.5 / 4) and 0 <= found["low"] <= 2.5 / 4 <= found["high"] <= 1
-    assert auc([1, 2], [True, True], [0, 1], HOW)["value"] is None
 
 
 def test_whole_solutions_by_hand() -> None:
@@ -266,21 +135,3 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         Solved("p", (math.nan,), (1.0,))
     with pytest.raises(ValueError, match="2 scores for 1 labels"):
         Solved("p", (1.0, 2.0), (1.0,))
-
-
-def test_samples_with_one_prompt_are_solutions_of_one_problem() -> None:
-    def made(prompt: list[int], solution: list[int], label: float | None) -> Sample:
-        sample = Sample(label=label)
-        sample.append(prompt, trained=False)
-        sample.append(solution, trained=True)
-        sample.reads, sample.grades = [len(prompt), len(sample) - 1], [(1.0,), (math.nan,)]
-        return sample
-
-    groups = [[made([1, 2], [3, 4], 1.0)], [made([1, 2], [3, 5, 6], 0.0), made([1], [2, 3], None)]]
-    found = from_samples(groups, [[(0.5,), (1.5,)], [(2.0,), (3.0,)], [(4.0,), (5.0,)]])
-    assert [(s.problem, s.scores, s.solved) for s in found] == [
-        ("1 2", (0.5, 1.5), True), ("1 2", (2.0, 3.0), False), ("1", (4.0, 5.0), None)
-    ]  # fmt: skip
-    assert found[0].labels == (1.0, None)
-    groups[0][0].stop = "length"
-    assert [s.whole for s in from_samples(groups, [[(0.0,)] * 2] * 3)] == [False, True, True]
