@@ -4,17 +4,21 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from desk import Desk
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 LONGEST = (
-    "engines/test_distributed.py",
-    "loop/test_resume.py",
+    "engines/test_processes.py",
+    "loop/test_train_resume.py",
     "commands/test_train_scoring.py",
-    "loop/test_resume_preference.py",
+    "loop/test_train_resume_preference.py",
     "commands/test_train_preference.py",
     "scratch/test_dpo.py",
     "scratch/test_alone.py",
@@ -22,7 +26,7 @@ LONGEST = (
     "loop/test_train.py",
     "commands/test_train.py",
     "data/store/test_store_rankings.py",
-    "data/store/test_store.py",
+    "data/store/test_entry.py",
     "data/test_read.py",
     "commands/test_train_prm.py",
 )
@@ -70,3 +74,20 @@ def no_flush() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model on disk, of the llama family."""
+    from desk import saved
+
+    return saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def desk(model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> "Desk":
+    """Runs commands on `model` in a terminal that is wide enough for every line."""
+    from desk import Desk
+
+    monkeypatch.setenv("COLUMNS", "300")
+    return Desk(tmp_path, model, capsys)

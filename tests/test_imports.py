@@ -225,6 +225,19 @@ def test_nothing_runs_what_a_file_says(path: Path) -> None:
     assert forbidden_calls(parsed(path)) == []
 
 
+def test_a_test_is_named_after_what_it_tests() -> None:
+    """`tests/ROOM/test_NAME...py` tests the module NAME of that room, or the room itself."""
+    whole = {"test_imports.py", "test_recipes.py"}  # of the tree, and of recipes/
+    lost = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        place = path.relative_to(ROOT / "tests")
+        room = ROOT / "scratch" if place.parts[0] == "scratch" else PACKAGE / place.parent
+        names = [module.stem for module in room.glob("*.py")] + ["alone" if room.name == "scratch" else room.name]
+        if str(place) not in whole and not any(f"{path.stem}_".startswith(f"test_{name}_") for name in names):
+            lost.append(str(place))
+    assert lost == []
+
+
 def test_scratch_imports_nothing_from_the_package() -> None:
     for path in (ROOT / "scratch").glob("*.py"):
         assert [i for i in imports(parsed(path)) if within(i.name, ("espalier",))] == [], path.name

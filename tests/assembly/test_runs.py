@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from desk import PAIRS, Desk, saved, write
+from desk import PAIRS, Desk, write
 from espalier.algorithms.dpo import DPO
 from espalier.assembly.runs import RUNS, RunConfig, unread_in_judging
 from espalier.checks.firstloss import expected_first_loss
@@ -31,17 +31,6 @@ from preferences import pair_groups
 
 def config(command: str, **given: Any) -> RunConfig:
     return build(RUNS[command], {"model": "m", "data": ["d"], "out": "o", **given})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv("COLUMNS", "300")
-    return Desk(tmp_path, model, capsys)
 
 
 # ---------------------------------------------------------------------------------------------------------------- ties

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from desk import Desk, saved
+from desk import Desk
 from espalier.checks import preference
 from samples import sample
 
 LN2 = math.log(2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, capsys: Any, model: str) -> Desk:
-    return Desk(tmp_path, model, capsys)
 
 
 def labelled(good: int, bad: int) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from espalier.assembly.runs import RunConfig
-from espalier.commands import doctor
 from espalier.commands import main as cli
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
 from espalier.errors import EspalierError, RowError
@@ -166,28 +165,3 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == b""
-
-
-# ------------------------------------------------------------------------------------------------------------- doctor
-
-
-def test_doctor_compares_versions_with_what_is_required() -> None:
-    found = doctor.packages(
-        ["pydantic>=2", "pydantic>=999", "surely-not-there>=1", 'surely-not-there; extra == "wandb"']
-    )
-    assert [f.verdict for f in found] == ["ok", "fault", "fault", "note"]
-    assert "expected >=999" in found[1].advice
-    assert found[3].advice == "pip install 'espalier[wandb]'"
-
-
-def test_doctor_prints_and_returns_whether_there_is_a_fault(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    code = cli.main(["doctor"])
-    text = capsys.readouterr().out
-    for name in ("python", "cores", "disk free here", "torch", "transformers", "torch threads", "CPU bfloat16"):
-        assert f" {name} " in text
-    assert code == int(any(line.startswith("fault") for line in text.splitlines()))
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["surely-not-there>=1"])
-    assert cli.main(["doctor"]) == 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from desk import PAIRS, Desk, saved
+from desk import PAIRS, Desk
 
 PROMPT = "tell me about rivers"
 ENDS = ("and so on to the end", "and so on to the sea")  # alike but for their last words
@@ -66,17 +65,6 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     ),
 }
 LIMIT = 50  # tokens: enough for all rows but those that are cut
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv("COLUMNS", "300")
-    return Desk(tmp_path, model, capsys)
 
 
 def good(form: str) -> list[Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,17 +19,6 @@ RANKED = [
     for i in range(6)
 ]
 LABELS = [{"prompt": f"is {i} even", "response": "yes" if i % 4 else "no", "label": i % 2 == 0} for i in range(12)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv("COLUMNS", "300")
-    return Desk(tmp_path, model, capsys)
 
 
 # ----------------------------------------------------------------------------------------------------------- commands

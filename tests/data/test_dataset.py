@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 
 from espalier.config.sections import DataConfig
 from espalier.data.dataset import open_data, sources_of
-from espalier.data.files.content import content_hash, content_key
 from espalier.data.read import Source, read
 from espalier.data.render.form import Form
 from espalier.data.store.store import split
@@ -164,41 +161,6 @@ def test_no_prompt_of_judged_data_is_on_both_sides(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- content
-
-
-def test_content_hash_is_sha256_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, cache = tmp_path / "a.txt", tmp_path / "cache"
-    file.write_bytes(b"abc")
-    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert content_hash(file) == abc
-    old = time.time_ns() - 10**10
-    os.utime(file, ns=(old, old))
-    assert content_hash(file, cache) == abc
-    with monkeypatch.context() as m:
-        m.setattr("hashlib.file_digest", None)  # hashing again would fail
-        assert content_hash(file, cache) == abc
-    file.write_bytes(b"abd")
-    assert content_hash(file, cache) != abc
-    os.utime(file, ns=(old + 1, old + 1))
-    assert content_hash(file, cache) != abc
-
-
-def test_a_fresh_file_is_not_remembered(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_bytes(b"abc")
-    content_hash(file, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_content_key_of_files_and_folders(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / "a.jsonl").write_bytes(b"abc")
-    assert content_key(str(folder / "a.jsonl")).startswith("file ba7816bf")
-    before = content_key(str(folder))
-    assert before != content_key(f"{folder}#test")
-    (folder / "b.jsonl").write_bytes(b"")
-    assert content_key(str(folder)) != before
 
 
 def test_columns_have_the_documented_types(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The learner: gradients that no split can change, updates by hand, and training that continues where it was saved."""
 
 import copy
-import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.errors import CheckpointError
@@ -19,50 +16,9 @@ from espalier.forest.pack import pack, totals
 from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Sample, Term
-from samples import Groups, sample, tree_groups
+from learners import gradients, learner, loss, mixed_groups, values
+from samples import sample, tree_groups
 from tiny import tiny_model
-
-SFT_LOSS = SFT(replay_coef=0.1)
-
-
-def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    return SFT_LOSS.loss(outputs, batch)
-
-
-def learner(
-    family: str = "gpt2",
-    *,
-    dtype: torch.dtype = torch.float64,
-    layout: Any = "forest",
-    optim: OptimConfig | None = None,
-    model: dict[str, Any] | None = None,
-    policy: dict[str, Any] | None = None,
-    **options: Any,
-) -> TorchLearner:
-    made = Policy(tiny_model(family, **(model or {})).to(dtype), layout, **(policy or {}))
-    return TorchLearner(made, optim or OptimConfig(), LearnerOptions(**options))
-
-
-def mixed_groups() -> Groups:
-    """A tree, single samples, weights other than 1, and a part of its own."""
-    groups = tree_groups(3)
-    for i, s in enumerate(s for g in groups for s in g):
-        s.key = i
-        s.weights = [w * (0.5 + i % 3) for w in s.weights]
-    everything = Sample(part="replay", key=20)
-    everything.append(list(range(30, 50)), trained=True)
-    return [*groups, [everything], [sample([7, 8], [9], part="replay", key=21)]]
-
-
-def gradients(made: TorchLearner, groups: Groups, *, step: int = 0) -> dict[str, Tensor]:
-    for p in made.optimizer.parameters().values():
-        p.grad = None
-    made.forward_backward(groups, loss, {}, step)
-    return {n: p.grad.clone() for n, p in made.optimizer.parameters().items() if p.grad is not None}
-
-
-def values(made: TorchLearner) -> dict[str, Tensor]:
-    return {n: p.detach().clone() for n, p in made.optimizer.parameters().items()}
 
 
 def test_say_places_logprobs_at_their_tokens() -> None:
@@ -136,81 +92,6 @@ def test_grad_checkpointing_gives_the_same_gradient() -> None:
     got = gradients(learner("llama", grad_checkpointing=True, budget=60), mixed_groups())
     for name, expected in gradients(learner("llama", budget=60), mixed_groups()).items():
         torch.testing.assert_close(got[name], expected, rtol=1e-6, atol=1e-9)
-
-
-# ------------------------------------------------------------------------------------------------------------- updates
-
-
-def step_of(optim: OptimConfig, lr: float, family: str = "gpt2") -> tuple[Any, ...]:
-    """Weights before, gradients, reported norm, weights after one step."""
-    made = learner(family, optim=optim)
-    before = values(made)
-    grads = gradients(made, mixed_groups())
-    norm = made.optim_step(lr)["grad_norm"]
-    assert all(p.grad is None for p in made.optimizer.parameters().values())
-    return before, grads, norm, values(made)
-
-
-def test_clipping_scales_the_whole_gradient_by_its_global_norm() -> None:
-    clip, lr, eps = 0.25, 0.5, 1.0  # with a large epsilon Adam's first step shows the size of the gradient
-    before, grads, norm, after = step_of(OptimConfig(clip_norm=clip, eps=eps), lr)
-    expected = math.sqrt(sum(g.square().sum().item() for g in grads.values()))
-    assert norm == pytest.approx(expected, rel=1e-12)
-    assert norm > 4 * clip
-    for name, g in grads.items():
-        g = g * clip / (expected + 1e-6)
-        torch.testing.assert_close(after[name], before[name] - lr * g / (g.abs() + eps), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("clip", [0.0, 1e6])
-def test_no_clipping_below_the_limit_or_without_one(clip: float) -> None:
-    before, grads, _, after = step_of(OptimConfig(clip_norm=clip, eps=1.0), 0.5)
-    for name, g in grads.items():
-        torch.testing.assert_close(after[name], before[name] - 0.5 * g / (g.abs() + 1.0), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama"])
-def test_weight_decay_leaves_embeddings_norms_and_biases_alone(family: str) -> None:
-    made = learner(family, optim=OptimConfig(weight_decay=0.5))
-    before = values(made)
-    groups = tree_groups()
-    for s in groups[0] + groups[1] + groups[2]:
-        s.weights = [0.0] * len(s)  # no gradient: what moves is decayed
-    made.forward_backward(groups, loss, {}, 0)
-    assert made.optim_step(0.1)["grad_norm"] == 0
-    decayed = set()
-    for name, value in values(made).items():
-        if torch.equal(value, before[name]):
-            continue
-        decayed.add(name)
-        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5), rtol=1e-12, atol=0)
-    matrices = {n for n, p in before.items() if p.ndim == 2}
-    assert decayed == {n for n in matrices if not any(e in n for e in ("embed_tokens", "lm_head", "wte", "wpe"))}
-
-
-def test_muon_takes_the_matrices_of_the_layers() -> None:
-    optim = OptimConfig(optimizer="muon", weight_decay=0.1, clip_norm=0.0)
-    before, grads, _, after = step_of(optim, 0.01, "llama")
-    layers = {n for n, p in before.items() if p.ndim == 2 and "layers" in n}
-    assert len(layers) == 14
-    params = {n: torch.nn.Parameter(before[n].clone()) for n in before}
-    for name, p in params.items():
-        p.grad = grads[name]
-    torch.optim.Muon([params[n] for n in layers], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
-    torch.optim.AdamW([params[n] for n in before if n not in layers], lr=0.01, betas=(0.9, 0.95), weight_decay=0).step()
-    for name, p in params.items():
-        torch.testing.assert_close(after[name], p.detach(), rtol=1e-9, atol=1e-9)
-        assert not torch.equal(after[name], before[name])
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
-    made = learner()
-    before = values(made)
-    made.forward_backward(tree_groups(), loss, {}, 0)
-    made.optimizer.parameters()["transformer.wte.weight"].grad[3, 3] = torch.inf  # type: ignore[index]
-    with pytest.raises(FloatingPointError, match="inf"):
-        made.optim_step(0.1)
-    assert all(torch.equal(value, before[name]) for name, value in values(made).items())
 
 
 # ------------------------------------------------------------------------------------------------------------ bfloat16

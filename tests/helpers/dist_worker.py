@@ -1,4 +1,4 @@
-"""Run by test_distributed.py: every check trains the same steps alone and on all ranks, and compares.
+"""Run by test_processes.py: every check trains the same steps alone and on all ranks, and compares.
 
     python dist_worker.py OUT
 

@@ -1,4 +1,4 @@
-"""Run by test_resume.py in a process of its own: runs commands in forked children and kills them where it is told.
+"""Run by test_train_resume.py in a process of its own: runs commands in forked children and kills them on request.
 
 Forking after the imports makes a run of a tiny model cost less than half a second. What a child imports beyond them is
 imported here before the next child is forked. Each line of stdin is one JSON request,

@@ -1,4 +1,4 @@
-"""Losses and gradients of TRL's own trainers, for test_trl_parity.py. Runs in TRL's environment, not in Espalier's.
+"""Losses and gradients of TRL's own trainers, for test_dpo_trl_parity.py. Runs in TRL's environment, not in Espalier's.
 
     python trl_losses.py FOLDER
 

@@ -1,4 +1,4 @@
-"""What TRL's own KTO, DPO (bco_pair) and reward losses say about given numbers, for test_trl_parity_unpaired.py.
+"""What TRL's own KTO, DPO (bco_pair) and reward losses say about given numbers, for test_labelled_trl_parity.py.
 
     python trl_unpaired.py < cases.json > results.json
     python trl_unpaired.py FOLDER

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from espalier.losses.ops import normalise
-from espalier.losses.tokens import nll
 from espalier.types import Term
 
 
@@ -50,7 +49,3 @@ def test_a_part_without_weight_is_zero_and_an_unknown_one_is_refused() -> None:
     loss, _ = normalise({"a": Term(x + 3, "tokens", coef=0.0)}, {("tokens", "main"): 1.0})
     loss.backward()  # a step of metrics alone trains nothing
     assert (loss.item(), x.grad) == (0.0, torch.zeros(1))
-
-
-def test_nll_is_minus_weight_times_logprob() -> None:
-    assert nll(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.5])).tolist() == [1.0, 1.0]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from espalier.losses import pairs
 from espalier.losses.ops import by_prefix, by_sample
-from espalier.losses.variants import VARIANTS
 
 LN2 = math.log(2)
 
@@ -247,24 +245,3 @@ def test_losses_of_differences_ignore_what_both_sides_share() -> None:
     for name, average in (("sigmoid_norm", False), ("ipo", True)):
         moved = pairs.loss(name, scores + 2 * same, same, BETA, ipo_average=average)
         assert (moved - pairs.loss(name, scores, same, BETA, ipo_average=average)).abs().max() < 1e-12, name
-
-
-# ------------------------------------------------------------------------------------------------ the table of variants
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_of_the_table_is_computed_and_documented(name: str) -> None:
-    variant = VARIANTS[name]
-    if variant.over == "pairs":
-        smoothing = 0.1 if variant.smoothed else 0.0
-        lost = pairs.loss(name, torch.stack([t(0, 0), t(2, -4)]), torch.ones(2, 2), 0.5, smoothing)
-        assert lost.shape == (2,) and torch.isfinite(lost).all()
-    document = (Path(__file__).resolve().parents[2] / "docs" / "preference-losses.md").read_text(encoding="utf-8")
-    rows = [line for line in document.splitlines() if line.startswith(f"| `{name}`")]
-    paper = variant.paper.split(",")[0]
-    assert rows and (paper in " ".join(rows) or name == "plackett_luce"), (name, rows)
-
-
-def test_no_loss_stands_beside_the_table() -> None:
-    used = {variant.loss for variant in VARIANTS.values() if variant.over == "pairs"}
-    assert used == pairs.LOSSES.keys()

@@ -19,10 +19,8 @@ from transformers import (
 )
 
 from espalier.config.sections import ModelConfig
-from espalier.errors import ConfigError, ModelError
-from espalier.models.freeze import freeze
-from espalier.models.load import load_model, load_tokenizer, prepare
-from espalier.models.tokens import add_control_tokens
+from espalier.errors import ModelError
+from espalier.models.load import load_model, load_tokenizer
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -207,77 +205,3 @@ def test_quantised_weights_are_refused(copy: Path) -> None:
 def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "small", vocab_size=100)
     refused(folder, "2 tokens beyond the embedding's 100 rows: .* = 100, .* = 101")
-
-
-# ------------------------------------------------------------------------------------------------ control tokens
-
-
-@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("gemma3_text", True)])
-def test_control_tokens_start_at_the_mean(family: str, tied: bool) -> None:
-    model, tokenizer = tiny_model(family, vocab_size=103, tie_word_embeddings=tied), tiny_tokenizer()
-    before = model.get_input_embeddings().weight.detach().clone()
-    head = model.get_output_embeddings().weight.detach().clone()
-    x = torch.arange(5, 45)[None]
-    logits = model(x).logits
-    assert add_control_tokens(model, tokenizer, ["<|a|>", "<|im_end|>", "<|b|>"]) == [102, 4, 103]
-    after, head_after = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert after.shape == (104, 32) and model.config.vocab_size == 104 and (head_after is after) == tied
-    for row in (102, 103):  # 102 was a spare row, 103 is new; the tokenizer knew 102 tokens
-        assert torch.allclose(after[row], before[:102].mean(0)) and torch.allclose(head_after[row], head[:102].mean(0))
-    assert torch.equal(after[:102], before[:102])
-    assert torch.equal(model(x).logits[..., :102], logits[..., :102])
-    assert tokenizer("<|b|>a<|a|>").input_ids == [103, 72, 102]
-    assert tokenizer.decode([103, 72], skip_special_tokens=True) == "a"
-    assert add_control_tokens(model, tokenizer, ["<|a|>", "<|b|>"]) == [102, 103]
-    assert model.get_input_embeddings().weight is after
-
-
-def test_ordinary_text_cannot_become_a_control_token() -> None:
-    with pytest.raises(ConfigError, match="'a', which is ordinary text"):
-        add_control_tokens(tiny_model(), tiny_tokenizer(), ["a"])
-    with pytest.raises(ConfigError, match="expected the text of a control token"):
-        add_control_tokens(tiny_model(), tiny_tokenizer(), [" "])
-
-
-# -------------------------------------------------------------------------------------------------------- frozen
-
-
-def test_the_lowest_layers_and_the_embedding_are_frozen() -> None:
-    model = tiny_model("llama", num_hidden_layers=5)
-    summary = freeze(model, config("m", freeze_layers=0.5))  # round(2.5) = 3 of 5
-    held = {n for n, p in model.named_parameters() if not p.requires_grad}
-    assert {n for n in held if not n.startswith("model.layers.")} == {"model.embed_tokens.weight"}
-    assert {n.split(".")[2] for n in held if n.startswith("model.layers.")} == {"0", "1", "2"}
-    assert {n.split(".")[2] for n in summary.names if n.startswith("model.layers.")} == {"3", "4"}
-    assert summary.total == sum(p.numel() for p in model.parameters())
-    assert summary.trainable == summary.total - sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    assert summary.notes == ["frozen: layers 0 to 2 of 5 and the embeddings (model.embed_tokens)"]
-
-
-def test_a_tied_head_is_frozen_with_the_embedding_and_said() -> None:
-    summary = freeze(tiny_model("gpt2"), config("m", freeze_layers=0.1))
-    assert "frozen: layers 0 to 0 of 2 and the embeddings (transformer.wte, transformer.wpe)" in summary.notes
-    assert "the head is tied to the input embedding, so it is frozen too" in summary.notes
-    by_head = freeze(tiny_model("gpt2"), config("m", freeze=("lm_head",)))
-    assert "transformer.wte.weight" not in by_head.names and len(by_head.notes) == 1
-
-
-def test_patterns() -> None:
-    model = tiny_model("llama")
-    summary = freeze(model, config("m", freeze=("model.layers.0", "*.mlp.*_proj.weight")))
-    held = {n for n, p in model.named_parameters() if not p.requires_grad}
-    assert held == {n for n in dict(model.named_parameters()) if n.startswith("model.layers.0.") or ".mlp." in n}
-    assert "model.embed_tokens.weight" in summary.names
-    with pytest.raises(ConfigError, match=r"'model.layer.1' matches no parameter; .* model.layers.1"):
-        freeze(model, config("m", freeze=("model.layer.1",)))
-    with pytest.raises(ConfigError, match="nothing to train"):
-        freeze(model, config("m", freeze=("*",)))
-
-
-def test_new_tokens_need_a_trained_embedding(source: Path) -> None:
-    asked = config(source, add_tokens=("<|new|>",), freeze_layers=0.5)
-    with pytest.raises(ConfigError, match="add_tokens needs trained embeddings"):
-        prepare(load_model(asked), asked)
-    lora = config(source, add_tokens=("<|new|>",), freeze_layers=0.5, lora_rank=2)
-    names = prepare(load_model(lora), lora).names
-    assert any("trainable_tokens_delta" in n for n in names) and not any("layers.0." in n for n in names)

@@ -183,7 +183,8 @@ def not_utf8(byte: int, offset: int) -> RowError:
 
 
 def _syntax(error: json.JSONDecodeError, column: int, expected: str) -> RowError:
-    got = f"{error.msg} at column {column}, {_near(error, 'where the text ends')}"
+    # Python's own words end in "at" if the place is all they add: "Unterminated string starting at".
+    got = f"{error.msg.removesuffix(' at')} at column {column}, {_near(error, 'where the text ends')}"
     return RowError("broken JSON", got=got, expected=expected)
 
 
@@ -371,7 +372,7 @@ def _element(window: _Window, decoder: StrictJSON, shown: str, array: bool) -> R
         bad_byte = window.bad_byte(error.pos, error.pos + 1)
         if bad_byte:
             raise bad_byte from None
-        got = f"{error.msg}, {_near(error, 'where the file ends')},"
+        got = f"{error.msg.removesuffix(' at')}, {_near(error, 'where the file ends')},"
         if array:
             raise window.error(error.pos, got, "an array of JSON objects", _ENDS) from None
         raise window.error(error.pos, got, "JSON objects") from None

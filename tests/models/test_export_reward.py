@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     LlamaForSequenceClassification,
 )
 
@@ -23,77 +20,14 @@ from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError, ModelError
 from espalier.forest.pack import pack, totals
 from espalier.models import heads
-from espalier.models.export import export, padding_of
 from espalier.models.heads import Calibration, ScalarHead
-from espalier.models.layout import choose
-from espalier.models.load import Loaded, load_model, prepare, read_limit
-from espalier.models.padding import choose_padding
+from espalier.models.load import load_model, prepare, read_limit
 from espalier.models.policy import Policy
-from samples import Groups, sample
+from reward_models import groups, ours, source, theirs, trained, write
+from samples import sample
 from tiny import tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3_moe", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox")
-ANSWERS = [[7, 8, 2], [9], [2, 10, 11, 2, 12, 13, 2], [14, 15, 16, 2, 2]]  # 2 is </s>: at the end, inside, twice
-
-
-def groups() -> Groups:
-    prompt = [5, 6, 30, 31, 32, 2, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44]
-    made = [[sample(prompt, answer) for answer in ANSWERS]]
-    for s in made[0]:
-        s.reads = [len(s.tokens) - 1]
-    return made
-
-
-def source(folder: Path, family: str = "llama", *, pad: str | None = "</s>", **over: Any) -> Path:
-    """A base model on disk whose pad token is its end of text, unless said otherwise."""
-    model = tiny_model(family, **over)
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = pad
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def trained(
-    folder: Path, dimensions: int = 2, *, names: tuple[str, ...] = (), kind: Any = "response", **over: Any
-) -> Loaded:
-    """A reward model as it is after training: every trained weight has moved, and it is calibrated."""
-    config = ModelConfig(model=str(folder), **over)
-    loaded = load_model(config, head=True)
-    heads.attach(loaded.model, dimensions, seed=1, names=names, kind=kind)
-    prepare(loaded, config)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in loaded.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    heads.set_calibration(loaded.model, heads.calibrate(ours(loaded.model), scale=True))
-    return loaded
-
-
-def ours(model: Any) -> Tensor:
-    """Calibrated scores of `groups()` through a Policy."""
-    model = copy.deepcopy(model)
-    chosen, _ = choose(model, "auto")
-    said = Policy(model, chosen, says="reads")(pack(groups(), totals(groups()), says="reads"))["scores_RK"]
-    return heads.calibration_of(model).apply(said.detach())
-
-
-def theirs(folder: Path, *, dtype: Any = "auto") -> Tensor:
-    """What transformers alone says of the same rows, padded on the right by the exported tokenizer, plus the bias."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = tokenizer.pad({"input_ids": [s.tokens for s in groups()[0]]}, return_tensors="pt")
-    assert rows["attention_mask"][:, 0].all() and not rows["attention_mask"][:, -1].all()
-    with torch.no_grad():
-        logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
-    return logits + torch.tensor(model.config.espalier_reward_bias)
-
-
-def write(loaded: Loaded, folder: Path, **over: Any) -> Path:
-    export(loaded.model, loaded.tokenizer, folder, source_dtype=loaded.source_dtype, stop_ids=[2], **over)
-    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,19 +50,6 @@ def test_transformers_alone_says_our_scores_where_pad_was_eos(tmp_path: Path, fa
     bias = heads.calibration_of(loaded.model).bias
     assert heads.scalar_head(again.model) == ScalarHead(2, (), "response", Calibration(bias, (1.0, 1.0)))
     torch.testing.assert_close(ours(again.model), said, rtol=0, atol=5e-6)
-
-
-def test_a_pad_token_that_ends_responses_would_change_the_scores(tmp_path: Path) -> None:
-    """What the choice of the pad token is for: with pad == eos, transformers reads these rows before their end."""
-    loaded = trained(source(tmp_path / "base"))
-    out = write(loaded, tmp_path / "out")
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**config, "pad_token_id": 2}))
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    tokenizer.pad_token = "</s>"
-    tokenizer.save_pretrained(out)
-    wrong = (theirs(out) - ours(loaded.model)).abs().amax(1) > 1e-3
-    assert wrong.tolist() == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -195,9 +116,6 @@ def test_a_process_reward_model_reads_every_step_when_loaded(tmp_path: Path) -> 
     torch.testing.assert_close(said[0], said[1], rtol=0, atol=2e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------ of others
-
-
 def test_a_classifier_of_others_is_read_with_its_own_labels(tmp_path: Path) -> None:
     config = tiny_model("llama").config
     config.num_labels = 3
@@ -244,59 +162,3 @@ def test_a_family_that_cannot_be_exported_is_refused_when_it_is_loaded(tmp_path:
     load_model(ModelConfig(model=str(folder)))
     with pytest.raises(ModelError, match=r"GraniteForCausalLM.*cannot be a reward model"):
         load_model(ModelConfig(model=str(folder)), head=True)
-
-
-# -------------------------------------------------------------------------------------------------------- the pad token
-
-
-def test_the_pad_token_is_one_that_ends_no_response() -> None:
-    """Ids: <unk> 0, <s> 1, </s> 2, <|im_start|> 3, <|im_end|> 4; 102 tokens in all."""
-
-    def chosen(
-        rows: int = 102, stops: tuple[int, ...] = (2,), pad: str | None = "</s>", **names: Any
-    ) -> tuple[str, int]:
-        tokenizer = tiny_tokenizer()
-        tokenizer.pad_token = pad
-        tokenizer.add_special_tokens(names.pop("add", {}))
-        for name, value in names.items():
-            setattr(tokenizer, name, value)
-        before = tokenizer.pad_token
-        found = choose_padding(tokenizer, rows, stops)
-        assert tokenizer.pad_token == before and found.tokenizer.padding_side == "right"
-        assert found.tokenizer.pad_token_id == found.id and found.id not in (*stops, tokenizer.eos_token_id)
-        assert bool(found.note) == (found.token != before)
-        return found.token, found.id
-
-    reserved = {"additional_special_tokens": ["<|reserved_0|>", "<|fill_pad|>"]}
-    assert chosen(pad="<|im_start|>") == ("<|im_start|>", 3)
-    assert chosen(pad="<|im_end|>", stops=(4,)) == ("<unk>", 0)  # a stop token beside the end of text
-    assert chosen() == ("<unk>", 0)
-    assert chosen(stops=(4,)) == ("<unk>", 0)  # the end of text is none, where no run stops at it, too
-    assert chosen(rows=104, unk_token=None, add=reserved) == ("<|fill_pad|>", 103)
-    assert chosen(rows=103, unk_token=None, add=reserved) == ("<|reserved_0|>", 102)
-    assert chosen(rows=128, unk_token=None) == ("<|pad|>", 102)
-    assert chosen(unk_token=None) == ("<s>", 1)
-    assert chosen(unk_token="</s>", bos_token="</s>") == ("<|pad|>", 102)  # as GPT-2, whose rows are full
-
-
-def test_a_new_pad_token_gets_a_row_where_there_is_none(tmp_path: Path) -> None:
-    loaded = trained(source(tmp_path / "base", "gpt2", vocab_size=102))
-    loaded.tokenizer.unk_token = loaded.tokenizer.bos_token = "</s>"
-    out = write(loaded, tmp_path / "out")
-    config = json.loads((out / "config.json").read_text())
-    assert config["vocab_size"] == 103 and config["pad_token_id"] == 102
-    assert not load_file(out / "model.safetensors")["transformer.wte.weight"][102].any()
-    torch.testing.assert_close(theirs(out), ours(loaded.model), rtol=0, atol=1e-5)
-    again = load_model(ModelConfig(model=str(out)), head=True)
-    torch.testing.assert_close(ours(again.model), ours(loaded.model), rtol=0, atol=2e-6)
-    text = "pad </s> and <unk>"
-    assert AutoTokenizer.from_pretrained(out).encode(text) == tiny_tokenizer().encode(text)
-
-
-def test_what_the_source_ends_generations_with_is_no_pad_token(tmp_path: Path) -> None:
-    folder = source(tmp_path / "base", pad="<|im_start|>")
-    GenerationConfig(eos_token_id=[2, 3]).save_pretrained(folder)
-    loaded = trained(folder)
-    note = padding_of(loaded.model, loaded.tokenizer, [2]).note
-    assert "pads with <unk> = 0" in note and "<|im_start|>, its pad token, can end a response" in note
-    assert json.loads((write(loaded, tmp_path / "out") / "config.json").read_text())["pad_token_id"] == 0

@@ -42,7 +42,7 @@ def test_a_broken_line_does_not_end_a_jsonl(tmp_path: Path) -> None:
     assert shape(found) == [1, "a.jsonl:2 broken JSON", "a.jsonl:4 broken JSON", 5, "a.jsonl:6 broken JSON"]
     assert found[1].got == "Expecting ',' delimiter at column 16, before '\"answer\"}'"
     assert found[2].got.startswith("Extra data at column 31")
-    assert found[4].got.startswith("Unterminated string starting at at column 2")
+    assert found[4].got.startswith("Unterminated string starting at column 2")
     assert str(found[1]).startswith(f"{tmp_path}/a.jsonl:2: broken JSON; got Expecting")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from desk import PAIRS, Desk, saved
+from desk import PAIRS, Desk
 from espalier.data.formats import sniff
 from espalier.data.read import Source, read
 from espalier.errors import DataError, RowError
@@ -19,16 +18,6 @@ LABELS = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0} for i 
 CHATS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(6)]
 STEPS = [{"prompt": f"q{i}", "steps": ["one", "two"], "labels": [1, 0]} for i in range(6)]
 JUDGED = [{**row, "labels": [True, False]} for row in STEPS]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, capsys: Any, model: str) -> Desk:
-    return Desk(tmp_path, model, capsys)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""Two transcripts: what they share is the prompt."""
+
+from __future__ import annotations
+
+from espalier.data.formats import sniff
+from rankings import PAIR, one, prompt, said
+
+
+def test_transcripts_share_their_longest_common_run_of_turns() -> None:
+    start = "\n\nHuman: A\n\nAssistant: B\nHuman: still B\n\nHuman: C\n\nAssistant:"
+    row = {"chosen": f"{start} yes \n", "rejected": f"{start} no"}
+    assert sniff(row) == sniff(row, "ranking") == "hh"
+    turns = [("user", "A"), ("assistant", "B\nHuman: still B"), ("user", "C")]
+    assert prompt(one("hh", row)) == turns and said(one("hh", row)) == PAIR
+    assert one("pairs", row) == one("hh", row)
+    assert sniff(row | {"prompt": "Q"}) == "pairs"
