@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
+from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig
 from espalier.config.fields import (
     Count,
     CountOrZero,
@@ -22,10 +23,24 @@ from espalier.config.fields import (
     Positive,
     Seed,
     Share,
-    named_weights,
     section,
 )
 from espalier.errors import ConfigError
+
+__all__ = [
+    "DataConfig",
+    "ExportConfig",
+    "InspectConfig",
+    "JudgeConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PreferenceConfig",
+    "QuickstartConfig",
+    "ReferenceConfig",
+    "SampleConfig",
+    "StepLabelsConfig",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -87,41 +102,6 @@ class ModelConfig:
                 raise ConfigError(f"{name} is given, but there is no LoRA; give lora_rank or adapter, or drop {name}")
         if self.lora_dropout and not self.dropout:
             raise ConfigError("lora_dropout is given, but dropout is off; turn dropout on, or drop lora_dropout")
-
-
-@section
-class DataConfig:
-    """What is read, how, and what is held out."""
-
-    data: Annotated[Names, MinLen(1)]
-    """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
-    format: str = "auto"
-    """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
-    ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
-    replay: Names = ()
-    """Plain-text files mixed in as the part `replay`, every token trained."""
-    replay_fraction: Share = 0.1
-    """Share of replay among the samples of a step, if replay is given."""
-    eval_data: Names = ()
-    """Files to evaluate on; nothing in them is trained."""
-    eval_fraction: Share = 0.0
-    """Share of data to hold out for evaluation, if no eval_data is given."""
-    max_length: CountOrZero = 0
-    """Maximum length of a sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    """What to do with an unusable row: stop, or skip it and list it in rejected.jsonl."""
-    alpaca_prompt: bool = False
-    """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
-    cache: str = ""
-    """Folder of tokenised data, keyed by content; empty takes the user's cache folder."""
-
-    def __post_init__(self) -> None:
-        if self.eval_data and self.eval_fraction:
-            raise ConfigError("eval_data and eval_fraction are both given, and only one can be held out; drop one")
-        if self.replay and not self.replay_fraction:
-            raise ConfigError("replay is given, but replay_fraction is 0, which reads none of it; raise it, or drop it")
-        if self.max_length == 1:
-            raise ConfigError("max_length: got 1, expected 0 or at least 2: one token has nothing to predict")
 
 
 @section
@@ -218,48 +198,6 @@ class LoopConfig:
             raise ConfigError("patience is given, but eval_every is 0, so there is one evaluation; give eval_every")
         if len(set(self.track)) < len(self.track):
             raise ConfigError(f"track: got {', '.join(self.track)}, expected each tracker once")
-
-
-@section
-class PreferenceConfig:
-    """Which judgements and comparisons are trained on."""
-
-    judged_by: Literal["auto", "ranks", "scores", "labels"] = "auto"
-    """Which judgement decides if a row has several; auto takes ranks, else scores, else labels (good or bad)."""
-    min_gap: NotNegative = 0.0
-    """Minimum gap in score (or rank) of a comparison; smaller ones are left out, ties (gap 0) stay ties."""
-    max_pairs: CountOrZero = 0
-    """Maximum comparisons per prompt, sampled by seed; 0 keeps all."""
-    flip: Share = 0.0
-    """Share of comparisons and labels to flip, sampled by seed: for studies of robustness."""
-    score_weights: Names = ()
-    """Weights of score dimensions in their total, as NAME=WEIGHT; empty gives all the same weight."""
-
-    def __post_init__(self) -> None:
-        named_weights(self.score_weights, "score_weights", bare=False)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """`score_weights` by name."""
-        return named_weights(self.score_weights, "score_weights", bare=False)
-
-
-@section
-class StepLabelsConfig:
-    """How step labels and outcomes become targets."""
-
-    supervision: Literal["process", "outcome"] = "process"
-    """process trains on step labels (on the outcome if a solution has none), outcome on the outcome alone."""
-    neutral: Literal["good", "bad", "half", "ignore"] = "good"
-    """Target of a neutral step; half is 0.5, ignore leaves the step out."""
-    after_mistake: Literal["ignore", "bad", "keep"] = "ignore"
-    """Target of the steps after the first bad one: ignore leaves them out, bad is 0, keep is their own label."""
-    outcome: Literal["spread", "last", "ignore"] = "spread"
-    """Which steps an outcome labels: spread all of them, last the last one, ignore none."""
-
-    def __post_init__(self) -> None:
-        if self.supervision == "outcome" and self.outcome == "ignore":
-            raise ConfigError("supervision is outcome, but outcome is ignore, which trains nothing; change one of them")
 
 
 @section
