@@ -4,11 +4,11 @@
     python scripts/faults.py 20 pairs dpo    # those with these numbers, or with such a word in name or setting
     python scripts/faults.py --healthy       # every setting without a fault: none may be stopped
 
-A fault is put into a copy of src/espalier; then the commands of its setting run on rows made here, with the embedded model or a
-tiny one. A line says what stopped the run: the check's name, `crash` for an error without one, or `silent`. Last comes how
-many of the faults that a run can see (`seen` in faults.toml) were stopped by a check. A setting without a fault is run
-first, once, and counts as a false alarm if it is stopped. torch and transformers are imported once and every command is a
-fork, so that all of it takes about a quarter of an hour.
+A fault is put into a copy of src/espalier; then the commands of its setting run on rows made here, with the embedded
+model or a tiny one. A line says what stopped the run: the check's name, `crash` for an error without one, or `silent`.
+Last comes how many of the faults that a run can see (`seen` in faults.toml) were stopped by a check. Every setting is
+run without a fault first, and counts as a false alarm if that is stopped. torch and transformers are imported once and
+every command is a fork, so that all of it takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ SETTINGS: dict[str, list[str]] = {
     "reward_ranked": [f"reward {RUN} --data ranked.jsonl {JUDGED}"],
     "reward_pl": [f"reward {RUN} --data ranked.jsonl --objective plackett_luce {JUDGED}"],
     "reward_margin": [f"reward {RUN} --data scored.jsonl --margin 0.5 {JUDGED}"],
-    "reward_flip": [f"reward {RUN} --data scored.jsonl --eval-data pairs.jsonl --eval-fraction 0 --margin 0.5 --flip 0.3 {JUDGED}"],
+    "reward_flip": [
+        f"reward {RUN} --data scored.jsonl --eval-data pairs.jsonl --eval-fraction 0 --margin 0.5 --flip 0.3 {JUDGED}"
+    ],
     "reward_ties": [f"reward {RUN} --data ranked.jsonl --ties rao_kupper {JUDGED}"],
     "reward_point": [f"reward {RUN} --data dims.jsonl --objective pointwise --dimensions right short {JUDGED}"],
     "reward_scale": [f"reward {RUN} --data ranked.jsonl --calibrate-scale {JUDGED}"],
@@ -162,7 +164,13 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         add("text", {"text": " ".join(f"{n} + {b} = {n + b}." for n in range(a, a + 12))})
         add("pairs", {"prompt": prompt, "chosen": right, "rejected": wrong})
         add("repeated", {"prompt": f"What is {i % 13} + 1?", "chosen": f"{i % 13 + 1}", "rejected": wrong})
-        add("hh", {"chosen": f"\n\nHuman: {prompt}\n\nAssistant: {right}", "rejected": f"\n\nHuman: {prompt}\n\nAssistant: {wrong}"})
+        add(
+            "hh",
+            {
+                "chosen": f"\n\nHuman: {prompt}\n\nAssistant: {right}",
+                "rejected": f"\n\nHuman: {prompt}\n\nAssistant: {wrong}",
+            },
+        )
         add("labels", {"prompt": prompt, "completion": right if i % 3 else wrong, "label": bool(i % 3)})
         add("labels2", {"prompt": f"{prompt} Say it.", "completion": right if i % 4 else wrong, "label": bool(i % 4)})
         answers = [right, wrong, f"{a} and {b} make {a}.", f"I think it is {a + b + 7}."]
@@ -183,7 +191,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 DROPS = (
     "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content }}"
-    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 BOS = "{{ bos_token }}" + DROPS.replace(" if m.role != 'system'", "")
 
@@ -214,10 +223,11 @@ def prepare(folder: Path) -> dict[str, str]:
 
     torch.manual_seed(0)
     plain = embedded_tokenizer()
-    sizes = dict(vocab_size=len(plain), eos_token_id=1, bos_token_id=None, pad_token_id=0)
+    sizes = {"vocab_size": len(plain), "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
     save("gpt2", GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **sizes)), plain)
-    mistral = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    config = MistralConfig(**mistral, **sizes, sliding_window=12, max_position_embeddings=512, initializer_range=0.2)
+    sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MistralConfig(**sizes, sliding_window=12, initializer_range=0.2)
     save("windowed", MistralForCausalLM(config), plain)
     moved = embedded_model()
     with torch.no_grad():
@@ -330,7 +340,9 @@ def main(words: list[str]) -> int:
     faults = tomllib.loads((ROOT / "scripts/faults.toml").read_text())["fault"]
     for number, fault in enumerate(faults, 1):
         fault["number"] = number
-    wanted = [f for f in faults if not words or any(w == str(f["number"]) or w in f["name"] + f["setting"] for w in words)]
+    wanted = [
+        f for f in faults if not words or any(w == str(f["number"]) or w in f["name"] + f["setting"] for w in words)
+    ]
     import peft
     import torch
     import transformers
@@ -346,7 +358,10 @@ def main(words: list[str]) -> int:
                 verdict, last = outcome(setting, code, base, models)
                 if verdict != "silent":
                     alarms.append(setting)
-                print(f"healthy  {setting:16} {'runs' if verdict == 'silent' else f'STOPPED {verdict}: {last}'}", flush=True)
+                print(
+                    f"healthy  {setting:16} {'runs' if verdict == 'silent' else f'STOPPED {verdict}: {last}'}",
+                    flush=True,
+                )
         if healthy_only:
             return len(alarms)
         for fault in wanted:

@@ -170,6 +170,17 @@ def test_under_lora_the_base_is_the_reference_and_a_continued_adapter_is_its_own
     assert [s["loss"] for s in table.steps] == pytest.approx([s["loss"] for s in more.steps], abs=1e-4)
 
 
+def test_a_table_of_the_base_is_not_that_of_an_adapter_that_is_continued(desk: Desk) -> None:
+    """Both in one cache: the first margin is 0 against either, and each has a table of its own."""
+    precomputed = ("--reference", "precomputed", "--steps", 1)
+    base = desk.run("dpo", *precomputed, name="base")
+    adapter = str(desk.run("dpo", "--lora-rank", 4, "--steps", 4, "--export", "adapter", name="adapter").path / "model")
+    more = desk.run("dpo", "--adapter", adapter, *precomputed, name="more")
+    assert [run.steps[0]["margin"] for run in (base, more)] == pytest.approx([0, 0], abs=1e-6)
+    assert more.checks["reference"]["value"].startswith("0.0e+00 ")
+    assert len(list((desk.folder / "cache" / "reference").glob("[!.]*"))) == 2
+
+
 def test_a_moving_reference_starts_the_margin_again(desk: Desk) -> None:
     run = desk.run("dpo", "--sync-every", 2, "--sync-alpha", 1, "--steps", 5)
     assert [abs(s["margin"]) < 1e-6 for s in run.steps] == [True, False, True, False, True]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from espalier.commands import judge
 from espalier.commands import main as cli
 from espalier.engines.learner import TorchLearner
 from espalier.errors import ConfigError, DataError, ModelError, RowError
@@ -135,6 +136,42 @@ def test_reference_answers_have_mean_0_and_deviation_1_after_a_reload(place: Pla
     scores = torch.tensor(told, dtype=torch.float64)
     assert len(scores) == 80 * 4
     assert abs(scores.mean().item()) < 1e-5 and scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_is_calibrated_on_the_training_side_and_judged_on_the_other(
+    place: Place, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 80 lists of 4 answers a share is held out; the answers scored for the calibration are all of the others."""
+    training: set[tuple[int, ...]] = set()
+    held_out: set[tuple[int, ...]] = set()
+    scored: list[tuple[int, ...]] = []
+    say, calibrating = TorchLearner.say, [False]
+
+    def said(self: TorchLearner, groups: Any, what: Any) -> Any:
+        if calibrating[0]:
+            scored.extend(tuple(s.tokens) for g in groups for s in g)
+        return say(self, groups, what)
+
+    calibrate = judge._calibrate
+
+    def watched(session: Any) -> None:
+        calibrating[0] = True
+        calibrate(session)
+        calibrating[0] = False
+        for store, kept in zip(session.opened.held_out, session.opened.kept_back, strict=True):
+            held_out.update(tuple(s.tokens) for i in kept for s in store.group(i))
+        for store, kept in zip(session.opened.main, session.opened.chosen, strict=True):
+            training.update(tuple(s.tokens) for i in kept for s in store.group(i))
+
+    monkeypatch.setattr(TorchLearner, "say", said)
+    monkeypatch.setattr(judge, "_calibrate", watched)
+    monkeypatch.setattr(judge, "sensitivity", lambda *_, **__: None)
+    more = ("--eval-fraction", "0.3", "--steps", "2", "--calibrate-on", "all")
+    run = place.run("reward", "sides", "--data", *files(place, "lists"), *more)
+    assert set(scored) == training and not training & held_out
+    assert len(held_out) > 20 and len(training) + len(held_out) == 320
+    assert f"calibrated on {len(scored)} answers" in " ".join(capsys.readouterr().out.split())
+    assert workbench(run)["counts"]["groups"] * 4 == len(held_out)
 
 
 def close(one: Any, other: Any, path: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 
 from espalier.config.sections import DataConfig
-from espalier.data.dataset import open_data, sources_of
+from espalier.data.dataset import Dataset, Opened, open_data, sources_of
 from espalier.data.read import Source, read
 from espalier.data.render.form import Form
 from espalier.data.store.store import split
 from espalier.errors import ConfigError, RowError
 from espalier.types import Chat, Example, Ranking, Response, Steps, Text
 from judged_stores import build as judged
-from stores import build
+from stores import FakeRenderer, build
 from toys import assistant, user
 
 
@@ -158,6 +159,50 @@ def test_no_prompt_of_judged_data_is_on_both_sides(tmp_path: Path) -> None:
     alike = judged(tmp_path, [pair("Q", f"a{i}", "b") for i in range(9)], ranking, content_key="v5")
     with pytest.raises(ConfigError, match="9 usable row\\(s\\) and all hold the same prompt"):
         split(alike, 0.3, seed=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def opened_of(tmp_path: Path, texts: list[list[str]], fraction: float) -> Opened:
+    """The stores of several files, of each of which a share is held out."""
+    paths = []
+    for number, rows in enumerate(texts):
+        path = tmp_path / f"rows{number}.jsonl"
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+        paths.append(str(path))
+    renderer: Any = FakeRenderer()
+    renderer.form = Form("chat")
+    return open_data(DataConfig(data=tuple(paths), eval_fraction=fraction), renderer, cache=tmp_path / "cache", seed=1)
+
+
+def drawn_from(opened: Opened, samples_per_step: int = 4) -> Dataset:
+    options: dict[str, Any] = {"tokens_per_step": 0, "replay_fraction": 0.0, "epochs": 1.0, "steps": 0}
+    return Dataset(opened, seed=1, samples_per_step=samples_per_step, **options)
+
+
+def tokens_of(groups: list[list[Any]]) -> list[tuple[int, ...]]:
+    return [tuple(sample.tokens) for group in groups for sample in group]
+
+
+def test_what_is_held_out_is_never_trained_and_all_the_rest_is(tmp_path: Path) -> None:
+    rows = [f"question {i}|answer {i}" for i in range(60)]
+    opened = opened_of(tmp_path, [rows], 0.3)
+    dataset = drawn_from(opened)
+    trained = [tokens for step in range(dataset.steps) for tokens in tokens_of(dataset.groups(step))]
+    held_out = [tokens for groups in dataset.held_out() for tokens in tokens_of(groups)]
+    assert opened.sizes_held == [len(held_out)] and 5 <= len(held_out) <= 30
+    assert not set(trained) & set(held_out)
+    (store,) = opened.main
+    assert sorted(trained + held_out) == sorted(tokens_of([store.group(i) for i in range(60)]))
+
+
+def test_equal_rows_of_two_sources_are_groups_of_their_own_in_a_step(tmp_path: Path) -> None:
+    rows = [f"question {i}|answer {i}" for i in range(12)]
+    dataset = drawn_from(opened_of(tmp_path, [rows, rows], 0.2), samples_per_step=24)
+    groups = dataset.groups(0)
+    assert len(groups) > len(set(tokens_of(groups))), "no row is drawn from both sources"
+    assert [{sample.group for sample in group} for group in groups] == [{number} for number in range(len(groups))]
 
 
 # ------------------------------------------------------------------------------------------------------------- content

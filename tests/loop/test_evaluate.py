@@ -126,6 +126,29 @@ def test_likelihood_and_loss_agree_where_both_can_be_asked() -> None:
     )
 
 
+def test_held_out_tokens_count_with_their_weights() -> None:
+    """Weights of 1/2 and 2, by hand: (sum of w * nll) / (sum of w), which is what the loss of a step divides by."""
+    learner = make(whole=False)
+    groups = tree_groups()
+    samples = [s for group in groups for s in group]
+    for number, s in enumerate(samples):
+        s.weights = [0.5 if number % 2 else 2.0] * len(s)
+    loss = weight = 0.0
+    for s, outputs in zip(samples, learner.say(groups, ["logprobs"]), strict=True):
+        for t in range(1, len(s)):
+            if s.mask[t]:
+                loss -= s.weights[t] * outputs.logprobs[t]
+                weight += s.weights[t]
+    said = evaluate(learner, iter([groups]))
+    assert said["eval_loss"] == pytest.approx(loss / weight, rel=1e-6)
+    assert evaluate_loss(learner, SFT(), None, {}, iter([groups]))["eval_loss"] == pytest.approx(
+        loss / weight, rel=1e-5
+    )
+    for s in samples:
+        s.weights = [1.0] * len(s)
+    assert evaluate(learner, iter([groups]))["eval_loss"] != pytest.approx(loss / weight, rel=1e-4)
+
+
 # --------------------------------------------------------------------------------------------------------------- reads
 
 

@@ -165,6 +165,24 @@ def test_dpo_learns_and_its_held_out_numbers_say_so(tmp_path: Path) -> None:
     assert ", margin " in run.notes[0]
 
 
+def test_every_step_trains_with_the_rate_of_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the steps rise and half fall: by hand, 6 steps with a peak of 0.01. The learner and the file agree."""
+    run = Run(tmp_path, SFT())
+    run.trainer.optim = OptimConfig(lr=1e-2, schedule="linear", warmup=0.5)
+    rates: list[float] = []
+    step = run.learner.optim_step
+
+    def heard(lr: float) -> Any:
+        rates.append(lr)
+        return step(lr)
+
+    monkeypatch.setattr(run.learner, "optim_step", heard)
+    run.trainer.run()
+    thirds = [0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.02 / 3, 0.01 / 3]
+    assert rates == pytest.approx(thirds)
+    assert [line["lr"] for line in run.lines() if "lr" in line] == rates
+
+
 def test_evaluation_moves_no_state(tmp_path: Path) -> None:
     """With and without held-out data the run is the same, though evaluation credits its own groups."""
     for name, held in (("with", True), ("without", False)):
