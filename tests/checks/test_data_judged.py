@@ -117,7 +117,8 @@ def test_trained_and_stop_count_judged_examples(example: Example, form: Form) ->
     assert f"d: assistant {trained}" in data.trained([("d", stats)]).value
     ended = StoreStats()
     for r in group:
-        r.sample.tokens[-1] = 7
+        last = max(i for i, trained in enumerate(r.sample.mask) if trained)
+        r.sample.tokens[last] = 7
     ended.keep(group, renderer.stop_ids, None)
     assert data.stop([ended]).verdict == "fail"
 

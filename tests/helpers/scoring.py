@@ -120,7 +120,7 @@ class Place:
         return [
             *(command, "--model", model or self.model, "--out", str(self.folder / out)),
             *(("--resamples", "50") if command in ("reward", "prm") else ()),
-            *("--cache", str(self.folder / "cache"), "--lr", "3e-3", "--samples-per-step", "32"),
+            *("--cache", str(self.folder / "cache"), "--lr", "3e-3", "--samples-per-step", "32", "--seed", "2"),
             *("--save-every", "500"), *skipped, *more,
         ]  # fmt: skip
 

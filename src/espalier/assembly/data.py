@@ -31,7 +31,7 @@ def cache_folder(cache: str) -> Path:
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return renderer_of(config, loaded.tokenizer, loaded.limit)
+    return renderer_of(config, loaded.tokenizer, loaded.limit, unread_of(config, loaded))
 
 
 def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
@@ -42,21 +42,41 @@ def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
     return renderer_of(unflipped, loaded.tokenizer, loaded.limit)
 
 
-def renderer_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Renderer:
-    """The renderer of a run's data under a tokenizer. limit: the most tokens that the model takes."""
+def unread_of(config: RunConfig, loaded: Loaded) -> int | None:
+    """The token that a model which is only judged is not read at: its pad token, which transformers skips at the end of
+    a text, a stop token included. A model that is trained gets a pad token that no text ends in."""
+    if not config.judge.eval_only:
+        return None
+    pad: int | None = loaded.model.config.get_text_config().pad_token_id
+    return pad
+
+
+def renderer_of(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, unread: int | None = None
+) -> Renderer:
+    """The renderer of a run's data under a tokenizer. limit: the most tokens that the model takes. unread: see
+    `data.render.form.Form`."""
     longest_sample = longest(config.data, limit)
     train_on = config.algorithm.traits.train_on
-    return Renderer(tokenizer, train_on=train_on, max_length=longest_sample, form=form_of(config))
+    return Renderer(tokenizer, train_on=train_on, max_length=longest_sample, form=form_of(config, unread))
 
 
-def form_of(config: RunConfig) -> Form:
+def form_of(config: RunConfig, unread: int | None = None) -> Form:
     """In which form the run reads its examples."""
     traits = config.algorithm.traits
     wants = traits.wants
     if config.judge.eval_only and wants == "pairs":
         # Nothing is trained, and groups of equals count, too: in how many is a best of n right?
         wants = "comparisons"
-    return Form(traits.consumes, wants, traits.says == "reads", config.preference, config.loop.seed, config.labels)
+    return Form(
+        traits.consumes,
+        wants,
+        reads=traits.says == "reads",
+        preference=config.preference,
+        seed=config.loop.seed,
+        labels=config.labels,
+        unread=unread,
+    )
 
 
 def build_data(

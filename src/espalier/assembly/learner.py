@@ -50,11 +50,11 @@ def build_learner(session: Session) -> TorchLearner:
         long_from=token_layout(model).long_from,
         seed=config.loop.seed,
     )
-    loaded = model.loaded
+    loaded, renderer = model.loaded, session.renderer
     export = ExportOptions(
         loaded.tokenizer,
         loaded.source_dtype,
-        session.renderer.stop_ids,
+        renderer.ends if traits.says == "reads" else renderer.stop_ids,
         adapter_only=config.model.export == "adapter",
     )
     session.learner = TorchLearner(model.policy, config.optim, options, world=session.processes, export_options=export)

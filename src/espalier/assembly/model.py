@@ -143,7 +143,7 @@ def padding_notes(model: Model, renderer: Renderer) -> list[str]:
     """What to say of the pad token that a reward model will be exported with, if it is a new one."""
     if model.policy.says == "tokens":
         return []
-    note = padding_of(model.loaded.model, model.loaded.tokenizer, renderer.stop_ids).note
+    note = padding_of(model.loaded.model, model.loaded.tokenizer, renderer.ends).note
     return [note] if note else []
 
 

@@ -15,6 +15,7 @@ from espalier import files
 from espalier.assembly.model import HeadSpec, build_model
 from espalier.assembly.session import Session
 from espalier.config.sections import ModelConfig
+from espalier.data.render.answers import read_at
 from espalier.data.store.store import Store
 from espalier.engines.forwards import Forwards
 from espalier.engines.reference import frozen
@@ -210,7 +211,7 @@ def _judge_steps(session: Session, groups: Groups, resampling: Resampling) -> Re
     path = session.config.judge.outcome_model
     if path:
         score = _outcome_scorer(session, path)
-        whole = [[replace(s, reads=[len(s) - 1], grades=[]) for s in group] for group in samples]
+        whole = [[replace(s, grades=[]) for s in group] for group in samples]
         scores: list[float] = []
         for low in range(0, len(whole), CHUNK):
             scores += [of_solution[0] for of_solution in score(whole[low : low + CHUNK])]
@@ -227,7 +228,11 @@ def _outcome_scorer(session: Session, path: str) -> Callable[[Sequence[list[Samp
         raise ConfigError(f"outcome_model {path} has another tokenizer; expected the model's", key="outcome_model")
     forwards: Forwards = frozen(model.policy, learner.options, learner.world)
 
+    # Where transformers reads that model: behind what the template writes after the solution.
+    unread = model.loaded.model.config.get_text_config().pad_token_id
+
     def score(groups: Sequence[list[Sample]]) -> Scores:
+        groups = [[replace(s, reads=[read_at(s.tokens, unread)]) for s in group] for group in groups]
         return [outputs.scores[0] for outputs in forwards.say(groups, ["scores"], calibrated=True)]
 
     return score

@@ -37,5 +37,6 @@ def test_token_stores_hang_on_the_names_of_a_form() -> None:
         "preference": {"judged_by": "auto", "min_gap": 0.0, "max_pairs": 0, "flip": 0.0, "score_weights": ()},
         "seed": 0,
         "labels": {"supervision": "process", "neutral": "good", "after_mistake": "ignore", "outcome": "spread"},
+        "unread": None,
     }
-    assert list(asdict(Form())) == ["consumes", "wants", "reads", "preference", "seed", "labels"]
+    assert list(asdict(Form())) == ["consumes", "wants", "reads", "preference", "seed", "labels", "unread"]

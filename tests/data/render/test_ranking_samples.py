@@ -5,7 +5,9 @@ from typing import get_args
 
 import pytest
 
+from espalier.data.render.form import Form
 from espalier.data.render.refusals import MISSING
+from espalier.data.render.renderer import Renderer
 from espalier.errors import RowError
 from espalier.types import Ranking, Response, Wants
 from judged_examples import CHATML, HEAD, listed, pair, reason, renderer
@@ -60,13 +62,27 @@ def test_a_prompt_that_depends_on_the_response_is_refused():
     assert len(forgetful.render(thoughtful)) == 2
 
 
-def test_the_last_token_of_a_response_is_read():
-    for r in renderer(reads=True).render(pair("Yes", "No")):
-        assert r.sample.reads == [len(r.sample) - 1] and r.sample.tokens[-1] == CHATML.convert_tokens_to_ids(
-            "<|im_end|>"
-        )
+def test_a_response_is_read_at_the_end_of_the_templates_own_text():
+    for r, answer in zip(renderer(reads=True).render(pair("Yes", "No")), ("Yes", "No"), strict=True):
+        told = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}]
+        s = r.sample
+        assert s.tokens == CHATML.apply_chat_template(told, return_dict=False)
+        assert s.reads == [len(s) - 1] and CHATML.decode(s.tokens[-2:]) == "<|im_end|>\n"
+        assert s.mask[-2:] == [True, False]  # what the template writes behind the stop token is read, and not trained
     cut = renderer(reads=True, limit=len(HEAD) - 20).render(pair("Yes", "No"))  # a control token is one of its letters
     assert all(r.sample.reads == [len(r.sample) - 1] for r in cut)
+
+
+def test_a_pad_token_at_the_end_is_not_read_in_a_model_of_others():
+    """transformers reads the rightmost token that is not the pad token, wherever the text ends."""
+    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}"
+    template += "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    tokenizer = letters(template=template)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    form = Form("ranking", reads=True, unread=stop)
+    for r, answer in zip(Renderer(tokenizer, form=form).render(pair("Yes", "No")), ("Yes", "No"), strict=True):
+        assert r.sample.tokens[-1] == stop and r.sample.reads == [len(r.sample) - 2]
+        assert tokenizer.decode(r.sample.tokens[r.sample.reads[0]]) == answer[-1]
 
 
 def test_bad_responses_of_a_pair_refuse_it_and_say_why():

@@ -17,12 +17,12 @@ def test_steps_are_read_where_each_of_them_ends():
     group = stepper().render(solution("ab", "c", "def", labels=(1.0, 0.5, None), solved=False))
     (r,) = group
     s = r.sample
-    assert show(r, CHATML) == f"{HEAD}⟦ab\nc\ndef<|im_end|>⟧"
+    assert show(r, CHATML) == f"{HEAD}⟦ab\nc\ndef<|im_end|>⟧\n"
     assert [CHATML.decode([s.tokens[i]]) for i in s.reads] == ["b", "c", "f"]
-    assert s.reads[-1] == len(s) - 2  # in front of the stop token
+    assert s.reads[-1] == len(s) - 3  # in front of the stop token, which the template's line end follows
     assert s.grades[:2] == [(1.0,), (0.5,)] and math.isnan(s.grades[2][0]) and s.label == 0.0
     (ordinary,) = Renderer(CHATML).render(Chat((user("Q"), assistant("ab\nc\ndef"))))
-    assert (s.tokens, s.mask) == (ordinary.sample.tokens, ordinary.sample.mask)
+    assert (s.tokens[:-1], s.mask[:-1]) == (ordinary.sample.tokens, ordinary.sample.mask) and not s.mask[-1]
 
 
 @settings(max_examples=150, deadline=None)

@@ -71,6 +71,19 @@ def answers_of(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -
     return answers
 
 
+def read_at(tokens: Sequence[int], unread: int | None = None) -> int:
+    """Where transformers reads a sequence-classification model: at the rightmost token that is not its pad token
+    `unread` (None: it has none).
+
+    >>> read_at([5, 7, 2, 2]), read_at([5, 7, 2, 2], unread=2)
+    (3, 1)
+    """
+    for place in range(len(tokens) - 1, 0, -1):
+        if tokens[place] != unread:
+            return place
+    return 0
+
+
 def _has_text(message: Message) -> bool:
     return bool(message.content.strip() or message.reasoning or message.tool_calls)
 

@@ -82,6 +82,21 @@ class Chats:
         self._probe.check(chat)
         return SealedChat(chat, self._templates, self.codec, self.stop_ids)
 
+    def tail(self) -> tuple[int, ...]:
+        """The ids that the template writes behind the stop token of a conversation's last answer: a line end under
+        ChatML, often none. Empty, too, if there is no template that chats can use."""
+        question, answer = Message("user", "Zqu"), Message("assistant", "Zqa")
+        try:
+            sealed = self.sealed(Chat((question, answer)))
+            turn = sealed.turn(1)
+        except (ModelError, RowError):  # rows will say why
+            return ()
+        draft = Draft()
+        self._turn(draft, sealed, turn, "token", 0.0)
+        size = len(draft.sample)
+        self._gap(draft, sealed, turn.text, turn.end, len(turn.text), "token", (), 0.0)
+        return tuple(draft.sample.tokens[size:])
+
     def drafts(self, chat: Chat, *, apart: bool = False) -> list[Draft]:
         """The samples of a conversation, not yet cut to length. Raises as `render` does.
 
@@ -204,9 +219,9 @@ class Chats:
             self._turn(draft, sealed, turn, follows, weights[turn.message])
             at, follows = turn.end, "token"
         # What stands behind the last trained token (a line end after the stop token) belongs to the
-        # next prompt.
+        # next prompt. A scalar head is read behind it: transformers reads a whole text at its end.
         end = len(full)
-        if self.train_on != "all":
+        if self.train_on != "all" and not self.form.reads:
             end = max([at, *(end for _, _, end in regions)])
         self._gap(draft, sealed, full, at, end, follows, marks, base)
         return draft

@@ -15,9 +15,10 @@ class Form:
     """Everything beside tokenizer and length that decides what samples an example becomes.
 
     consumes: chats, rankings or steps. wants: what a ranking must offer, or its row is refused (see
-    `algorithms.traits.Traits`). reads: samples are read by a scalar head, at the last token of a response or at the end
-    of each step. preference: which comparisons are kept. seed: of what is drawn (capped pairs, flips). labels: what
-    step labels count as.
+    `algorithms.traits.Traits`). reads: samples are read by a scalar head, at the end of a text (what the template
+    writes behind a response belongs to it) or at the end of each step. preference: which comparisons are kept. seed: of
+    what is drawn (capped pairs, flips). labels: what step labels count as. unread: a token that is not read at the end
+    of a text, None if all are: the pad token of a model that others trained.
     """
 
     consumes: Consumes = "chat"
@@ -26,6 +27,7 @@ class Form:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     seed: int = 0
     labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
+    unread: int | None = None
 
 
 CHATS = Form()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from espalier.data.render.answers import Answer, answers_of, draw_key
+from espalier.data.render.answers import Answer, answers_of, draw_key, read_at
 from espalier.data.render.drafts import RenderedGroup
 from espalier.data.render.rankings import (
     TOO_CLOSE,
@@ -59,7 +59,7 @@ def ranking_samples(chats: Chats, example: Ranking, key: int) -> RenderedGroup:
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
-            sample.reads = [len(sample) - 1]
+            sample.reads = [read_at(sample.tokens, form.unread)]
         group.append(answer.rendered)
     return group
 

@@ -22,7 +22,7 @@ from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, T
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RENDER_VERSION = 3
+RENDER_VERSION = 4
 """Part of the fingerprint: raised whenever the same example would give other tokens or judgements."""
 
 _FORMS = {
@@ -69,6 +69,12 @@ class Renderer:
         parts += [asdict(form)]
         text = json.dumps(parts, sort_keys=True, default=str)
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that the text of a finished answer may end in: a stop token, or what the template writes behind it.
+        A reward model is read there, so that its pad token must be another one."""
+        return (*self.stop_ids, *self.chats.tail()[-1:])
 
     # ------------------------------------------------------------------------------------------------------ the verbs
 
