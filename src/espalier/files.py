@@ -26,6 +26,7 @@ OLD = ".old"
 """Renamed away by a replacement that was not finished; renamed back if its name is free."""
 TRASH = ".trash"
 """Being deleted."""
+SUFFIXES = (PARTIAL, OLD, TRASH)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -104,8 +105,8 @@ def replace_dir(new: Path, target: Path) -> None:
     old = beside(target, OLD)
     replaces = target.exists()
     if replaces:
-        if old.exists():
-            shutil.rmtree(old)
+        if os.path.lexists(old):
+            delete(old)
         os.rename(target, old)
     try:
         os.rename(new, target)
@@ -115,17 +116,30 @@ def replace_dir(new: Path, target: Path) -> None:
         raise
     fsync_dir(target.parent)
     if replaces:
-        shutil.rmtree(old)
+        delete(old)
 
 
 def remove_dir(path: Path) -> None:
     """Delete a folder: it is renamed first, so that no reader sees half of it. Raises OSError."""
     trash = beside(path, TRASH)
-    if trash.exists():
-        shutil.rmtree(trash)
+    if os.path.lexists(trash):
+        delete(trash)
     os.rename(path, trash)
     fsync_dir(path.parent)
-    shutil.rmtree(trash)
+    delete(trash)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a folder with all in it, or a symbolic link without what it leads to. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        # Half a folder must not keep its name.
+        if path.name.startswith(".") and path.suffix in SUFFIXES:
+            shutil.rmtree(path)
+        else:
+            remove_dir(path)
+    else:
+        path.unlink(missing_ok=True)
+        fsync_dir(path.parent)
 
 
 def discard(partial: Path) -> None:
@@ -140,12 +154,19 @@ def restore(folder: Path, prefix: str) -> None:
     """
     for path in sorted(folder.glob(f".{prefix}*")):
         # `.NAME.old` stands for NAME.
-        target = path.with_name(path.stem[1:])
-        if path.suffix == OLD and not target.exists():
+        if path.suffix in SUFFIXES:
+            restore_one(path.with_name(path.stem[1:]))
+
+
+def restore_one(target: Path) -> None:
+    """Finish what a killed process left while it wrote, replaced or deleted `target`, as `restore` does."""
+    for suffix in SUFFIXES:
+        path = beside(target, suffix)
+        if suffix == OLD and os.path.lexists(path) and not target.exists():
             os.rename(path, target)
-            fsync_dir(folder)
-        elif path.suffix in (PARTIAL, OLD, TRASH):
-            shutil.rmtree(path)
+            fsync_dir(target.parent)
+        elif os.path.lexists(path):
+            delete(path)
 
 
 def sha256(path: Path) -> str:

@@ -20,12 +20,14 @@ CONFIG = "model: base\ndata: [a.jsonl]\nlr: 2.0e-05\nseed: 0\nsave_every: 10\n"
 def begin(out: Path) -> None:
     """A run that made one step."""
     with RunDir.open(out, CONFIG) as run:
+        run.create(run.metrics)
         run.metrics.write_text('{"step": 1}\n')
 
 
 def test_a_run_that_made_no_step_gives_way(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with RunDir.open(out, CONFIG) as run:
+        run.create(run.preflight)
         run.preflight.write_text("{}")  # a check failed, and that was all
     with RunDir.open(out, CONFIG + "epochs: 2.0\n") as run:
         assert not run.resumed and "epochs" in run.config.read_text() and not run.preflight.exists()
@@ -78,6 +80,8 @@ def test_a_resume_where_nothing_was_begun_begins(tmp_path: Path) -> None:
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "run"
     begin(out)
+    with RunDir.open(out, CONFIG, resume=True) as run:
+        run.create(run.model, run.samples)
     (out / "checkpoints" / "step-000010").mkdir()
     (out / "model").mkdir()
     for name in ("metrics.jsonl", "samples.jsonl", "model/weights", "notes.txt"):
@@ -88,31 +92,6 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert names == {"run.yaml", "manifest.json", "checkpoints", "notes.txt", ".lock"}
     assert (out / "notes.txt").read_text() == "old" and list((out / "checkpoints").iterdir()) == []
     assert len(json.loads(run.manifest.read_text())["starts"]) == 1
-
-
-@pytest.mark.parametrize("moved", range(1, 5))
-def test_an_overwrite_that_was_cut_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
-    out = tmp_path / "run"
-    begin(out)
-    (out / "metrics.jsonl").write_text("old\n")
-    (out / "notes.txt").write_text("mine")
-    rename, calls = os.rename, 0
-
-    def stops(source: Path, target: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == moved:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", stops)
-        with pytest.raises(KeyboardInterrupt):
-            RunDir.open(out, CONFIG, overwrite=True)
-    begun = moved > 1  # the old run ends when run.yaml is moved
-    with RunDir.open(out, CONFIG, resume=True) as run:
-        assert run.resumed is not begun and run.metrics.exists() is not begun
-    assert (out / "notes.txt").read_text() == "mine" and not (out / ".trash").exists()
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
@@ -175,6 +154,7 @@ def test_another_machine_or_other_data_are_refused(tmp_path: Path) -> None:
     with RunDir.open(out, CONFIG) as run:
         run.pin("machine", {"threads": 2, "device": "cpu"})
         run.pin("data", {"a.jsonl": "aa"})
+        run.create(run.metrics)
         run.metrics.write_text('{"step": 1}\n')
     with RunDir.open(out, CONFIG, resume=True) as run:
         run.pin("machine", {"threads": 2, "device": "cpu"})
@@ -209,11 +189,9 @@ def test_a_damaged_run_is_told(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"run\.yaml (is not YAML|holds no config fields).*--overwrite"):
             RunDir.open(out, CONFIG, resume=True)
     (out / "run.yaml").write_text(CONFIG)
-    (out / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"manifest\.json cannot be read"):
+    (out / "run.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"run\.yaml cannot be read, so nothing says what the run was asked for"):
         RunDir.open(out, CONFIG, resume=True)
-    (out / "manifest.json").unlink()  # as after a kill between run.yaml and manifest.json
-    RunDir.open(out, CONFIG, resume=True).close()
 
 
 # ------------------------------------------------------------------------------------------------------------- lock
@@ -223,6 +201,7 @@ import sys
 from pathlib import Path
 from espalier.loop.rundir import RunDir
 run = RunDir.open(Path(sys.argv[1]), sys.argv[2])
+run.create(run.metrics)
 run.metrics.write_text("{}")
 print("held", flush=True)
 sys.stdin.read()

@@ -9,6 +9,7 @@ from espalier.assembly.describe import describe
 from espalier.assembly.runs import RunConfig
 from espalier.assembly.session import open_session
 from espalier.checks.start import run_checks, settle
+from espalier.loop.older_runs import is_preflight
 
 
 def run(config: RunConfig) -> None:
@@ -16,9 +17,15 @@ def run(config: RunConfig) -> None:
     with open_session(config) as session:
         describe(session)
         outcomes = run_checks(session)
-        out = Path(config.loop.out)
-        if (out / "run.yaml").exists() or not session.main:  # a run's own preflight.json stays
+        path = Path(config.loop.out) / "preflight.json"
+        taken = path.exists() and not is_preflight(path)
+        if taken:
+            session.console.note(
+                f"{path} is not a list of checks, and is left as it is; name another folder with --out"
+            )
+        # A run's own preflight.json stays.
+        if taken or path.with_name("manifest.json").exists() or not session.main:
             settle(session, outcomes, None)
         else:
-            files.make_dir(out)
-            settle(session, outcomes, out / "preflight.json")
+            files.make_dir(path.parent)
+            settle(session, outcomes, path)

@@ -46,10 +46,10 @@ def finish(session: Session, finished: Finished, run: RunDir) -> None:
         session.learner.load(finished.chosen)
     _calibrate(session)
     session.learner.export(run.model)
-    judge(session, held_out(session, session.config.judge.judged), run.path)
+    judge(session, held_out(session, session.config.judge.judged), run)
 
 
-def judge(session: Session, groups: Groups, out: Path) -> None:
+def judge(session: Session, groups: Groups, run: RunDir) -> None:
     """Score groups, print what the workbench says of them, and write `workbench.json` and a page beside it."""
     config, console = session.config, session.console
     if not groups:
@@ -73,10 +73,11 @@ def judge(session: Session, groups: Groups, out: Path) -> None:
             sections.setdefault(section, []).append((what, value))
     for section, rows in sections.items():
         console.table(section.capitalize(), ("what", "value"), rows)
-    files.make_dir(out)
-    files.write_atomic(out / "workbench.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    files.write_atomic(out / "workbench.html", html)
-    console.note(f"judged on {len(groups):,} groups: {out / 'workbench.json'}")
+    run.create(run.workbench, run.workbench_page)
+    files.make_dir(run.path)
+    files.write_atomic(run.workbench, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    files.write_atomic(run.workbench_page, html)
+    console.note(f"judged on {len(groups):,} groups: {run.workbench}")
 
 
 # ---------------------------------------------------------------------------------------------------------- calibration

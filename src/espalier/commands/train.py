@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from espalier.engines.protocols import together
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
+from espalier.loop.older_runs import HEADING
 from espalier.loop.progress import Progress, peak_memory
-from espalier.loop.rundir import HEADING, RunDir, resumption
+from espalier.loop.rundir import RunDir, resumption
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
@@ -44,8 +46,11 @@ def train(config: RunConfig) -> Path:
             if config.judge.eval_only:
                 return _judge(session, run)
             _enter(session, run)
+            for line in run.notes:
+                session.console.note(line)
             describe(session)
             outcomes = run_checks(session)
+            run.create(run.preflight)
             settle(session, outcomes, run.preflight if session.main else None)
             finished = _train(session, run)
             if finished.chosen is None:
@@ -95,6 +100,7 @@ def _pin(session: Session, run: RunDir) -> None:
     run.pin("model", weights_of(session.model.loaded, config.model.adapter, cache))
     run.pin("machine", _machine(session, budget(config, session.device)))
     if any(store.stats.rejected for store in opened.all):
+        run.create(run.rejected)
         write_rejected(opened.all, run.rejected)
 
 
@@ -120,7 +126,7 @@ def _judge(session: Session, run: RunDir) -> Path:
     _enter(session, run)
     describe_data(session)
     build_learner(session)
-    judge.judge(session, judge.trained_on(session, session.config.judge.judged), run.path)
+    judge.judge(session, judge.trained_on(session, session.config.judge.judged), run)
     return run.path
 
 
@@ -136,6 +142,7 @@ def _train(session: Session, run: RunDir) -> Finished:
     config, steps, main = session.config, session.dataset.steps, session.main
     start = _start(session, run)
     first = start.state().step if start else 0
+    run.create(run.metrics, run.tensorboard, *([run.trackers] if config.loop.track else []))
     metrics = MetricsFile(run.metrics) if main else None
     if metrics is not None and start is None:
         metrics.truncate_to(0)
@@ -164,6 +171,7 @@ def _train(session: Session, run: RunDir) -> Finished:
                 progress.note(f"resumed from {start.path.name}")
             finished = trainer.run()
         if watch is not None and main:
+            run.create(run.findings)
             files.write_atomic(run.findings, files.json_text(explain(read_lines(run.metrics), **settings)))
         return finished
     finally:
@@ -212,10 +220,10 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Put the chosen model in place; a model that scores is calibrated and judged first."""
     assert finished.chosen is not None
     name, console = finished.chosen.name, session.console
-    if session.main:
-        if name != checkpoint.step_name(finished.state.step):  # written a while ago
-            checkpoint.verify(finished.chosen)
-        files.restore(run.path, run.model.name)  # what a kill inside the copy left
+    if session.main and name != checkpoint.step_name(finished.state.step):  # written a while ago
+        checkpoint.verify(finished.chosen)
+    # What a kill inside the copy left is tidied up, too.
+    together(partial(run.create, run.model), f"{run.model} was not written", session.processes, CheckpointError)
     if session.traits.says == "reads":
         from espalier.commands import judge
 

@@ -218,6 +218,13 @@ def _read_manifest(path: Path) -> Checkpoint:
     return Checkpoint(path, body["step"], body["ranks"], {name: entry["size"] for name, entry in body["files"].items()})
 
 
+def digests(path: Path) -> dict[str, str]:
+    """sha256 of each file of the checkpoint folder `path`, as its manifest has them. Raises CheckpointError."""
+    _read_manifest(path)
+    entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return {name: entry["sha256"] for name, entry in entries.items()}
+
+
 def problems(path: Path, *, deep: bool = True) -> list[str]:
     """What keeps the folder `path` from being a checkpoint, a line for each problem; empty if it is intact.
 

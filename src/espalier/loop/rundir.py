@@ -1,9 +1,10 @@
 """The folder of one run: what is in it, who may write to it, and whether a resumed run is still the same run.
 
-    runs/NAME/  run.yaml  manifest.json  metrics.jsonl  samples.jsonl  preflight.json  rejected.jsonl
+    runs/NAME/  manifest.json  run.yaml  metrics.jsonl  samples.jsonl  preflight.json  rejected.jsonl
                 findings.json  checkpoints/  model/  tensorboard/  report.html
 
-`run.yaml` makes a folder a run: it is written before everything else and removed before everything else.
+`manifest.json` makes a folder a run: it is written before everything else, and lists what the run makes
+(`manifest.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,15 +26,11 @@ from typing import Any
 import yaml
 
 from espalier.errors import ConfigError
-from espalier.files import TRASH, fsync_dir, json_text, make_dir, write_atomic
+from espalier.files import PARTIAL, beside, make_dir, write_atomic
+from espalier.loop import manifest as manifests
+from espalier.loop.manifest import LOCK, Manifest
+from espalier.loop.older_runs import HEADING, is_preflight
 
-LOCK = ".lock"
-HEADING = "# espalier "
-"""The beginning of run.yaml; the command that it configures follows."""
-CONTENTS = (
-    *("run.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl"),
-    *("findings.json", "report.html", "checkpoints", "model", "tensorboard", "trackers"),
-)
 PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "peft")
 
 MAY_CHANGE = frozenset(
@@ -56,7 +53,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "run.yaml"
-        self.manifest = path / "manifest.json"
+        self.manifest = path / manifests.NAME
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.preflight = path / "preflight.json"
@@ -66,9 +63,14 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
+        self.trackers = path / "trackers"
+        self.workbench = path / "workbench.json"
+        self.workbench_page = path / "workbench.html"
         self.resumed = False
+        self.notes: list[str] = []
         self._accept = False
         self._lock = -1
+        self._list = Manifest(path)
 
     @classmethod
     def open(
@@ -77,18 +79,19 @@ class RunDir:
         """Lock `path` and make it the run of `config` (resolved, YAML), a new one or the one already there.
 
         A folder that holds a run of a step or more is entered with `resume`, or loses that run with `overwrite`; to
-        resume a run that was never begun begins one. `resumed` says which it was. Files that are not a run's are never
-        touched, and a folder that holds such files and no run is refused. The lock ends with `close` or with the
-        process.
+        resume a run that was never begun begins one. `resumed` says which it was; `notes` are lines for the user. Only
+        what manifest.json lists is ever replaced or deleted: a folder with files and no run is refused, and so is one
+        in which something else has a name that the run needs. The lock ends with `close` or with the process.
 
-        Raises ConfigError with the way out: the folder is in use, holds another run or no run; or, unless
-        `accept_changes`, a resumed config differs in a field outside `MAY_CHANGE`, or the `versions` differ.
+        Raises ConfigError with the way out: the folder is in use, holds another run or no run, or something in the way;
+        the config reads from what would be deleted; or, unless `accept_changes`, a resumed config differs in a field
+        outside `MAY_CHANGE`, or the `versions` differ.
         """
         run = cls(path)
         try:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"out: {path} is a file, expected a folder; choose another name", key="out")
-            run._refuse_foreign()
+            run._refuse_foreign(resume)
             make_dir(path)
             run._take_lock()
             try:
@@ -115,40 +118,82 @@ class RunDir:
     ) -> None:
         self.close()
 
+    def create(self, *paths: Path) -> None:
+        """List entries of this folder in manifest.json, before they are written; nothing on ranks that did not `open`.
+
+        Raises ConfigError if one stands there already and is not listed.
+        """
+        if self._lock < 0:
+            return
+        names = [path.name for path in paths]
+        try:
+            self._list.claim(*names)
+            for name in names:
+                self._list.tidy(name)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written: {error.strerror}; {resumption(self.path)}") from error
+
     def pin(self, name: str, facts: Mapping[str, Any]) -> None:
+        """`pin_all` of one name."""
+        self.pin_all({name: facts})
+
+    def pin_all(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Store what must stay as it is for the run to repeat (threads, ranks, device, content hashes of data) in
         manifest.json; on a resumed run, compare with what the first start stored.
 
         Raises ConfigError that lists old -> new, unless the run was opened with `accept_changes`: then the new facts
-        are stored, and the old are kept in the entry of this start.
+        are stored, and the old are kept in the entry of this start. A resumed run that did not store a name is refused,
+        too, unless an older version began it: then there is a note.
         """
-        manifest = self._read_manifest()
-        new = json.loads(json.dumps(facts))
-        changes = _changes(manifest["pinned"].get(name, new), new)
-        if changes:
-            self._refuse(f"{name} changed", changes, "Resume where these are as before")
-            manifest["starts"][-1]["changed"].update(changes)
-        manifest["pinned"][name] = new
-        write_atomic(self.manifest, json_text(manifest))
+        news = {name: json.loads(json.dumps(facts)) for name, facts in groups.items()}
+        all_changes: dict[str, list[Any]] = {}
+        texts = []
+        for name, new in news.items():
+            old = self._list.pinned.get(name, {} if self.resumed else new)
+            if name not in self._list.pinned and self.resumed and self._list.older:
+                self.notes.append(f"{name} was not noted by the version that began this run; it is taken as it is now")
+                old = new
+            changes = _changes(old, new)
+            if changes:
+                texts.append(f"{name} changed: {_listed(changes)}")
+                all_changes.update(changes)
+        if all_changes:
+            self._refuse(texts, all_changes, "Resume where these are as before")
+            self._list.starts[-1]["changed"].update(all_changes)
+        self._list.pinned.update(news)
+        self._list.write()
 
     # ------------------------------------------------------------------------------------------------------ opening
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_foreign(self, resume: bool) -> None:
         """Raise ConfigError for a folder without a run that holds other files than an interrupted `open` leaves."""
-        if not self.path.is_dir() or self.config.exists() or (self.path / TRASH).exists():
+        if not self.path.is_dir() or manifests.read(self.path) is not None:
             return
-        # preflight.json is left by `check`, the others by an interrupted `open`.
-        ours = (LOCK, ".run.yaml.partial", "preflight.json")
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
-        if foreign:
-            shown = ", ".join([*foreign[:3], "..."] if len(foreign) > 3 else foreign)
+        foreign = [path.name for path in sorted(self.path.iterdir()) if not self._is_ours(path)]
+        if not foreign:
+            return
+        shown = ", ".join([*foreign[:3], "..."] if len(foreign) > 3 else foreign)
+        if resume and self.config.exists():
             raise ConfigError(
-                f"out: {self.path} holds files but no run ({shown}), and is left alone; choose a new folder",
+                f"out: {self.manifest} is missing, so nothing says what the run in {self.path} computed from, or that "
+                f"{shown} is its own; put the file back, or start anew in another folder",
                 key="out",
             )
+        raise ConfigError(
+            f"out: {self.path} holds files but no run ({shown}), and is left alone; choose a new folder", key="out"
+        )
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether an interrupted `open`, or `check`, left a file where there is no run yet."""
+        if path.name == LOCK:
+            return _is_lock(path)
+        return path == beside(self.manifest, PARTIAL) or (path == self.preflight and is_preflight(path))
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = self.path / LOCK
+        if os.path.lexists(lock) and not _is_lock(lock):
+            raise ConfigError(f"out: {lock} is not a run's lock; move it away, or choose another folder", key="out")
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -163,77 +208,87 @@ class RunDir:
 
     def _enter(self, config: str, resume: bool, overwrite: bool, accept_changes: bool) -> None:
         self._accept = accept_changes
-        if self.config.exists() and self._begun():
-            _delete(self.path / TRASH)
-            if resume:
-                self._resume(config)
-                return
-            if not overwrite:
-                raise ConfigError(
-                    f"out: {self.path} already holds a run; continue it with --resume, remove it with --overwrite, "
-                    "or choose another folder",
-                    key="out",
-                )
-        self._remove_old()
+        # Read again, under the lock.
+        self._list = manifests.read(self.path) or Manifest(self.path)
+        begun = not self._list.removing and self._begun()
+        if begun and not (resume or overwrite):
+            raise ConfigError(
+                f"out: {self.path} already holds a run; continue it with --resume, remove it with --overwrite, "
+                "or choose another folder",
+                key="out",
+            )
+        self._list.refuse_in_the_way()
+        if begun and resume:
+            self._resume(config)
+            return
+        self._refuse_inputs(config)
+        self._list.remove()
+        self._start({}, "run.yaml", "checkpoints")
         write_atomic(self.config, config)
-        self._start({})
-        _delete(self.path / TRASH)
         self.checkpoints.mkdir(exist_ok=True)
 
     def _begun(self) -> bool:
         """Whether a step was made: a run that ended before (a check failed, a row was bad) is replaced by the next."""
-        steps = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return steps or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+        listed = self._list.entries
+        if self.metrics.name in listed and self.metrics.exists() and self.metrics.stat().st_size > 0:
+            return True
+        return self.checkpoints.name in listed and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
 
-    def _remove_old(self) -> None:
-        """Move the old run's entries into one trash folder, `run.yaml` first; other files stay.
-
-        From then on there is no run here, and the trash folder says that what is left of it may be deleted.
-        """
-        trash = self.path / TRASH
-        if not self.config.exists() and not trash.exists():
-            return
-        trash.mkdir(exist_ok=True)
-        for name in CONTENTS:
-            if (self.path / name).exists():
-                os.rename(self.path / name, trash / name)
-                fsync_dir(self.path)
+    def _refuse_inputs(self, config: str) -> None:
+        """Raise ConfigError if the config reads from an entry that is about to be deleted."""
+        going = [(self.path / name).resolve() for name in self._list.entries if name not in manifests.STAY]
+        for name, value in _flat(config, self.config).items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and name != "out" and _reads_from(text, going):
+                    raise ConfigError(
+                        f"{name}: {text} is part of the run in {self.path}, which this one would remove; choose "
+                        "another out, or copy it elsewhere first",
+                        key=name,
+                    )
 
     def _resume(self, config: str) -> None:
-        changes = _changes(_flat(self.config.read_text(encoding="utf-8"), self.config), _flat(config, self.config))
+        changes = _changes(_read_config(self.config), _flat(config, self.config))
         breaking = {name: change for name, change in changes.items() if name not in MAY_CHANGE}
         if breaking:
-            self._refuse("its config changed", breaking, "Resume with the old values, start anew with --overwrite")
+            text = f"its config changed: {_listed(breaking)}"
+            self._refuse([text], breaking, "Resume with the old values, start anew with --overwrite")
         self.resumed = True
-        self._start(changes)
+        for name in [*self._list.entries]:
+            self._list.tidy(name)
+        self._start(changes, "run.yaml", "checkpoints")
         if changes:
             write_atomic(self.config, config)
 
-    def _refuse(self, what: str, changes: Mapping[str, list[Any]], way_out: str) -> None:
+    def _refuse(self, texts: list[str], changes: Mapping[str, Any], way_out: str) -> None:
         if self._accept:
             return
-        listed = "; ".join(f"{name} {_show(old)} -> {_show(new)}" for name, (old, new) in changes.items())
-        key = next(iter(changes)) if len(changes) == 1 else ""
         raise ConfigError(
-            f"{self.path} would not continue bit for bit: {what}: {listed}. {way_out}, or give --accept-changes",
-            key=key,
+            f"{self.path} would not continue bit for bit: {'; '.join(texts)}. {way_out}, or give --accept-changes",
+            key=next(iter(changes)) if len(changes) == 1 else "",
         )
 
-    def _start(self, changed: dict[str, list[Any]]) -> None:
-        """Add this start, with the config fields it changes (old, new), to manifest.json."""
-        manifest = self._read_manifest() if self.manifest.exists() else {"pinned": {}, "starts": []}
+    def _start(self, changed: dict[str, list[Any]], *entries: str) -> None:
+        """Add this start, with the config fields it changes (old, new), and `entries` to manifest.json."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest["starts"].append({"time": now, "argv": sys.argv, "changed": changed})
-        write_atomic(self.manifest, json_text(manifest))
+        self._list.start({"time": now, "argv": sys.argv, "changed": changed}, *entries)
 
-    def _read_manifest(self) -> dict[str, Any]:
-        try:
-            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
-            if isinstance(manifest["pinned"], dict) and isinstance(manifest["starts"], list):
-                return dict(manifest)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise ConfigError(f"{self.manifest} cannot be read; put it back, or start anew with --overwrite", key="out")
+
+def _is_lock(path: Path) -> bool:
+    """Whether a file is empty, or holds what a run's lock does: the number of a process."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > 32:
+        return False
+    return re.fullmatch(rb"\d*\n?", path.read_bytes()) is not None
+
+
+def _reads_from(text: str, entries: list[Path]) -> bool:
+    """Whether a value of a config, taken as a path, lies in one of the entries; DATA:FORMAT=SHARE counts as DATA."""
+    bare = text.split("=")[0]
+    for place in {text, bare, text.split(":")[0], bare.rsplit(":", 1)[0]}:
+        if place and "\0" not in place:
+            path = Path(os.path.expanduser(place)).resolve()
+            if any(path.is_relative_to(entry) for entry in entries):
+                return True
+    return False
 
 
 def resumption(out: Path) -> str:
@@ -245,11 +300,6 @@ def resumption(out: Path) -> str:
     return f"continue with: espalier {command} --config {shlex.quote(str(out / 'run.yaml'))} --resume"
 
 
-def _delete(trash: Path) -> None:
-    """Delete what is left of an old run; an entry that resists is tried again when the run is opened next."""
-    shutil.rmtree(trash, ignore_errors=True)
-
-
 def versions() -> dict[str, str]:
     """Python's and the installed versions of `PACKAGES` by name, without importing any of them."""
     versions_by_name = {"python": platform.python_version()}
@@ -259,6 +309,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions_by_name[name] = "not installed"
     return versions_by_name
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config fields of a run that is resumed. Raises ConfigError if they cannot be read."""
+    try:
+        return _flat(path.read_text(encoding="utf-8"), path)
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read, so nothing says what the run was asked for ({error}); put it back, or start anew "
+            "with --overwrite"
+        ) from error
 
 
 def _flat(text: str, where: Path) -> dict[str, Any]:
@@ -283,6 +344,11 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[A
     """`{name: [old, new]}` of the entries that differ, by name."""
     pairs = {name: [old.get(name, _ABSENT), new.get(name, _ABSENT)] for name in sorted({*old, *new})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _listed(changes: Mapping[str, list[Any]]) -> str:
+    """`name old -> new` of every change."""
+    return "; ".join(f"{name} {_show(old)} -> {_show(new)}" for name, (old, new) in changes.items())
 
 
 def _show(value: Any) -> str:

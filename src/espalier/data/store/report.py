@@ -9,6 +9,7 @@ from pathlib import Path
 
 from espalier.data.store.rejected import record, rejections, restore
 from espalier.data.store.store import Store
+from espalier.files import PARTIAL, beside
 
 
 def write_rejected(stores: Iterable[Store], path: Path) -> int:
@@ -18,9 +19,7 @@ def write_rejected(stores: Iterable[Store], path: Path) -> int:
     file is replaced as a whole; without rejected rows it is empty.
     """
     count = 0
-    # Processes of one run may write the same report; each has its own draft, and the last whole one
-    # stays.
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = beside(path, PARTIAL)
     with open(draft, "w", encoding="utf-8", errors="backslashreplace") as out:
         for store in stores:
             for item in rejections(store.folder):
