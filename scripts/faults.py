@@ -77,8 +77,10 @@ SETTINGS: dict[str, list[str]] = {
     "dpo_windowed": [f"dpo {WINDOWED} --data pairs.jsonl"],
     "dpo_gpt2": [f"dpo {RUN} --model {{gpt2}} --data pairs.jsonl"],
     "dpo_table_two": [
-        f"dpo {RUN} --data pairs.jsonl --reference precomputed --out first",
-        f"dpo {RUN} --model {{moved}} --data pairs.jsonl --reference precomputed",
+        f"dpo {RUN} --model {{start}} --data pairs.jsonl --reference precomputed --out first",
+        "copy {moved}/model.safetensors {start}/model.safetensors",
+        f"dpo {RUN} --model {{start}} --data pairs.jsonl --reference precomputed",
+        "copy {embedded}/model.safetensors {start}/model.safetensors",
     ],
     "adapter": [
         f"sft {RUN} --data chat.jsonl --lora-rank 4 --export adapter --out first --lr 1e-2",
@@ -136,7 +138,7 @@ SETTINGS: dict[str, list[str]] = {
     ],
     "ranks": [f"sft {RUN} --data chat.jsonl"],
 }
-"""The commands of each setting, run one after the other in one folder; `ranks` on two processes."""
+"""The commands of each setting, run one after the other in one folder, `copy FROM TO` too; `ranks` on two processes."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -200,6 +202,7 @@ BOS = "{{ bos_token }}" + DROPS.replace(" if m.role != 'system'", "")
 def prepare(folder: Path) -> dict[str, str]:
     """Write rows, templates and models; returns the models' folders by name."""
     import torch
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
     from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -227,13 +230,15 @@ def prepare(folder: Path) -> dict[str, str]:
     save("gpt2", GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **sizes)), plain)
     sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MistralConfig(**sizes, sliding_window=12, initializer_range=0.2)
+    config = MistralConfig(**sizes, sliding_window=4, initializer_range=0.5)
     save("windowed", MistralForCausalLM(config), plain)
-    moved = embedded_model()
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    save("moved", moved, plain)
+    # The same files as the embedded model's, and other weights that may take their place.
+    for name in ("start", "moved"):
+        shutil.copytree(embedded, folder / name)
+        models[name] = str(folder / name)
+    weights = load_file(embedded / "model.safetensors")
+    moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in weights.items()}
+    save_file(moved, folder / "moved/model.safetensors", metadata={"format": "pt"})
     save("padstop", embedded_model(), embedded_tokenizer(pad_token="<|endoftext|>"))
     for name, token, special in (("markup", "<tool>", False), ("bos", "<|begin|>", True), ("stops", "<|end|>", True)):
         tokenizer = embedded_tokenizer()
@@ -324,6 +329,9 @@ def outcome(setting: str, code: Path, base: Path, models: dict[str, str]) -> tup
                 shutil.copy(path, work)
         for line in SETTINGS[setting]:
             words = ["" if word == "''" else word for word in line.format(**models).split()]
+            if words[0] == "copy":
+                shutil.copy(*words[1:])
+                continue
             run = launched if setting == "ranks" else forked
             status, output = run(words, code, work)
             if status:
