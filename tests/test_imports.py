@@ -45,8 +45,9 @@ DATA_ARROWS: dict[str, tuple[str, ...]] = {
     # A room inside data  <-  the rooms of data that it may import, itself aside. What stands in no room may import all.
     "data.files": (),
     "data.render": (),
-    "data.formats": ("data.files", "data.render"),
-    "data.store": ("data.render", "data.read"),
+    "data.columns": ("data.files",),
+    "data.formats": ("data.columns", "data.files", "data.render"),
+    "data.store": ("data.columns", "data.render", "data.read"),
 }
 
 HEAVY: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ import pytest
 
 from espalier.config.sections import DataConfig
 from espalier.data.dataset import Dataset, Opened, open_data, sources_of
-from espalier.data.read import Source, read
+from espalier.data.read import READ_VERSION, Source, read
 from espalier.data.render.form import Form
 from espalier.data.store.store import split
 from espalier.errors import ConfigError, RowError
@@ -53,14 +53,14 @@ def test_tokens_are_cached_under_the_options_that_they_always_were() -> None:
     """Another text here reads every source of every user again."""
     sources = sources_of(CONFIG, "ranking")
     assert [(s.format, s.options) for s in (*sources.trained, *sources.held_out)] == [
-        ("prompt", "3 ranking alpaca True"),
-        ("auto", "3 ranking alpaca True"),
-        ("auto", "3 ranking text True"),
-        ("completion", "3 ranking text True"),
-        ("auto", "3 ranking alpaca True"),
+        ("prompt", f"{READ_VERSION} ranking alpaca True"),
+        ("auto", f"{READ_VERSION} ranking alpaca True"),
+        ("auto", f"{READ_VERSION} ranking text True"),
+        ("completion", f"{READ_VERSION} ranking text True"),
+        ("auto", f"{READ_VERSION} ranking alpaca True"),
     ]
     (plain,) = sources_of(DataConfig(data=("a.jsonl",)), "chat").main
-    assert plain.options == "3 chat auto False"
+    assert plain.options == f"{READ_VERSION} chat auto False"
 
 
 def test_stores_are_opened_with_what_their_sources_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +75,11 @@ def test_stores_are_opened_with_what_their_sources_know(tmp_path: Path, monkeypa
     own, held = (SimpleNamespace(name=name, form=Form("chat")) for name in ("own", "held"))
     open_data(CONFIG, own, cache=tmp_path, seed=0, held_renderer=held)  # type: ignore[arg-type]
     assert calls == [
-        ("a", "own", "key of in/a.jsonl", "3 chat alpaca True", "main"),
-        ("b", "own", "key of in/b.jsonl", "3 chat alpaca True", "main"),
-        ("r", "own", "key of in/r.txt", "3 chat text True", "replay"),
-        ("s", "own", "key of in/s.jsonl", "3 chat text True", "replay"),
-        ("e", "held", "key of in/e.jsonl", "3 chat alpaca True", "main"),
+        ("a", "own", "key of in/a.jsonl", f"{READ_VERSION} chat alpaca True", "main"),
+        ("b", "own", "key of in/b.jsonl", f"{READ_VERSION} chat alpaca True", "main"),
+        ("r", "own", "key of in/r.txt", f"{READ_VERSION} chat text True", "replay"),
+        ("s", "own", "key of in/s.jsonl", f"{READ_VERSION} chat text True", "replay"),
+        ("e", "held", "key of in/e.jsonl", f"{READ_VERSION} chat alpaca True", "main"),
     ]
 
 

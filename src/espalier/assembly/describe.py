@@ -28,7 +28,7 @@ def describe_data(session: Session) -> None:
         rows.append((store.source, store.part, s.rows, s.kept, s.rejected, s.truncated, s.samples, s.tokens, s.trained))
     console.table("Data", columns, rows)
     for store in stores:
-        for line in _counts(store.stats):
+        for line in (*store.columns.lines(), *_counts(store.stats)):
             console.note(f"{store.source}: {line}")
     repeated = sum(store.stats.duplicates for store in stores)
     if repeated:

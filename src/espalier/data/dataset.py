@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.config.sections import DataConfig
+from espalier.data.columns.ledger import Ledger
 from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import Source, parse_sources, read
@@ -117,9 +118,10 @@ def open_data(
     """
 
     def store(source: Source, renderer: Renderer) -> Store:
+        ledger = Ledger()
         return open_store(
             source,
-            lambda: read(source),
+            lambda: read(source, ledger),
             renderer,
             cache=cache,
             content_key=content_key(source.path, cache),
@@ -127,6 +129,7 @@ def open_data(
             part=source.part,
             on_bad_row=config.on_bad_row,
             on_progress=(lambda rows: on_progress(source.name, rows)) if on_progress else None,
+            ledger=ledger,
         )
 
     sources = sources_of(config, renderer.form.consumes)

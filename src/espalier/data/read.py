@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from espalier.data.columns.ledger import Ledger
+from espalier.data.columns.mapping import AS_THEY_ARE, Columns, Prepared
+from espalier.data.columns.watched import watched
 from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
@@ -19,7 +22,7 @@ from espalier.data.formats.expand import expand
 from espalier.errors import ConfigError, DataError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 3
+READ_VERSION = 4
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""
@@ -41,6 +44,7 @@ class Source:
     default_format: the format if the source has none of its own; if "auto" too, its rows decide.
     alpaca_prompt: rows of format alpaca are worded as `alpaca.alpaca_prompt` does.
     consumes: what the run learns from.
+    columns: the fields that the user maps, and the columns that are not read.
     """
 
     path: str
@@ -51,6 +55,7 @@ class Source:
     default_format: str = AUTO
     alpaca_prompt: bool = False
     consumes: Consumes = "chat"
+    columns: Columns = AS_THEY_ARE
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -64,7 +69,8 @@ class Source:
     @property
     def options(self) -> str:
         """How its rows are read, beyond `format`: part of the key that its tokens are cached under."""
-        return f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
+        options = f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
+        return f"{options} {self.columns.text}".rstrip()
 
 
 def _name(path: str) -> str:
@@ -153,11 +159,12 @@ def _check_known(name: str, what: str) -> None:
         )
 
 
-def read(source: Source) -> Iterator[Example | RowError]:
+def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | RowError]:
     """The examples of a source in file order, read as they are asked for, with a RowError in place of each bad row.
 
     They come in the form that the run consumes (`expand.expand`), which also decides the format if a row can be read in
-    two ways. A format of "auto" is decided once, by the first WINDOW rows.
+    two ways. A format of "auto" is decided once, by the first WINDOW rows. `ledger` counts what was read of each row
+    that gave an example, and what was not.
 
     A row gives one example or one RowError, so rows = distinct lines among the examples + errors, except for:
     seed tasks and several solutions: one example for each, all with the row's `origin.line`;
@@ -165,34 +172,41 @@ def read(source: Source) -> Iterator[Example | RowError]:
     nodes: one Tree (or its rankings) for all its rows, with the root's line;
     reviews: one Ranking for each question, with its line; every other row is part of one or has a RowError.
 
-    Raises ConfigError for an unknown format, and DataError if the source is missing, empty, broken off or of a kind
-    that is not read: at once if the first bytes show it, else when it is reached.
+    Raises ConfigError for an unknown format or a mapped column that the first rows lack, and DataError if the source is
+    missing, empty, broken off or of a kind that is not read: at once if the first bytes show it, else later.
     """
     name, path = source.read_as, source.path
     _check_known(name, path)
     if os.path.isdir(path):
         folder_format = sniff_folder(path) if name == AUTO else name
         if folder_format in FOLDERS:
-            return _expanded(source, FOLDERS[folder_format](path, source.name))
+            if source.columns.fields:
+                raise ConfigError(f"{path}: columns are given, but {folder_format} reads a folder by its own names")
+            if ledger is not None:
+                ledger.format, ledger.guessed, ledger.ignored = folder_format, name == AUTO, source.columns.ignored
+            return _expanded(source, FOLDERS[folder_format](path, source.name, ledger))
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
-    name, rows = _open(path, name)
-    return _expanded(source, _examples(source, name, _at_least_one(rows, path)))
+    name, rows, is_plain = _open(path, name)
+    # Plain text has no columns to account for.
+    reading = _Reading(source, None if is_plain else ledger)
+    return _expanded(source, reading.examples(name, _at_least_one(rows, path)))
 
 
-def _open(path: str, name: str) -> tuple[str, Iterator[Row | RowError]]:
-    """The rows of a file, a data set folder or a hub data set, and their format: `name`, or text for plain text."""
+def _open(path: str, name: str) -> tuple[str, Iterator[Row | RowError], bool]:
+    """The rows of a file, a data set folder or a hub data set, their format (`name`, or text for plain text), and
+    whether it is plain text."""
     if _is_folder(path) or _is_hub(path):
         from espalier.data.files.hub import hub_rows
 
-        return name, hub_rows(path)
+        return name, hub_rows(path), False
     file = open_file(Path(path), path, plain=name == "text")
     if file.container == "plain":
         if name not in (AUTO, "text"):
             way_out = "Leave the format out, or give JSON, JSONL or Parquet"
             raise ConfigError(f"{path}: got format {name} for a file of plain text; expected text. {way_out}")
         name = "text"
-    return name, file.rows()
+    return name, file.rows(), file.container == "plain"
 
 
 def _at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | RowError]:
@@ -215,42 +229,94 @@ def _expanded(source: Source, examples: Iterator[Example | RowError]) -> Iterato
             yield item.at(f"{source.path}:{example.origin.line}") if isinstance(item, RowError) else item
 
 
-def _examples(source: Source, name: str, rows: Iterator[Row | RowError]) -> Iterator[Example | RowError]:
-    """The examples of rows of format `name`; if it is "auto", the first WINDOW rows decide."""
-    known: str | None = name
-    if name == AUTO:
-        window: list[Row | RowError] = []
+class _Reading:
+    """One pass over the rows of a source."""
+
+    def __init__(self, source: Source, ledger: Ledger | None) -> None:
+        self.source, self.ledger, self.columns = source, ledger, source.columns
+
+    def examples(self, name: str, rows: Iterator[Row | RowError]) -> Iterator[Example | RowError]:
+        """The examples of rows of format `name`; if it is "auto", the first WINDOW rows decide."""
+        known: str | None = name
+        if name == AUTO or self.columns.fields:
+            window: list[Row | RowError] = []
+            for row in rows:
+                if isinstance(row, RowError) and not window:
+                    # At once, so that reading a file of broken lines holds none of them.
+                    yield row
+                    continue
+                window.append(row)
+                if len(window) == WINDOW:
+                    break
+            first = [row for row in window if isinstance(row, Row)]
+            self._check_columns(first)
+            if name == AUTO:
+                known = vote([self._sniffed(row.value) for row in first], self.source.consumes)
+            rows = chain(_drained(window), rows)
         for row in rows:
-            if isinstance(row, RowError) and not window:
-                # At once, so that reading a file of broken lines holds none of them.
+            if known is None and isinstance(row, Row):
+                known = sniff(self._sniffed(row.value), self.source.consumes)
+            self._enter(known, guessed=name == AUTO)
+            if known in FILES:
+                yield from FILES[known](self._watched(chain([row], rows)), self.source.path, self.source.name)
+            else:
+                yield from self._converted(known, row)
+
+    def _enter(self, name: str | None, *, guessed: bool) -> None:
+        if self.ledger is not None:
+            self.ledger.format, self.ledger.guessed = name or "", guessed
+            self.ledger.ignored = self.columns.ignored
+
+    def _check_columns(self, rows: Sequence[Row]) -> None:
+        objects = [row for row in rows if isinstance(row.value, dict)]
+        if objects:
+            self.columns.check([row.value for row in objects], f"{self.source.path}:{objects[0].line}")
+
+    def _sniffed(self, value: object) -> object:
+        """A row as formats are compared with it: plain, with its mapped fields."""
+        if isinstance(value, dict) and self.columns:
+            return dict(self.columns.apply(value).row)
+        return value
+
+    def _prepared(self, value: object) -> Prepared | None:
+        """A row that remembers what is read of it; None if it is no object."""
+        return self.columns.apply(watched(value)) if isinstance(value, dict) else None
+
+    def _settle(self, line: int, prepared: Prepared | None) -> None:
+        """Enter a row that was read into the ledger."""
+        if prepared is None or self.ledger is None:
+            return
+        for field in prepared.settle():
+            self.ledger.mapped[field] = self.ledger.mapped.get(field, 0) + 1
+        self.ledger.add(line, prepared.raw)
+
+    def _watched(self, rows: Iterator[Row | RowError]) -> Iterator[Row | RowError]:
+        """Rows for a reader of whole files, which has read each of them when it asks for the next."""
+        for row in rows:
+            prepared = self._prepared(row.value) if isinstance(row, Row) else None
+            if prepared is None or isinstance(row, RowError):
                 yield row
                 continue
-            window.append(row)
-            if len(window) == WINDOW:
-                break
-        known = vote([row.value for row in window if isinstance(row, Row)], source.consumes)
-        rows = chain(_drained(window), rows)
-    for row in rows:
-        if known is None and isinstance(row, Row):
-            known = sniff(row.value, source.consumes)
-        if known in FILES:
-            yield from FILES[known](chain([row], rows), source.path, source.name)
-        else:
-            yield from _converted(source, known, row)
+            yield Row(row.line, prepared.row)
+            self._settle(row.line, prepared)
 
-
-def _converted(source: Source, name: str | None, row: Row | RowError) -> Sequence[Example | RowError]:
-    """The examples of a row of format `name`, or why it has none; None is a format that is not known."""
-    if isinstance(row, RowError):
-        return [row]
-    try:
-        if name is None:
-            raise unknown(row.value)
-        return convert(name, row.value, Origin(source.name, row.line), alpaca_prompt=source.alpaca_prompt)
-    except RowError as error:
-        if name == "steps" and source.consumes != "steps":
-            error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
-        return [error.at(f"{source.path}:{row.line}")]
+    def _converted(self, name: str | None, row: Row | RowError) -> Sequence[Example | RowError]:
+        """The examples of a row of format `name`, or why it has none; None is a format that is not known."""
+        source = self.source
+        if isinstance(row, RowError):
+            return [row]
+        prepared = self._prepared(row.value)
+        try:
+            if name is None:
+                raise unknown(self._sniffed(row.value))
+            value = row.value if prepared is None else prepared.row
+            examples = convert(name, value, Origin(source.name, row.line), alpaca_prompt=source.alpaca_prompt)
+        except RowError as error:
+            if name == "steps" and source.consumes != "steps":
+                error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
+            return [error.at(f"{source.path}:{row.line}")]
+        self._settle(row.line, prepared)
+        return examples
 
 
 def _drained(items: list[Row | RowError]) -> Iterator[Row | RowError]:

@@ -88,7 +88,7 @@ TEXT = {"text": "t"}
         (PAIR | JUDGE, "pairs", "pairs", "pairs"),
         (PAIR | RANKED, "pairs", "pairs", "pairs"),
         (PAIR | PROMPT | LABEL, "pairs", "pairs", "pairs"),
-        (JUDGE | TREE, "tree", "judge", "tree"),
+        (JUDGE | TREE, "judge", "judge", "judge"),
         (JUDGE | {"steps": []}, "judge", "judge", "judge"),
         (ALPACA | JUDGE, "alpaca", "judge", "alpaca"),
         (TREE | NODE, "tree", "tree", "tree"),

@@ -192,7 +192,7 @@ def test_comparisons_keep_rows_whatever_they_are_graded_in(tmp_path: Path) -> No
 
 def test_sources_of_other_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"a": listed(3.0, 4.0, dimensions=("helpful",)), "b": listed(1.0, dimensions=("brief",))}
-    monkeypatch.setattr("espalier.data.dataset.read", lambda source, **_: iter([made[source.name]]))
+    monkeypatch.setattr("espalier.data.dataset.read", lambda source, *_: iter([made[source.name]]))
     for name in made:
         (tmp_path / f"{name}.jsonl").write_text(name)
     renderer = Renderer(CHATML, form=Form("ranking", "grades", True))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from espalier.data.columns.ledger import Ledger
 from espalier.data.files.json_rows import Row
 from espalier.data.formats import (
     alpaca,
@@ -50,14 +51,14 @@ ALL: tuple[Format, ...] = (
 
 ReadRow = Callable[[Fields, Origin], Example | Sequence[Example]]
 ReadFile = Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]
-ReadFolder = Callable[[str, str], Iterator[Example | RowError]]
+ReadFolder = Callable[[str, str, Ledger | None], Iterator[Example | RowError]]
 
 FORMATS: dict[str, ReadRow] = {form.name: form.read for form in ALL if form.unit == "row"}
 """Readers of one row, by the format's name: `(row, origin)` to an example or a list of examples."""
 FILES: dict[str, ReadFile] = {form.name: form.read for form in ALL if form.unit == "file"}
 """Readers of all rows of a file: `(rows, path, name of the source)` to examples."""
 FOLDERS: dict[str, ReadFolder] = {form.name: form.read for form in ALL if form.unit == "folder"}
-"""Readers of all files of a folder: `(path, name of the source)` to examples."""
+"""Readers of all files of a folder: `(path, name of the source, ledger of what is read)` to examples."""
 KNOWN = tuple(sorted(form.name for form in ALL))
 """The names of all formats."""
 

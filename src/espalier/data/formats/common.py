@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from espalier.data.columns.watched import WatchedRow, peek, plain
 from espalier.data.files.json_rows import clipped, decode_string, readable
 from espalier.errors import RowError, nearest
 from espalier.types import Message, Role
@@ -60,18 +61,25 @@ def role_of(name: str, roles: Mapping[str, Role], field: str) -> Role:
 
 
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:
-    """The first of `keys` that `row` holds with a value other than null."""
+    """The first of `keys` that `row` holds with a value other than null; it counts as read once it is looked up."""
     for key in keys:
-        if row.get(key) is not None:
-            return key
+        if peek(row, key) is not None:
+            return _offered(row, key, keys)
     return None
+
+
+def _offered(row: Fields, key: str, keys: Sequence[str]) -> str:
+    """The key, which a row that is watched expects to be looked up next."""
+    if isinstance(row, WatchedRow):
+        row.offer(key, keys)
+    return key
 
 
 def first_list(row: Fields, keys: Sequence[str]) -> str | None:
     """The first of `keys` under which `row` holds a list."""
     for key in keys:
-        if isinstance(row.get(key), list):
-            return key
+        if isinstance(peek(row, key), list):
+            return _offered(row, key, keys)
     return None
 
 
@@ -138,7 +146,7 @@ def tools(row: Fields) -> tuple[dict[str, Any], ...]:
     if key is None or (isinstance(row[key], str) and not row[key].strip()):
         return ()
     expected = "a list of function schemas, or its JSON"
-    entries = _json(row[key], key, expected)
+    entries = _json(plain(row[key]), key, expected)
     if entries is None:
         return ()
     if isinstance(entries, dict):
@@ -168,7 +176,8 @@ def calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     Raises RowError.
     """
     expected = "a tool call {name, arguments}, a list of them, or the JSON of either"
-    decoded = _json(value, field, expected)
+    # As plain objects: a call is kept as it is, so that all its keys are read.
+    decoded = _json(plain(value), field, expected)
     if not isinstance(decoded, list):
         return (_call(decoded, field, expected),)
     if not decoded:

@@ -21,8 +21,12 @@ class Format:
                  looks(row, consumes): whether the keys of a row are those of the format.
         file     read(rows, path, source): the examples of all rows of a file, a RowError in place of each bad row.
                  looks(row, consumes): as for "row".
-        folder   read(path, source): the examples of all files of a folder, likewise.
+        folder   read(path, source, ledger): the examples of all files of a folder, likewise; what it read of each row
+                 is counted in the ledger, if there is one.
                  looks(path): whether the files of a folder are those of the format.
+
+    Rows are WatchedRows: a reader looks keys up with `[]`, `get`, and `common`'s `first_key` and `string`, and so it
+    becomes known what was read and what was not. What it keeps whole, it takes as `plain`. `looks` sees plain rows.
 
     `source` is the name of the data source, `consumes` is what the run learns from. `looks` is None for a format that
     is never guessed. Rows are compared with the formats in the order of `formats.ALL`, and the first match counts: so

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from espalier.data.files.json_rows import Row
+from espalier.data.columns.ledger import Ledger
+from espalier.data.columns.watched import watched
 from espalier.data.files.rows import JSON_NAMES, open_file
 from espalier.data.formats.common import Fields, shown, string, wrong_type
 from espalier.data.formats.format import Format
@@ -57,7 +58,7 @@ def _files(path: str) -> list[Path]:
     return sorted(files)
 
 
-def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
+def read_reviews(path: str, source: str, ledger: Ledger | None = None) -> Iterator[Ranking | RowError]:
     """One Ranking for each question of a folder, of all its answers, each with the mean of its reviews' scores.
 
     The keys of a row decide what it is: a review has `answer1_id`, `answer2_id` and two scores in `score` (1 to 10); an
@@ -69,6 +70,8 @@ def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
     or with a score outside the scale, which is left out whole: its two scores were given in comparison. So every
     question is a Ranking or a RowError, and every other row is part of a Ranking or a RowError.
 
+    `ledger` counts what was read of every row; what a judge wrote beside its scores is not.
+
     Raises DataError if the folder has no questions, no answers or no reviews.
     """
     folder = _Folder()
@@ -78,10 +81,15 @@ def read_reviews(path: str, source: str) -> Iterator[Ranking | RowError]:
             if isinstance(row, RowError):
                 yield row.at(place)
                 continue
+            value = watched(row.value)
             try:
-                _sort(folder, row, place)
+                _sort(folder, value, row.line, place)
             except RowError as error:
                 yield error.at(f"{place}:{row.line}")
+            else:
+                if ledger is not None:
+                    ledger.judges_text = False
+                    ledger.add(row.line, value)
     _check_complete(folder, path)
     for where, review in folder.reviews:
         try:
@@ -113,13 +121,14 @@ def _response(one: _Answer) -> Response:
     return Response(one.message, scores=(mean,), author=one.author)
 
 
-def _sort(folder: _Folder, row: Row, place: str) -> None:
+def _sort(folder: _Folder, value: Any, line: int, place: str) -> None:
     """Put a row among the questions, answers or reviews of its folder. Raises RowError."""
-    value = row.value
     if not isinstance(value, dict):
         raise wrong_type("", value, "a JSON object")
     if "answer1_id" in value:
-        folder.reviews.append((f"{place}:{row.line}", value))
+        # Looked up now, as everything else is: what a judge wrote is not used.
+        review = {key: value.get(key) for key in ("answer1_id", "answer2_id", "score")}
+        folder.reviews.append((f"{place}:{line}", review))
     elif "answer_id" in value:
         name = _id(value, "answer_id")
         if name in folder.answers or name in folder.refused:
@@ -134,7 +143,7 @@ def _sort(folder: _Folder, row: Row, place: str) -> None:
         name = _id(value, "question_id")
         if name in folder.questions:
             raise _twice("question_id", name)
-        folder.questions[name] = string(value, ("text",)), row.line
+        folder.questions[name] = string(value, ("text",)), line
     else:
         expected = "question_id (a question), answer_id (an answer) or answer1_id (a review)"
         raise RowError("no known row", got=f"the keys {', '.join(sorted(value))[:60]}", expected=expected)

@@ -6,7 +6,7 @@
     judged.bin          for each group with judgements: JUDGED, one per sample, then all its numbers (`pack_judgements`)
     group_*.bin         one number per group, for each of COLUMNS
     rejected.jsonl      one JSON object per row that could not be used
-    meta.json           version, sizes of the other files, names of parts, statistics
+    meta.json           version, sizes of the other files, names of parts, statistics, what was read of which column
 
 An entry is written into a folder beside its final place, synced, and renamed: what carries an entry's name is whole. A
 lock keeps processes of one machine from doing the same work; without it (other machines, file systems that have none)

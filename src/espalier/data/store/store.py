@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.data.columns.ledger import Ledger
 from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.store import entry as disk
 from espalier.data.store.rejected import record, rejections, restore
@@ -43,6 +44,8 @@ class Store:
         self.folder, self.key, self.part = folder, key, part
         self.source, self.path = source.name, source.path
         self.stats = StoreStats.from_json(meta["stats"])
+        self.columns = Ledger.from_json(meta["columns"])
+        """What was read of the rows, and what was not."""
         self.lengths: NDArray[np.int32] = disk.column(folder, "tokens")
         """Tokens of each group, all its samples together, a shared prefix counted for each."""
         self.samples_per_group: NDArray[np.int32] = disk.column(folder, "samples")
@@ -136,6 +139,7 @@ def open_store(
     part: str = "main",
     on_bad_row: Literal["stop", "skip"] = "stop",
     on_progress: Callable[[int], None] | None = None,
+    ledger: Ledger | None = None,
 ) -> Store:
     """The tokens of `source`, from the cache if they are there, else read, rendered and cached.
 
@@ -144,9 +148,12 @@ def open_store(
     on_bad_row: "skip" lists rows that cannot be used in the entry (`write_rejected` copies them out); "stop" raises the
         first as a RowError, caches nothing, and does not accept an entry that lists any.
     on_progress: called with the number of rows read so far, every 256 and at the end; not for a cached source.
+    ledger: what `read_rows` counts of the columns that it reads; kept in the entry, so that a cached source says the
+        same.
 
     Processes that open the same source at the same time build it once. Raises RowError; DataError if the source has no
-    row that can be used; EspalierError if the cache cannot be written.
+    row that can be used, or columns that must not be left out without a word; EspalierError if the cache cannot be
+    written.
     """
     key = _entry_key(content_key, renderer.fingerprint, source.format, options)
     home = cache / "tokens"
@@ -157,13 +164,14 @@ def open_store(
             meta = disk.read_meta(home / key)
             if meta is None:
                 with disk.building(home, key) as folder:
-                    _build(folder, source, read_rows, renderer, on_bad_row == "stop", on_progress)
+                    _build(folder, source, read_rows, renderer, on_bad_row == "stop", on_progress, ledger or Ledger())
                 meta = disk.read_meta(home / key)
     if meta is None:
         raise DataError(f"{home / key}: the token cache is damaged as soon as written. Use another folder with --cache")
     store = Store(home / key, meta, key=key, source=source, part=part)
     if on_bad_row == "stop" and store.stats.rejected:
         raise restore(next(rejections(store.folder)), source.path)
+    store.columns.refuse(source.path)
     if not len(store):
         counts = [f"{reason} ({count})" for reason, count in store.stats.reasons.items()]
         reasons = ", ".join(counts) or "it has no rows"
@@ -186,6 +194,7 @@ def _build(
     renderer: Renderer,
     stop: bool,
     on_progress: Callable[[int], None] | None,
+    ledger: Ledger,
 ) -> None:
     """Write the entry: rows one by one, in the order of the source."""
     stats, stop_ids, bos_id = StoreStats(), frozenset(renderer.stop_ids), renderer.bos_id
@@ -195,6 +204,8 @@ def _build(
         writer = disk.Writer(folder)
     try:
         for example in read_rows():
+            if ledger.early:
+                ledger.refuse(source.path)
             rendered = _render(renderer, example, stats, source.path)
             if isinstance(rendered, RowError):
                 if stop:
@@ -216,7 +227,7 @@ def _build(
         with disk.writing(folder.parent):
             writer.flush()
             stats.duplicates = stats.kept - _distinct(folder / "group_hash.bin")
-            writer.finish({"source": source.name, "stats": stats.to_json()})
+            writer.finish({"source": source.name, "stats": stats.to_json(), "columns": ledger.to_json()})
     except BaseException:
         writer.abandon()
         raise

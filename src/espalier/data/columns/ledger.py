@@ -1,0 +1,264 @@
+"""What was read from a source, as what, and what was not: counted row by row in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from espalier.data.columns.contents import Contents, contents, leaves, placeholders
+from espalier.data.columns.watched import WatchedRow
+from espalier.errors import DataError
+
+LONG = 80
+"""Characters of a text that is too long to be left out without a word."""
+EARLY = 1000
+"""Rows after which texts that nobody read refuse a source; media and turns do at once."""
+NAMES = 300
+"""Most columns and keys that are counted by name; the others together are OTHERS."""
+OTHERS = "(other keys)"
+SHOWN = 12
+"""Most columns that are listed on one line."""
+
+
+@dataclass(slots=True)
+class Unread:
+    """A column or key that was not read. `rows` counts rows in which it is not empty, `chars` the characters of its
+    longest texts there.
+
+    `texts` counts rows whose text stands neither inside what was read nor under another name of a field that was read,
+    `long` those of LONG characters and more; `media` and `turns` count rows that have some, and `first` is the line of
+    the first one.
+    """
+
+    rows: int = 0
+    chars: int = 0
+    texts: int = 0
+    long: int = 0
+    media: int = 0
+    turns: int = 0
+    first: int = 0
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the rows of a source gave to its reader.
+
+    `format` is how rows were read, `guessed` whether their keys decided it. `read[name]` has the field that a column
+    was read as and the number of rows; keys of objects inside a row have a dot in their names, whatever lists they
+    stand in. `marks` counts rows with a placeholder for media in a text that was read, and the first one's line.
+    `ignored` are the columns that the user leaves out; `mapped` counts the rows in which a mapped field was read.
+    `judges_text` is off if long texts are commonly left out, such as what a judge wrote.
+    """
+
+    format: str = ""
+    guessed: bool = False
+    rows: int = 0
+    read: dict[str, tuple[str, int]] = field(default_factory=dict)
+    unread: dict[str, Unread] = field(default_factory=dict)
+    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    mapped: dict[str, int] = field(default_factory=dict)
+    judges_text: bool = True
+
+    def add(self, line: int, row: WatchedRow) -> None:
+        """Count a row that was read."""
+        self.rows += 1
+        one = _OneRow(self, line)
+        one.walk(row, "")
+        if self.format != "text":
+            one.marks()
+        one.settle()
+
+    def take(self, name: str, read_as: str) -> None:
+        """Count a column or key that was read."""
+        name = self._bounded(name, self.read)
+        _, rows = self.read.get(name, ("", 0))
+        self.read[name] = (read_as, rows + 1)
+
+    def leave(self, name: str) -> Unread:
+        """The counts of a column or key that was not read."""
+        return self.unread.setdefault(self._bounded(name, self.unread), Unread())
+
+    def _bounded(self, name: str, names: dict[str, Any]) -> str:
+        return name if name in names or len(names) < NAMES else OTHERS
+
+    # -------------------------------------------------------------------------------------------------------- refusal
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """What must not be left out without a word, by name: media and turns in any row, text in over half of them."""
+        reasons = {}
+        for name, unread in self.unread.items():
+            if unread.media:
+                reasons[name] = f"media, first in row {unread.first}"
+            elif unread.turns:
+                reasons[name] = f"turns of a conversation, first in row {unread.first}"
+            elif self.judges_text and 2 * unread.texts > self.rows and 2 * unread.long >= unread.texts:
+                about = round(unread.chars / unread.rows)
+                reasons[name] = f"text of about {about:,} characters in {unread.rows:,} of {self.rows:,} rows"
+        for mark, (_, line) in self.marks.items():
+            reasons[mark] = f"a placeholder for media, first in row {line}"
+        return {name: reason for name, reason in reasons.items() if name not in self.ignored}
+
+    @property
+    def early(self) -> bool:
+        """Whether the rows so far refuse the source, whatever follows."""
+        if any(unread.media or unread.turns for unread in self.unread.values()) or self.marks:
+            return bool(self.dropped)
+        return self.rows == EARLY and bool(self.dropped)
+
+    def refuse(self, path: str, proposal: str = "") -> None:
+        """Raise DataError if the source has something that must not be left out without a word."""
+        dropped = self.dropped
+        if not dropped:
+            return
+        what = "; ".join(f"{name} ({reason})" for name, reason in list(dropped.items())[:SHOWN])
+        flags = " ".join(f'"{name}"' if not name.replace("_", "").isalnum() else name for name in dropped)
+        mapping = proposal or "--columns NAME=COLUMN"
+        raise DataError(
+            f"{path}: read as {self.format}, this leaves out {what}. Name what is to be read with {mapping}, or leave "
+            f"it out knowingly with --ignore-columns {flags}"
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- words
+
+    def lines(self) -> Iterator[str]:
+        """What was read and what was not, a line each; none if no row was read."""
+        if not self.rows:
+            return
+        guessed = ", guessed from the first rows" if self.guessed else ""
+        yield f"read as {self.format}{guessed}: {_clipped(_read_words(self.read))}"
+        if self.unread:
+            words = []
+            for name, unread in sorted(self.unread.items(), key=lambda item: -item[1].rows):
+                size = f", about {round(unread.chars / unread.rows):,} characters" if unread.chars else ""
+                words.append(f"{name} ({unread.rows:,} of {self.rows:,} rows{size})")
+            yield f"not read: {_clipped(words)}"
+        if self.ignored:
+            yield f"ignored: {', '.join(self.ignored)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Ledger:
+        ledger = cls(**data)
+        ledger.read = {name: (read_as, rows) for name, (read_as, rows) in ledger.read.items()}
+        ledger.unread = {name: Unread(**counts) for name, counts in data["unread"].items()}
+        ledger.marks = {mark: (rows, line) for mark, (rows, line) in ledger.marks.items()}
+        ledger.ignored = tuple(ledger.ignored)
+        return ledger
+
+
+def _read_words(read: dict[str, tuple[str, int]]) -> list[str]:
+    """Columns with the fields they were read as; keys of objects in brackets behind their column."""
+    columns: dict[str, list[str]] = {}
+    for name, (read_as, _) in read.items():
+        column, dot, key = name.partition(".")
+        if dot and column in columns:
+            columns[column].append(key if read_as == key.rpartition(".")[2] else f"{key} as {read_as}")
+        else:
+            columns[name] = []
+    words = []
+    for column, keys in columns.items():
+        read_as = read[column][0]
+        name = column if read_as == column.rpartition(".")[2] else f"{column} as {read_as}"
+        words.append(f"{name} ({', '.join(keys)})" if keys else name)
+    return words
+
+
+def _clipped(words: list[str]) -> str:
+    more = len(words) - SHOWN
+    return ", ".join(words[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+class _OneRow:
+    """One row on its way into a ledger: names count once a row, however many objects of a list have them."""
+
+    def __init__(self, ledger: Ledger, line: int) -> None:
+        self.ledger, self.line = ledger, line
+        self.taken: dict[str, str] = {}
+        self.left: dict[str, list[Contents]] = {}
+        self.rivals: set[str] = set()
+        self.texts: list[str] = []
+
+    def walk(self, row: WatchedRow, place: str) -> None:
+        """Sort the keys of an object into those that were read and those that were not."""
+        for key, value in dict.items(row):
+            name = place + key
+            if key in row.taken:
+                self.taken.setdefault(name, row.taken[key])
+                self.inside(value, name)
+                continue
+            found = contents(key, value)
+            if not found.empty:
+                self.left.setdefault(name, []).append(found)
+                if key in row.rivals:
+                    self.rivals.add(name)
+
+    def inside(self, value: Any, name: str) -> None:
+        """A value that was read: its objects are walked if a reader looked into them, else it was read whole."""
+        if isinstance(value, list):
+            for inner in value:
+                self.inside(inner, name)
+        elif isinstance(value, WatchedRow) and entered(value):
+            # Answers to answers have one name, however deep they lie.
+            stem = name.rpartition(".")[0]
+            again = stem.rpartition(".")[2] == name.rpartition(".")[2]
+            self.walk(value, f"{stem if again else name}.")
+        else:
+            self.texts.extend(leaves(value))
+
+    def marks(self) -> None:
+        """Count placeholders for media in what was read."""
+        found = {mark for text in self.texts for mark in placeholders(text)}
+        for mark in sorted(found):
+            rows, line = self.ledger.marks.get(mark, (0, self.line))
+            if mark in self.ledger.marks or len(self.ledger.marks) < NAMES:
+                self.ledger.marks[mark] = (rows + 1, line)
+
+    def settle(self) -> None:
+        """Add the row to the ledger."""
+        for name, read_as in self.taken.items():
+            self.ledger.take(name, read_as)
+        read = ""
+        for name, several in self.left.items():
+            if name in self.taken:
+                continue
+            unread = self.ledger.leave(name)
+            unread.rows += 1
+            length = max(found.length for found in several)
+            unread.chars += length
+            media = any(found.media for found in several)
+            turns = any(found.turns for found in several)
+            if (length or turns) and not read:
+                read = _folded(self.texts)
+            same = name in self.rivals or all(_is_inside(found.texts, read) for found in several)
+            unread.texts += bool(length and not same)
+            unread.long += bool(length >= LONG and not same)
+            unread.media += media
+            unread.turns += turns and not same
+            if (media or (turns and not same)) and not unread.first:
+                unread.first = self.line
+
+
+def entered(row: WatchedRow) -> bool:
+    """Whether a reader looked up a key of an object, or of one inside it."""
+    return bool(row.taken) or any(_entered(inner) for inner in dict.values(row))
+
+
+def _entered(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_entered(inner) for inner in value)
+    return isinstance(value, WatchedRow) and entered(value)
+
+
+def _folded(texts: Iterable[str]) -> str:
+    """Texts in one, with single spaces: what is compared does not depend on line breaks."""
+    return " ".join(" ".join(texts).split())
+
+
+def _is_inside(texts: Iterable[str], read: str) -> bool:
+    """Whether each of the texts stands inside what was read."""
+    return all(_folded([text]) in read for text in texts)

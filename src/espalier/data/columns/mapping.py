@@ -1,0 +1,223 @@
+"""`--columns NAME=VALUE`: which column, part of a column or constant a field of a format is read from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.data.columns.contents import decoded
+from espalier.data.columns.names import replaced
+from espalier.data.columns.watched import WatchedRow, peek
+from espalier.errors import ConfigError, nearest
+
+_PART = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
+Trail = list[tuple[WatchedRow, str]]
+"""The objects that a path goes through, each with the key it takes there."""
+
+
+class NoSuchColumn(Exception):
+    """A path leads nowhere in a row. `name` is the part that is missing, `known` what stands in its place."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, [str(key) for key in known]
+        super().__init__(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field and where it is read from: `path`, a column or a part of one, or the text `constant`."""
+
+    name: str
+    path: str = ""
+    constant: str | None = None
+
+    def value(self, row: Mapping[str, Any], trail: Trail) -> Any:
+        """Its value in a row; the objects on its way are added to `trail`. Raises NoSuchColumn."""
+        if self.constant is not None:
+            return self.constant
+        if self.path in row:
+            return _step(row, self.path, trail)
+        if "," in self.path:
+            return [Field(self.name, part.strip()).value(row, trail) for part in self.path.split(",")]
+        return _follow(row, parts_of(self.path), trail)
+
+
+def parts_of(path: str) -> list[str | int | None]:
+    """The keys and places of a path; None stands for every item of a list.
+
+    >>> parts_of("a.b[0].c"), parts_of("answers[].text")
+    (['a', 'b', 0, 'c'], ['answers', None, 'text'])
+    """
+    parts: list[str | int | None] = []
+    for match in _PART.finditer(path):
+        key, place = match.groups()
+        if key is not None:
+            parts.append(key)
+        else:
+            parts.append(int(place) if place else None)
+    return parts
+
+
+def _step(row: Mapping[str, Any], key: str, trail: Trail) -> Any:
+    """What stands under a key of an object."""
+    if isinstance(row, WatchedRow):
+        trail.append((row, key))
+    return peek(row, key)
+
+
+def _follow(value: Any, parts: Sequence[str | int | None], trail: Trail) -> Any:
+    """What a path leads to from a value; None as soon as that is null. Raises NoSuchColumn."""
+    for number, part in enumerate(parts):
+        if value is None:
+            return None
+        value = decoded(value)
+        if isinstance(part, str):
+            if not isinstance(value, dict) or part not in value:
+                raise NoSuchColumn(part, value if isinstance(value, dict) else ())
+            value = _step(value, part, trail)
+            continue
+        if not isinstance(value, list):
+            raise NoSuchColumn(f"[{'' if part is None else part}]", ())
+        if part is None:
+            return [_follow(item, parts[number + 1 :], trail) for item in value]
+        if not -len(value) <= part < len(value):
+            raise NoSuchColumn(f"[{part}]", (f"{len(value)} items",))
+        value = value[part]
+    return value
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A row as a reader gets it, and the row it was made of.
+
+    trails: for each mapped field, the objects that its path goes through; they count as read if the field is.
+    hidden: columns that a mapped field takes the place of.
+    """
+
+    raw: WatchedRow
+    row: WatchedRow
+    trails: dict[str, Trail]
+    hidden: frozenset[str]
+
+    def settle(self) -> list[str]:
+        """Note in the row what was read of it; returns the mapped fields that were read."""
+        if self.row is self.raw:
+            return []
+        for key in self.row.taken:
+            for owner, part in self.trails.get(key, ()):
+                owner.taken.setdefault(part, key)
+            if key not in self.trails and key in self.raw:
+                self.raw.taken.setdefault(key, self.row.taken[key])
+        self.raw.rivals |= self.row.rivals | self.hidden
+        return [name for name in self.trails if name in self.row.taken]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The mapping of a source: its fields, and the columns that are not read at all.
+
+    >>> columns = Columns.parse(("prompt=problem", "answer=meta.solution", "system==Be kind."), ("seed",))
+    >>> columns.apply({"problem": "1 + 1?", "meta": {"solution": "2"}, "seed": 7}).row
+    {'meta': {'solution': '2'}, 'prompt': '1 + 1?', 'answer': '2', 'system': 'Be kind.'}
+    """
+
+    fields: tuple[Field, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, columns: Sequence[str], ignored: Sequence[str] = ()) -> Columns:
+        """From texts NAME=COLUMN, NAME=PATH and NAME==TEXT. Raises ConfigError for another form, or a name twice."""
+        fields: dict[str, Field] = {}
+        for text in columns:
+            name, equals, value = text.partition("=")
+            if not name or not equals or not value:
+                raise ConfigError(
+                    f"columns: got {text!r}, expected NAME=COLUMN, NAME=PATH (such as answer=reward.truth) or "
+                    "NAME==TEXT for a constant",
+                    key="columns",
+                )
+            if name in fields:
+                raise ConfigError(f"columns: {name} is given twice; expected each field once", key="columns")
+            if value.startswith("="):
+                fields[name] = Field(name, constant=value[1:])
+            else:
+                fields[name] = Field(name, value)
+        return cls(tuple(fields.values()), tuple(ignored))
+
+    def __bool__(self) -> bool:
+        return bool(self.fields or self.ignored)
+
+    @property
+    def text(self) -> str:
+        """The mapping on one line, as flags give it: part of what tokens are cached under."""
+        fields = [f"{field.name}={field.path or f'={field.constant}'}" for field in self.fields]
+        return repr((fields, list(self.ignored))) if self else ""
+
+    def apply(self, raw: Mapping[str, Any]) -> Prepared:
+        """The row that a reader gets of a raw one. A field whose path leads nowhere is not in it."""
+        if not self:
+            assert isinstance(raw, WatchedRow)
+            return Prepared(raw, raw, {}, frozenset())
+        names = [field.name for field in self.fields]
+        hidden = replaced(names)
+        sources = {field.path for field in self.fields} - set(names)
+        row = WatchedRow()
+        for key in raw:
+            if key not in hidden and key not in sources and key not in names:
+                row[key] = without(peek(raw, key), key, self.ignored)
+        for name in self.ignored:
+            row.pop(name, None)
+        trails: dict[str, Trail] = {}
+        for field in self.fields:
+            trails[field.name] = []
+            try:
+                row[field.name] = field.value(raw, trails[field.name])
+            except NoSuchColumn:
+                row.pop(field.name, None)
+        return Prepared(raw if isinstance(raw, WatchedRow) else WatchedRow(raw), row, trails, hidden)
+
+    def check(self, rows: Sequence[Mapping[str, Any]], where: str) -> None:
+        """Raise ConfigError, which names the row at `where`, if a path leads nowhere in all of the rows."""
+        for field in self.fields:
+            missing: NoSuchColumn | None = None
+            for row in rows:
+                try:
+                    field.value(row, [])
+                    break
+                except NoSuchColumn as error:
+                    missing = missing or error
+            else:
+                if missing is not None:
+                    raise _no_such(field, missing, where)
+
+
+AS_THEY_ARE = Columns()
+"""No mapping: rows are read by the names that their columns have."""
+
+
+def without(value: Any, place: str, names: Sequence[str]) -> Any:
+    """The value without the keys that are named by their whole place, such as `messages.images`."""
+    if not any(name.startswith(f"{place}.") for name in names):
+        return value
+    if isinstance(value, list):
+        return [without(inner, place, names) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    for key in list(value):
+        if f"{place}.{key}" in names:
+            dict.pop(value, key)
+        else:
+            dict.__setitem__(value, key, without(dict.get(value, key), f"{place}.{key}", names))
+    return value
+
+
+def _no_such(field: Field, missing: NoSuchColumn, where: str) -> ConfigError:
+    known = ", ".join(missing.known[:20]) or "nothing by name"
+    part = "" if missing.name == field.path else f" of {field.path}"
+    return ConfigError(
+        f"{where}: columns {field.name}={field.path}: the row has no {missing.name}{part}; expected one of {known}."
+        f"{nearest(missing.name, missing.known)}",
+        key="columns",
+    )
