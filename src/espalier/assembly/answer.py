@@ -8,12 +8,13 @@ from typing import Any
 from espalier.assembly.model import compute_dtype
 from espalier.config.sections import ModelConfig
 from espalier.data.render.renderer import Renderer
-from espalier.data.render.templates import apply_template
+from espalier.data.render.templates import apply_template, complete
 from espalier.engines.generate import GenerateSampler
 from espalier.engines.processes import pick_device
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
+from espalier.models.stops import known_stops
 from espalier.types import Message
 
 
@@ -22,7 +23,7 @@ class Chatter:
 
     def __init__(self, loaded: Loaded):
         self.tokenizer = loaded.tokenizer
-        self.renderer = Renderer(loaded.tokenizer)
+        self.renderer = Renderer(loaded.tokenizer, known_stops=known_stops(loaded.folder))
         self.sampler = GenerateSampler(loaded.model, loaded.tokenizer, limit=loaded.limit)
         self.limit = loaded.limit
 
@@ -31,6 +32,7 @@ class Chatter:
         """Read a model for answering. Raises ModelError and ConfigError."""
         loaded = load_model(config, device=pick_device() if device is None else device)
         apply_template(loaded.tokenizer, config.template)
+        complete(loaded.tokenizer)
         model: Any = loaded.model
         model.to(compute_dtype(config.dtype, loaded.model.device))
         return cls(loaded)

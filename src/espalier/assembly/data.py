@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
 from espalier.errors import DataError
 from espalier.models.load import Loaded
+from espalier.models.stops import known_stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,8 @@ def cache_folder(cache: str) -> Path:
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    return renderer_of(config, loaded.tokenizer, loaded.limit, unread_of(config, loaded))
+    stops = known_stops(loaded.folder)
+    return renderer_of(config, loaded.tokenizer, loaded.limit, stops, unread_of(config, loaded))
 
 
 def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
@@ -39,7 +41,7 @@ def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
     if not config.preference.flip:
         return None
     unflipped = replace(config, preference=replace(config.preference, flip=0.0))
-    return renderer_of(unflipped, loaded.tokenizer, loaded.limit)
+    return renderer_of(unflipped, loaded.tokenizer, loaded.limit, known_stops(loaded.folder))
 
 
 def unread_of(config: RunConfig, loaded: Loaded) -> int | None:
@@ -52,13 +54,18 @@ def unread_of(config: RunConfig, loaded: Loaded) -> int | None:
 
 
 def renderer_of(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, unread: int | None = None
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    stops: Sequence[int],
+    unread: int | None = None,
 ) -> Renderer:
-    """The renderer of a run's data under a tokenizer. limit: the most tokens that the model takes. unread: see
-    `data.render.form.Form`."""
+    """The renderer of a run's data under a tokenizer. limit: the most tokens that the model takes. stops: ids that it
+    stops on. unread: see `data.render.form.Form`."""
     longest_sample = longest(config.data, limit)
     train_on = config.algorithm.traits.train_on
-    return Renderer(tokenizer, train_on=train_on, max_length=longest_sample, form=form_of(config, unread))
+    form = form_of(config, unread)
+    return Renderer(tokenizer, train_on=train_on, max_length=longest_sample, form=form, known_stops=stops)
 
 
 def form_of(config: RunConfig, unread: int | None = None) -> Form:

@@ -11,7 +11,7 @@ from espalier.assembly.runs import RunConfig
 from espalier.config.sections import ModelConfig
 from espalier.data.files.content import content_hash
 from espalier.data.render.renderer import Renderer
-from espalier.data.render.templates import apply_template
+from espalier.data.render.templates import apply_template, complete
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads, layout
 from espalier.models.export import padding_of
@@ -60,6 +60,7 @@ def build_model(
         put_head(loaded, head, seed)
     frozen = prepare(loaded, config, seed=seed)
     apply_template(loaded.tokenizer, config.template)
+    completed = complete(loaded.tokenizer)
     chosen, reason = layout.choose(loaded.model, config.layout)
     if config.router_loss and not getattr(loaded.model.config.get_text_config(), "num_experts_per_tok", 0):
         raise ConfigError("router_loss is given, but the model has no experts; drop it", key="router_loss")
@@ -76,6 +77,8 @@ def build_model(
         says="tokens" if head is None else "reads",
     )
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
+    if completed:
+        notes.append(completed)
     if config.router_loss:
         notes.append(
             "router loss on: it is not linear in the tokens, so it alone depends on the split into micro-batches"

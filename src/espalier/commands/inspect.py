@@ -15,9 +15,10 @@ from espalier.config.sections import InspectConfig
 from espalier.data.dataset import sources_of
 from espalier.data.read import Source, read
 from espalier.data.render.renderer import Renderer
-from espalier.data.render.templates import apply_template
+from espalier.data.render.templates import apply_template, complete
 from espalier.errors import RowError
-from espalier.models.load import load_tokenizer, read_limit
+from espalier.models.load import load_tokenizer, locate, read_limit
+from espalier.models.stops import known_stops
 
 
 def run(config: RunConfig, view: InspectConfig) -> None:
@@ -26,8 +27,12 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
     apply_template(tokenizer, config.model.template)
-    renderer = renderer_of(config, tokenizer, read_limit(config.model.model))
+    completed = complete(tokenizer)
+    stops = known_stops(locate(config.model.model, weights=False))
+    renderer = renderer_of(config, tokenizer, read_limit(config.model.model), stops)
     console = Console(highlight=False)
+    if completed:
+        console.print(completed, markup=False, soft_wrap=True)
     rows: list[tuple[str, list[Any]]] = []
     for source in sources_of(config.data, renderer.form.consumes).trained:
         rows += _rendered(source, renderer, view.rows, console)

@@ -21,6 +21,7 @@ from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, ModelError
 from espalier.models.attention.interface import own_attention
 from espalier.models.layout import obstacle
+from espalier.models.stops import as_ids
 from espalier.types import Sample
 
 
@@ -75,8 +76,8 @@ class GenerateSampler:
         (seed, index of the prompt, k, position in the response) and nothing else; temperature 0 takes the likeliest.
         The stream `logprobs` holds log softmax(logits / temperature) of the tokens drawn, in float32 (if greedy, at
         temperature 1, which is then the sample's `temperature`). A response ends at the first of `params.stop`, or, if
-        that is empty, at the tokenizer's end-of-text token (`stop`), else after max_tokens or at the model's limit
-        (`length`). `key` is index * n + k, `group` the prompt's index.
+        that is empty, at what the tokenizer and the model's generation config name as the end (`stop`), else after
+        max_tokens or at the model's limit (`length`). `key` is index * n + k, `group` the prompt's index.
 
         Raises ConfigError for an empty prompt and one that leaves no room for a token.
         """
@@ -86,8 +87,10 @@ class GenerateSampler:
             if self.limit is not None and len(prompt) >= self.limit:
                 raise ConfigError(f"prompt {i} has {len(prompt)} tokens; the model takes {self.limit}. Shorten it")
         stop = set(params.stop)
-        if not stop and self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            stop = {int(self.tokenizer.eos_token_id)}
+        if not stop:
+            tokenizers = [] if self.tokenizer is None else [self.tokenizer]
+            for source in (self.model.generation_config, *tokenizers):
+                stop.update(as_ids(getattr(source, "eos_token_id", None)))
         # Greedy responses to a prompt are all the same, so one is computed.
         draws = 1 if params.temperature == 0 else n
         requests = [(i, k, len(prompt)) for i, prompt in enumerate(prompts) for k in range(draws)]

@@ -19,6 +19,7 @@ from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged
 from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.load import quiet
 from espalier.models.padding import Padding, choose_padding
+from espalier.models.stops import as_ids
 
 
 def export(
@@ -37,9 +38,9 @@ def export(
 
     Weights are `state` (by default `merged_state(model)`), cast to `source_dtype`, in safetensors of at most
     `shard_size`. The config is the source's: dropouts and use_cache as they were before loading changed them, no
-    attention function, adapter or quantisation of the training. Every id in `stop_ids` ends a generation; without any,
-    the source's stay. With `adapter_only`, a peft adapter directory (float32) and the tokenizer instead; a base whose
-    embedding grew must be resized to the tokenizer before the adapter is put on it.
+    attention function, adapter or quantisation of the training. Every id in `stop_ids` ends a generation, and so do
+    those that ended one of the source. With `adapter_only`, a peft adapter directory (float32) and the tokenizer
+    instead; a base whose embedding grew must be resized to the tokenizer before the adapter is put on it.
 
     A model with a scalar head becomes its architecture's sequence-classification model: its `logits` for right-padded
     rows, plus `espalier_reward_bias` of config.json, are the calibrated scores. `score.weight` is stored in float32
@@ -168,11 +169,7 @@ def padding_of(model: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequenc
     """
     ends = set(stop_ids)
     for config in (model.generation_config, model.config.get_text_config()):
-        ids = getattr(config, "eos_token_id", None)
-        if isinstance(ids, list):
-            ends.update(ids)
-        elif ids is not None:
-            ends.add(ids)
+        ends.update(as_ids(getattr(config, "eos_token_id", None)))
     return choose_padding(tokenizer, _rows(model), ends)
 
 
@@ -204,7 +201,7 @@ def _write_generation(model: PreTrainedModel, folder: Path, stop_ids: Sequence[i
     source = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
     settings = copy.deepcopy(source)
     if stop_ids:
-        settings.eos_token_id = list(dict.fromkeys(int(token) for token in stop_ids))
+        settings.eos_token_id = list(dict.fromkeys((*map(int, stop_ids), *as_ids(source.eos_token_id))))
     # to_json_file, because save_pretrained refuses settings that published models do carry.
     settings.to_json_file(str(folder / "generation_config.json"), use_diff=True)
 

@@ -9,8 +9,9 @@ from espalier.data.render import templates
 from espalier.data.render.control import Codec, opened
 from espalier.data.render.drafts import Draft, Mark
 from espalier.data.render.form import CHATS, Form
+from espalier.data.render.probe import Probe
 from espalier.data.render.tokenizer_json import Follows
-from espalier.data.render.turns import Probe, SealedChat, Templates, Turn, rewritten
+from espalier.data.render.turns import SealedChat, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
 from espalier.types import Chat, Message, TrainOn
 
@@ -33,6 +34,7 @@ class Chats:
         train_on: TrainOn = "assistant",
         max_length: int = 0,
         form: Form = CHATS,
+        known_stops: Sequence[int] = (),
     ) -> None:
         if train_on not in get_args(TrainOn):
             raise ConfigError(f"train_on got {train_on!r}; expected {', '.join(get_args(TrainOn))}")
@@ -53,18 +55,22 @@ class Chats:
         if tokenizer.chat_template is None:
             self.codec = Codec(tokenizer)
         else:
-            plain, tools = tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])
+            # A header that the template writes without a generation prompt is part of the prompt all the same.
+            header = templates.missing_prompt(tokenizer)
+            plain = templates.with_prompt(tokenizer.get_chat_template(), header)
+            tools = templates.with_prompt(tokenizer.get_chat_template(tools=[{}]), header)
             self._templates = Templates(plain, tools, dict(tokenizer.special_tokens_map))
             literals = [*templates.literals(plain), *templates.literals(tools)]
             self.codec = Codec(tokenizer, literals=literals)
-            self._probe = Probe(self._templates, self.codec)
-            turn_ends = self._probe.ends
+            self._probe = Probe(self._templates, self.codec, [self.eos, *known_stops])
+            turn_ends = self._probe.ends.ids
             # Which tokens end a turn shows only in rendered text. One that the tokenizer does not
             # call special must never come from content either, so that the codec is built again
             # with it.
             if any(not self.codec.added[i].special for i in turn_ends):
                 self.codec = Codec(tokenizer, turn_ends=turn_ends, literals=literals)
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*turn_ends, self.eos)))
+        known = self._probe.known if self._probe else ()
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*turn_ends, self.eos, *known)))
         self.bos_id = self.bos
         if self._probe and self.bos is None and tokenizer.bos_token and self._probe.opens_with(self._bos_text):
             self.bos_id = int(tokenizer.bos_token_id)
@@ -77,10 +83,11 @@ class Chats:
         """The conversation under its template. Raises ModelError for a tokenizer without one that chats can use."""
         if self._templates is None or self._probe is None:
             raise ModelError(f"the tokenizer has no chat template, and chat data needs one. {_CHOICES}")
-        if self._probe.renders and not self._probe.ends:
+        ends = self._probe.ends
+        if self._probe.renders and not ends.ids:
             raise ModelError(f"the chat template writes no token that ends an assistant turn. {_CHOICES}")
         self._probe.check(chat)
-        return SealedChat(chat, self._templates, self.codec, self.stop_ids)
+        return SealedChat(chat, self._templates, self.codec, ends, self.stop_ids)
 
     def tail(self) -> tuple[int, ...]:
         """The ids that the template writes behind the stop token of a conversation's last answer: a line end under
@@ -232,7 +239,7 @@ class Chats:
         piece = self.codec.encode(response, sealed.seal, follows)
         text = opened(response, sealed.seal)
         # The model would learn to write what the decoder shows, not what the row says.
-        if not self.codec.reads(piece.ids, text):
+        if not self.codec.reads(piece.ids, opened(self.codec.swallowed(response), sealed.seal)):
             raise RowError(
                 "trained tokens decode to other text",
                 field=f"messages[{turn.message}]",

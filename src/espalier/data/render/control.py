@@ -217,6 +217,16 @@ class Codec:
         tail = sealed[end:].lstrip() if last.rstrip else sealed[end:]
         return "text" if tail else "token"
 
+    def swallowed(self, sealed: str) -> str:
+        """`sealed` without the spaces that the control tokens in it take from beside them."""
+        kept, at = [], 0
+        for start, end, token in self.written(sealed):
+            before = sealed[at:start]
+            kept.append(before.rstrip() if token.lstrip else before)
+            kept.append(token.text)
+            at = end + (len(sealed[end:]) - len(sealed[end:].lstrip()) if token.rstrip else 0)
+        return "".join([*kept, sealed[at:]])
+
     def encode(self, sealed: str, seal: Seal | None = None, follows: Follows = "start") -> Piece:
         """The tokens of `sealed`, the seal opened: added tokens where they were written, plain characters elsewhere.
 

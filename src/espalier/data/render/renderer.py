@@ -44,9 +44,10 @@ class Renderer:
 
     train_on: `assistant` trains every assistant turn, `last` the last one, `all` every token of the rendered
     conversation; a message's own weight goes first. max_length: longest sample in tokens, 0 for no limit; longer ones
-    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. `stop_ids` end
-    an assistant turn. `bos_id` is what a sample must start with and hold once, None if there is no such token. A
-    template that writes the date of today gets a fixed one.
+    lose their tail and have stop "length", but a plain text becomes several samples and loses nothing. known_stops: ids
+    that the model stops on. `stop_ids` end an assistant turn: those of the template, the end-of-text token, and
+    known_stops that no turn holds inside. `bos_id` is what a sample must start with and hold once, None if there is no
+    such token. A template that writes the date of today gets a fixed one.
 
     Raises ConfigError for an unknown train_on or a negative max_length, ModelError for a tokenizer that cannot be used.
     """
@@ -58,15 +59,16 @@ class Renderer:
         train_on: TrainOn = "assistant",
         max_length: int = 0,
         form: Form = CHATS,
+        known_stops: Sequence[int] = (),
     ) -> None:
-        chats = Chats(tokenizer, train_on=train_on, max_length=max_length, form=form)
+        chats = Chats(tokenizer, train_on=train_on, max_length=max_length, form=form, known_stops=known_stops)
         self.chats, self.train_on, self.max_length, self.form = chats, train_on, max_length, form
         self.stop_ids, self.bos_id = chats.stop_ids, chats.bos_id
         # All that decides the tokens and judgements of an example, in this order: what a token
         # store is cached under.
         parts = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
         parts += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
-        parts += [asdict(form)]
+        parts += [asdict(form), sorted(chats.stop_ids)]
         text = json.dumps(parts, sort_keys=True, default=str)
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -115,6 +116,54 @@ def _compiled(source: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(source)
+
+
+def missing_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The header with which the tokenizer's chat template starts an assistant turn and that it does not write as a
+    generation prompt; "" if it writes one, or needs none.
+
+    Markup of content (`<think></think>`) is no header, nor is what has fewer than three visible characters.
+    """
+    question, answer = {"role": "user", "content": "Zqu"}, {"role": "assistant", "content": "Zqa"}
+    source = tokenizer.get_chat_template()
+    names = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "strftime_now": lambda form: ""}
+    try:
+        plain = write(source, {**names, "messages": [question], "add_generation_prompt": False})
+        prompt = write(source, {**names, "messages": [question], "add_generation_prompt": True})
+        turn = write(source, {**names, "messages": [question, answer], "add_generation_prompt": False})
+    except RowError:  # what it refuses, it will refuse in its own words
+        return ""
+    if prompt != plain or not turn.startswith(prompt) or "Zqa" not in turn:
+        return ""
+    header = turn[len(prompt) : turn.rindex("Zqa")]
+    rest = header.replace("<think>", "").replace("</think>", "")
+    for token in tokenizer.added_tokens_decoder.values():
+        if not token.special:
+            rest = rest.replace(token.content, "")
+    return header if len(rest.strip()) > 2 else ""
+
+
+def with_prompt(source: str, header: str) -> str:
+    """A template that writes `header` as its generation prompt; without a header, the template itself."""
+    if not header:
+        return source
+    return f"{source}{{% if add_generation_prompt %}}{{{{ {json.dumps(header)} }}}}{{% endif %}}"
+
+
+def complete(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the tokenizer's chat template, and so what is exported, the generation prompt that it lacks. Returns a line
+    for the user, "" if it lacks none."""
+    if tokenizer.chat_template is None or not (header := missing_prompt(tokenizer)):
+        return ""
+    if isinstance(tokenizer.chat_template, dict):
+        named = tokenizer.chat_template.items()
+        tokenizer.chat_template = {name: with_prompt(source, header) for name, source in named}
+    else:
+        tokenizer.chat_template = with_prompt(tokenizer.chat_template, header)
+    return (
+        f"the chat template had no generation prompt: {header!r} is one now, in the exported template too, so that the "
+        "model is asked as it is trained"
+    )
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
-from espalier.data.render import templates
-from espalier.data.render.control import Codec
+from espalier.data.render import stops, templates
+from espalier.data.render.control import Added, Codec
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 
@@ -24,8 +24,8 @@ def _fixed_date(form: str) -> str:
 
 
 class Turn(NamedTuple):
-    """`text` is the conversation rendered through message number `message`; `text[start:end]` is what the model writes
-    there, its stop token included."""
+    """`text` is the conversation rendered through message number `message`, and, if the template leaves that turn open,
+    the stop token behind it; `text[start:end]` is what the model writes there, its stop token included."""
 
     message: int
     text: str
@@ -69,11 +69,13 @@ class Templates:
 class SealedChat:
     """A conversation whose content is sealed (see `control`), ready to be rendered; all texts below are sealed.
 
-    stops: ids that end a turn.
+    ends: how turns end under the template. stop_ids: ids that end a turn.
     """
 
-    def __init__(self, chat: Chat, form: Templates, codec: Codec, stops: Sequence[int]) -> None:
-        self._form, self._codec, self._stops = form, codec, frozenset(stops)
+    def __init__(
+        self, chat: Chat, form: Templates, codec: Codec, ends: stops.TurnEnds, stop_ids: Sequence[int]
+    ) -> None:
+        self._form, self._codec, self._ends, self._stops = form, codec, ends, frozenset(stop_ids)
         # One seal for the whole row: a template may copy content from anywhere to anywhere, so that
         # the characters of the seal must occur nowhere in it, the template's own text included.
         self.seal = codec.seal(list(_strings(chat)), form.source(chat.tools))
@@ -123,34 +125,91 @@ class SealedChat:
             text = self.write(index + 1, values=values)
             prompt = self.write(index, generate=True, values=values)
             if text.startswith(prompt):
-                return Turn(index, text, len(prompt), self._end(text, len(prompt)))
+                return self._stopped(index, text, self._start(text, len(prompt)), values)
         at = _first_difference(prompt, text)
         raise RowError(
             "prompt is no prefix of the turn",
             field=f"messages[{index}]",
             got=f"{prompt[at : at + 40]!r} in the prompt, {text[at : at + 40]!r} in the turn",
             expected="a turn that begins with what the template writes to start it",
+            fix="Choose another --template, or leave the row out",
         )
 
-    def _end(self, text: str, start: int) -> int:
-        """Where the turn from `start` on ends: behind its stop token, after which only whitespace may stand."""
-        end, last = self._codec.last_written(text, start)
-        if last is None or last.id not in self._stops or text[end:].strip():
-            stops = [repr(self._codec.added[i].text) for i in sorted(self._stops)]
+    def _start(self, text: str, at: int) -> int:
+        """Where a turn behind the prompt `text[:at]` begins: behind the spaces that the prompt's last token takes."""
+        if self._codec.ending(text[:at]) == "token":
+            _, last = self._codec.last_written(text[:at])
+            if last is not None and last.rstrip:
+                at += len(text[at:]) - len(text[at:].lstrip())
+        return at
+
+    def _stopped(self, index: int, text: str, start: int, values: Mapping[str, Any]) -> Turn:
+        """The turn of message `index` from `start` on, through its stop token.
+
+        That is the first one that the template writes behind the start. If there is none, it is the marker that starts
+        the next message, if that is a stop token, else the one with which the template's turns end. Raises RowError if
+        there is none either, or content stands behind it.
+        """
+        end = stops.first_written(self._codec, text, start, self._stops)
+        if end < 0:
+            stop = self._next_marker(index, text, values) or self._left_open(index)
+            if stop is None:
+                raise self._no_stop(text[start:])
+            text = text.rstrip() if stop.lstrip else text
+            return Turn(index, text + stop.text, start, len(text) + len(stop.text))
+        content = self.messages[index]["content"].strip()
+        rest = text[end:]
+        if content and content in rest and rest not in self._ends.behind:
             raise RowError(
-                "turn without a stop token",
-                got=f"a turn that ends in {text[start:][-40:]!r}",
-                expected=f"one of {', '.join(stops)}",
+                "template writes content behind the stop token",
+                field=f"messages[{index}]",
+                got=f"{text[start:end][-20:]!r}, then {rest[:40]!r}",
+                expected="nothing of the message behind the token that ends it",
+                fix="Choose another --template, or leave the row out",
             )
-        return end
+        return Turn(index, text, start, end)
+
+    def _next_marker(self, index: int, text: str, values: Mapping[str, Any]) -> Added | None:
+        """The stop token with which the message behind message `index` begins; None if it begins with another text, or
+        the template writes the turn in another way if something follows."""
+        if index + 1 == len(self.messages):
+            return None
+        try:
+            longer = self.write(index + 2, values=values)
+        except RowError:
+            return None
+        following = stops.marker(self._codec, stops.Behind(text, longer))
+        return following if following is not None and following.id in self._stops else None
+
+    def _left_open(self, index: int) -> Added | None:
+        """What ends a turn that the template leaves open at the end of a conversation."""
+        if self.messages[index].get("tool_calls") and self._ends.call is not None:
+            return self._ends.call
+        return self._ends.answer
+
+    def _no_stop(self, turn: str) -> RowError:
+        names = [repr(self._codec.added[i].text) for i in sorted(self._stops)]
+        return RowError(
+            "turn without a stop token",
+            got=f"a turn that ends in {turn[-40:]!r}",
+            expected=f"one of {', '.join(names)}",
+            fix="Choose another --template, or leave the row out",
+        )
 
     def region(self, index: int, text: str) -> tuple[int, int]:
         """Where message `index` stands in `text`, the whole rendering. Raises RowError if it is rewritten."""
-        before = self.write(index) if index else ""
-        through = self.write(index + 1)
-        if not (text.startswith(through) and through.startswith(before)):
+        before = self._kept(self.write(index), text) if index else 0
+        through = self._kept(self.write(index + 1), text)
+        if before < 0 or through < before:
             raise rewritten(index)
-        return len(before), len(through)
+        return before, through
+
+    def _kept(self, shorter: str, text: str) -> int:
+        """The size of `shorter` without what a rendering ends in, if `text` begins with that; else -1."""
+        for tail in ("", *self._ends.tails):
+            if shorter.endswith(tail) and text.startswith(shorter.removesuffix(tail)):
+                return len(shorter) - len(tail)
+        return -1
 
     def contents(self, text: str, size: int) -> Iterator[tuple[int, int, int]]:
         """(message, start, end) of the contents of the first `size` messages in `text`, in order.
@@ -234,91 +293,3 @@ def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         return dict(call)
     return {**call, "function": {**function, "arguments": decoded}}
-
-
-# -------------------------------------------------------------------------------------------------------------- probe
-
-
-class Probe:
-    """What a template does with conversations made for the purpose.
-
-    ends: ids of the tokens that end an assistant turn, that of a tool call among them. drops: what a row can hold and
-    the template leaves out without a word. renders: whether it takes one question with one answer.
-    """
-
-    def __init__(self, form: Templates, codec: Codec) -> None:
-        # A template is a program: what it does shows only when it runs. The words begin with "Zq",
-        # which no template writes by itself, so that a word in the text is the content, and one
-        # that is missing was left out.
-        system, user, answer = _turn("system", "Zqs"), _turn("user", "Zqu"), _turn("assistant", "Zqa")
-        thought = {**answer, "reasoning_content": "Zqr", "thinking": "Zqr"}
-        call = {"type": "function", "id": "zqcall000", "function": {"name": "zqf", "arguments": {"zqk": 1}}}
-        caller = {**_turn("assistant", ""), "tool_calls": [call]}
-        result = {**_turn("tool", "Zqt"), "name": "zqf"}
-        tool = {"type": "function", "function": {"name": "zqo", "description": "", "parameters": {}}}
-
-        self._twice = _tried(form, (user, answer, user, answer))
-        answered, called = _tried(form, (user, answer)), _tried(form, (user, caller))
-        self.renders = answered is not None
-        self.ends = _ends(codec, answered, called)
-        words_and_texts = {
-            "system messages": ("Zqs", _tried(form, (system, user, answer))),
-            "reasoning": ("Zqr", _tried(form, (user, thought))),
-            "tool calls": ("zqf", called),
-            "tools": ("zqo", _tried(form, (user, answer), [tool])),
-            "tool messages": ("Zqt", _tried(form, (user, caller, result, answer))),
-        }
-        dropped = []
-        for name, (word, text) in words_and_texts.items():
-            if text is not None and word not in text:
-                dropped.append(name)
-        self.drops = frozenset(dropped)
-
-    def opens_with(self, text: str) -> bool:
-        """Whether a conversation starts with `text` and holds it once."""
-        return self._twice is not None and self._twice.startswith(text) and self._twice.count(text) == 1
-
-    def check(self, chat: Chat) -> None:
-        """Raise RowError if the template would silently leave out a part of `chat`."""
-        if not self.drops:
-            return
-        parts = {
-            "system messages": any(message.role == "system" for message in chat.messages),
-            "reasoning": any(message.reasoning for message in chat.messages),
-            "tool calls": any(message.tool_calls for message in chat.messages),
-            "tools": bool(chat.tools),
-            "tool messages": any(message.role == "tool" for message in chat.messages),
-        }
-        for name in sorted(self.drops):
-            if parts[name]:
-                fix = "Choose another template, or remove them from the row"
-                raise RowError(f"chat template drops {name}", fix=fix)
-
-
-def _turn(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _tried(form: Templates, messages: Sequence[dict[str, Any]], tools: Any = None) -> str | None:
-    """The text of `messages`; None if the template refuses such a conversation."""
-    try:
-        return form.write(messages, tools)
-    except RowError:  # it will refuse such rows, too, and in its own words
-        return None
-
-
-def _ends(codec: Codec, answered: str | None, called: str | None) -> tuple[int, ...]:
-    """The ids that end the answer "Zqa" and the call of "zqf", each once.
-
-    The end of a call counts only if it is a special token: markup such as `</tool_call>` ends the call, not the turn.
-    """
-    ends: list[int] = []
-    first = True
-    for text, word in ((answered, "Zqa"), (called, "zqf")):
-        if not text or word not in text:
-            continue
-        end, token = codec.last_written(text, text.rindex(word))
-        if token is not None and not text[end:].strip() and (first or token.special):
-            ends.append(token.id)
-        first = False
-    return tuple(dict.fromkeys(ends))
