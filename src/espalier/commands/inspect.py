@@ -12,6 +12,7 @@ from espalier.assembly.data import renderer_of
 from espalier.assembly.runs import RunConfig
 from espalier.commands import rows_view
 from espalier.config.sections import InspectConfig
+from espalier.data.columns.ledger import Ledger
 from espalier.data.dataset import sources_of
 from espalier.data.read import Source, read
 from espalier.data.render.renderer import Renderer
@@ -22,7 +23,10 @@ from espalier.models.stops import known_stops
 
 
 def run(config: RunConfig, view: InspectConfig) -> None:
-    """Show the first rows of each source as the model will see them."""
+    """Show the first rows of each source as the model will see them, and what was read of them.
+
+    Raises DataError after that if they hold something that a run would not leave out without a word.
+    """
     tokenizer = load_tokenizer(config.model.model, trust_remote_code=config.model.trust_remote_code)
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
@@ -34,17 +38,27 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     if completed:
         console.print(completed, markup=False, soft_wrap=True)
     rows: list[tuple[str, list[Any]]] = []
+    ledgers: list[tuple[Source, Ledger]] = []
     for source in sources_of(config.data, renderer.form.consumes).trained:
-        rows += _rendered(source, renderer, view.rows, console)
+        ledger = Ledger()
+        ledgers.append((source, ledger))
+        rows += _rendered(source, ledger, renderer, view.rows, console)
     rows_view.show(rows, tokenizer, console)
+    for source, ledger in ledgers:
+        for line in ledger.lines():
+            console.print(f"{source.name}: {line}", markup=False, soft_wrap=True)
     if view.html:
         rows_view.html(rows, tokenizer, Path(view.html))
         console.print(f"written: {view.html}", markup=False)
+    for source, ledger in ledgers:
+        ledger.refuse(source.path)
 
 
-def _rendered(source: Source, renderer: Renderer, count: int, console: Console) -> Iterator[tuple[str, list[Any]]]:
+def _rendered(
+    source: Source, ledger: Ledger, renderer: Renderer, count: int, console: Console
+) -> Iterator[tuple[str, list[Any]]]:
     """The rows of a source that can be rendered, up to `count`, each with its place; prints why others cannot."""
-    examples = read(source)
+    examples = read(source, ledger)
     good = rejected = 0
     while good < count and (example := next(examples, None)) is not None:
         where = source.path if isinstance(example, RowError) else f"{source.path}:{example.origin.line}"

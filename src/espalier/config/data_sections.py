@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
+from espalier.config.data_source import Mapped, SourceList, mapped_fields
 from espalier.config.fields import CountOrZero, Names, NotNegative, Share, named_weights, section
 from espalier.errors import ConfigError
 
@@ -14,16 +15,22 @@ from espalier.errors import ConfigError
 class DataConfig:
     """What is read, how, and what is held out."""
 
-    data: Annotated[Names, MinLen(1)]
-    """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION)."""
+    data: Annotated[SourceList, MinLen(1)]
+    """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION); in a file also
+    {path, format, columns, ignore_columns, share}."""
     format: str = "auto"
     """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
     ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
-    replay: Names = ()
+    columns: Mapped = ()
+    """Fields of a format and the columns they are read from, as NAME=COLUMN, NAME=a.b[0].c or NAME==TEXT (a constant);
+    for all data."""
+    ignore_columns: Names = ()
+    """Columns to leave out knowingly, by the names that a run lists as not read."""
+    replay: SourceList = ()
     """Plain-text files mixed in as the part `replay`, every token trained."""
     replay_fraction: Share = 0.1
     """Share of replay among the samples of a step, if replay is given."""
-    eval_data: Names = ()
+    eval_data: SourceList = ()
     """Files to evaluate on; nothing in them is trained."""
     eval_fraction: Share = 0.0
     """Share of data to hold out for evaluation, if no eval_data is given."""
@@ -37,6 +44,7 @@ class DataConfig:
     """Folder of tokenised data, keyed by content; empty takes the user's cache folder."""
 
     def __post_init__(self) -> None:
+        mapped_fields(self.columns)
         if self.eval_data and self.eval_fraction:
             raise ConfigError("eval_data and eval_fraction are both given, and only one can be held out; drop one")
         if self.replay and not self.replay_fraction:

@@ -15,6 +15,7 @@ from typing import IO, Any, NoReturn, TypeVar, get_origin
 
 from pydantic.fields import FieldInfo
 
+from espalier.config.data_source import DataSource
 from espalier.config.fields import Known, expected, infos, literals, show
 from espalier.errors import ConfigError, nearest
 
@@ -83,7 +84,7 @@ def build(cls: type[T], values: Mapping[str, Any | Value]) -> T:
             raise ConfigError(f"{entry.place}: no such key.{way_out}", key=key)
     for key, option in known.items():
         if option.info.is_required() and key not in given:
-            what = option.info.description or expected(option.info)
+            what = " ".join((option.info.description or expected(option.info)).split())
             raise ConfigError(f"{key} is missing: {what} Give {option.flag}, or `{key}:` in a config file", key=key)
     try:
         sections = {}
@@ -122,13 +123,20 @@ def dump(config: Any) -> str:
 def _line(name: str, value: Any) -> str:
     import yaml
 
-    texts = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+    items = [_item(item) for item in value] if isinstance(value, tuple) else [str(value)]
     # PyYAML writes these line separators bare between single quotes, and reads them back as spaces.
-    style = '"' if set("".join(texts)) & set("\x85\u2028\u2029") else None
+    style = '"' if set(str(items) + "".join(map(str, items))) & set("\x85\u2028\u2029") else None
     if isinstance(value, tuple):
-        line = yaml.safe_dump(texts, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
+        line = yaml.safe_dump(
+            items, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6, sort_keys=False
+        )
         return f"{name}: {line.rstrip()}"
     return yaml.safe_dump({name: value}, default_style=style, allow_unicode=True, width=10**6).rstrip("\n")
+
+
+def _item(value: Any) -> Any:
+    """An item of a list as YAML has it: a text, or the settings of a source."""
+    return value.written() if isinstance(value, DataSource) else str(value)
 
 
 def _text(path: str | Path) -> str:

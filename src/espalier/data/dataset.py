@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.config.data_source import DataSource
 from espalier.config.sections import DataConfig
 from espalier.data.columns.ledger import Ledger
+from espalier.data.columns.mapping import Columns
 from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
 from espalier.data.read import Source, parse_sources, read
@@ -44,16 +46,20 @@ class Sources:
 def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
     """The sources of a config, each with all that `read` needs of it: this is the one place that decides it.
 
-    `consumes` is what the run learns from. Replay is text unless a source names another format. Raises ConfigError as
+    `consumes` is what the run learns from. Replay is text unless a source names another format. A source's own columns
+    go before those of all data, which are not about replay. Raises ConfigError as
     `parse_sources` does.
     """
 
-    def sources(specs: Sequence[str], part: str, default_format: str) -> tuple[Source, ...]:
-        prompt = config.alpaca_prompt
-        return tuple(
-            replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
-            for source in parse_sources(specs)
-        )
+    everywhere = Columns.parse(config.columns, config.ignore_columns)
+
+    def sources(specs: Sequence[str | DataSource], part: str, default_format: str) -> tuple[Source, ...]:
+        prompt, sources = config.alpaca_prompt, []
+        for source in parse_sources(specs):
+            source = replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
+            columns = source.columns if part == REPLAY else everywhere.updated(source.columns)
+            sources.append(replace(source, columns=columns))
+        return tuple(sources)
 
     return Sources(
         main=sources(config.data, "main", config.format),

@@ -6,11 +6,12 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from espalier.config.data_source import DataSource
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import AS_THEY_ARE, Columns, Prepared
 from espalier.data.columns.watched import watched
@@ -19,6 +20,7 @@ from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import NAMES, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import expand
+from espalier.data.proposal import proposal
 from espalier.errors import ConfigError, DataError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
@@ -27,6 +29,8 @@ READ_VERSION = 4
 AUTO = "auto"
 """The format of a source whose rows decide it."""
 ELSEWHERE = "These are solutions in steps, which `espalier prm` learns from"
+FORMLESS = ("no judgement", "no steps")
+"""Reasons of rows that were read as something else than what the run consumes."""
 WINDOW = 16
 """Rows that vote on a source's format."""
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?(#[\w.-]+)?")
@@ -135,12 +139,22 @@ def _proportion(text: str, spec: str) -> float:
     return proportion
 
 
-def parse_sources(specs: Sequence[str]) -> tuple[Source, ...]:
+def given_source(spec: str | DataSource) -> Source:
+    """A source as a config names it. Raises ConfigError as `parse_source` does."""
+    if isinstance(spec, str):
+        return parse_source(spec)
+    if spec.format:
+        _check_known(spec.format, f"data {spec.path}")
+    columns = Columns.parse(spec.columns, spec.ignore_columns)
+    return Source(spec.path, spec.format or AUTO, spec.share or None, columns=columns)
+
+
+def parse_sources(specs: Sequence[str | DataSource]) -> tuple[Source, ...]:
     """Sources with names that differ: if two files share a name, each is called by its path.
 
     Raises ConfigError as `parse_source` does, and if one path is given twice.
     """
-    sources = [parse_source(spec) for spec in specs]
+    sources = [given_source(spec) for spec in specs]
     for path, times in Counter(source.path for source in sources).items():
         if times > 1:
             raise ConfigError(
@@ -184,13 +198,13 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
                 raise ConfigError(f"{path}: columns are given, but {folder_format} reads a folder by its own names")
             if ledger is not None:
                 ledger.format, ledger.guessed, ledger.ignored = folder_format, name == AUTO, source.columns.ignored
-            return _expanded(source, FOLDERS[folder_format](path, source.name, ledger))
+            return _expanded(source, FOLDERS[folder_format](path, source.name, ledger), lambda: "")
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
     name, rows, is_plain = _open(path, name)
     # Plain text has no columns to account for.
     reading = _Reading(source, None if is_plain else ledger)
-    return _expanded(source, reading.examples(name, _at_least_one(rows, path)))
+    return _expanded(source, reading.examples(name, _at_least_one(rows, path)), reading.proposal)
 
 
 def _open(path: str, name: str) -> tuple[str, Iterator[Row | RowError], bool]:
@@ -219,14 +233,20 @@ def _at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | R
         raise DataError(f"{path}: it holds no rows; expected at least one")
 
 
-def _expanded(source: Source, examples: Iterator[Example | RowError]) -> Iterator[Example | RowError]:
-    """The examples in the form that the run consumes."""
+def _expanded(
+    source: Source, examples: Iterator[Example | RowError], proposal: Callable[[], str]
+) -> Iterator[Example | RowError]:
+    """The examples in the form that the run consumes; `proposal` is a mapping that gives the last row that form."""
     for example in examples:
         if isinstance(example, RowError):
             yield example
             continue
         for item in expand(example, source.consumes):
-            yield item.at(f"{source.path}:{example.origin.line}") if isinstance(item, RowError) else item
+            if isinstance(item, RowError):
+                if item.reason in FORMLESS and proposal():
+                    item.fix = f"{item.fix}, or try {proposal()}".removeprefix(", or ")
+                item = item.at(f"{source.path}:{example.origin.line}")
+            yield item
 
 
 class _Reading:
@@ -234,6 +254,14 @@ class _Reading:
 
     def __init__(self, source: Source, ledger: Ledger | None) -> None:
         self.source, self.ledger, self.columns = source, ledger, source.columns
+        self._row: object = None
+        self._proposal: str | None = None
+
+    def proposal(self) -> str:
+        """A mapping to try, from the first row for which it is asked; empty if there is none, or columns are mapped."""
+        if self._proposal is None:
+            self._proposal = "" if self.columns.fields else proposal(self._row, self.source.consumes)
+        return self._proposal
 
     def examples(self, name: str, rows: Iterator[Row | RowError]) -> Iterator[Example | RowError]:
         """The examples of rows of format `name`; if it is "auto", the first WINDOW rows decide."""
@@ -266,6 +294,8 @@ class _Reading:
         if self.ledger is not None:
             self.ledger.format, self.ledger.guessed = name or "", guessed
             self.ledger.ignored = self.columns.ignored
+            for field in self.columns.fields:
+                self.ledger.mapped.setdefault(field.name, 0)
 
     def _check_columns(self, rows: Sequence[Row]) -> None:
         objects = [row for row in rows if isinstance(row.value, dict)]
@@ -286,8 +316,8 @@ class _Reading:
         """Enter a row that was read into the ledger."""
         if prepared is None or self.ledger is None:
             return
-        for field in prepared.settle():
-            self.ledger.mapped[field] = self.ledger.mapped.get(field, 0) + 1
+        for name in prepared.settle():
+            self.ledger.mapped[name] += 1
         self.ledger.add(line, prepared.raw)
 
     def _watched(self, rows: Iterator[Row | RowError]) -> Iterator[Row | RowError]:
@@ -305,15 +335,19 @@ class _Reading:
         source = self.source
         if isinstance(row, RowError):
             return [row]
+        self._row = row.value
         prepared = self._prepared(row.value)
         try:
             if name is None:
-                raise unknown(self._sniffed(row.value))
+                raise unknown(self._sniffed(row.value), self.proposal())
             value = row.value if prepared is None else prepared.row
             examples = convert(name, value, Origin(source.name, row.line), alpaca_prompt=source.alpaca_prompt)
         except RowError as error:
             if name == "steps" and source.consumes != "steps":
                 error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
+            if self.columns.fields and error.reason in ("missing key", "no known format"):
+                mapped = " ".join(f"{field.name}={field.path}" for field in self.columns.fields)
+                error.fix = f"{error.fix}. Columns are mapped: {mapped}".removeprefix(". ")
             return [error.at(f"{source.path}:{row.line}")]
         self._settle(row.line, prepared)
         return examples

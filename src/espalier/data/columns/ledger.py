@@ -109,7 +109,15 @@ class Ledger:
         return self.rows == EARLY and bool(self.dropped)
 
     def refuse(self, path: str, proposal: str = "") -> None:
-        """Raise DataError if the source has something that must not be left out without a word."""
+        """Raise DataError if the source has something that must not be left out without a word, or if a field that the
+        user maps was read in no row."""
+        for name, rows in self.mapped.items():
+            if self.rows and not rows:
+                fields = ", ".join(dict.fromkeys(read_as for read_as, _ in self.read.values()))
+                raise DataError(
+                    f"{path}: columns {name} is given, but format {self.format} reads it in none of {self.rows:,} "
+                    f"rows; it read {fields}. Map one of these fields, name another format, or leave {name} out"
+                )
         dropped = self.dropped
         if not dropped:
             return

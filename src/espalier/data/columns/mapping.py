@@ -7,21 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.config.data_source import mapped_fields
 from espalier.data.columns.contents import decoded
-from espalier.data.columns.names import replaced
+from espalier.data.columns.names import replaced, same_field
 from espalier.data.columns.watched import WatchedRow, peek
 from espalier.errors import ConfigError, nearest
 
 _PART = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
-Trail = list[tuple[WatchedRow, str]]
-"""The objects that a path goes through, each with the key it takes there."""
+Trail = list[tuple[WatchedRow, str, bool]]
+"""The objects that a path goes through, each with the key it takes there and whether that is the last one."""
 
 
 class NoSuchColumn(Exception):
     """A path leads nowhere in a row. `name` is the part that is missing, `known` what stands in its place."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        self.name, self.known = name, [str(key) for key in known]
+        self.name, self.known = name, list(known)
         super().__init__(name)
 
 
@@ -38,7 +39,7 @@ class Field:
         if self.constant is not None:
             return self.constant
         if self.path in row:
-            return _step(row, self.path, trail)
+            return _step(row, self.path, trail, last=True)
         if "," in self.path:
             return [Field(self.name, part.strip()).value(row, trail) for part in self.path.split(",")]
         return _follow(row, parts_of(self.path), trail)
@@ -60,10 +61,10 @@ def parts_of(path: str) -> list[str | int | None]:
     return parts
 
 
-def _step(row: Mapping[str, Any], key: str, trail: Trail) -> Any:
+def _step(row: Mapping[str, Any], key: str, trail: Trail, *, last: bool) -> Any:
     """What stands under a key of an object."""
     if isinstance(row, WatchedRow):
-        trail.append((row, key))
+        trail.append((row, key, last))
     return peek(row, key)
 
 
@@ -76,7 +77,8 @@ def _follow(value: Any, parts: Sequence[str | int | None], trail: Trail) -> Any:
         if isinstance(part, str):
             if not isinstance(value, dict) or part not in value:
                 raise NoSuchColumn(part, value if isinstance(value, dict) else ())
-            value = _step(value, part, trail)
+            last = not any(isinstance(later, str) for later in parts[number + 1 :])
+            value = _step(value, part, trail, last=last)
             continue
         if not isinstance(value, list):
             raise NoSuchColumn(f"[{'' if part is None else part}]", ())
@@ -93,24 +95,24 @@ class Prepared:
     """A row as a reader gets it, and the row it was made of.
 
     trails: for each mapped field, the objects that its path goes through; they count as read if the field is.
-    hidden: columns that a mapped field takes the place of.
+    rivals: columns under another name of a mapped field.
     """
 
     raw: WatchedRow
     row: WatchedRow
     trails: dict[str, Trail]
-    hidden: frozenset[str]
+    rivals: frozenset[str]
 
     def settle(self) -> list[str]:
         """Note in the row what was read of it; returns the mapped fields that were read."""
         if self.row is self.raw:
             return []
         for key in self.row.taken:
-            for owner, part in self.trails.get(key, ()):
-                owner.taken.setdefault(part, key)
+            for owner, part, last in self.trails.get(key, ()):
+                owner.taken.setdefault(part, key if last else part)
             if key not in self.trails and key in self.raw:
                 self.raw.taken.setdefault(key, self.row.taken[key])
-        self.raw.rivals |= self.row.rivals | self.hidden
+        self.raw.rivals |= self.row.rivals | self.rivals
         return [name for name in self.trails if name in self.row.taken]
 
 
@@ -128,32 +130,26 @@ class Columns:
 
     @classmethod
     def parse(cls, columns: Sequence[str], ignored: Sequence[str] = ()) -> Columns:
-        """From texts NAME=COLUMN, NAME=PATH and NAME==TEXT. Raises ConfigError for another form, or a name twice."""
-        fields: dict[str, Field] = {}
-        for text in columns:
-            name, equals, value = text.partition("=")
-            if not name or not equals or not value:
-                raise ConfigError(
-                    f"columns: got {text!r}, expected NAME=COLUMN, NAME=PATH (such as answer=reward.truth) or "
-                    "NAME==TEXT for a constant",
-                    key="columns",
-                )
-            if name in fields:
-                raise ConfigError(f"columns: {name} is given twice; expected each field once", key="columns")
-            if value.startswith("="):
-                fields[name] = Field(name, constant=value[1:])
-            else:
-                fields[name] = Field(name, value)
-        return cls(tuple(fields.values()), tuple(ignored))
+        """From texts NAME=COLUMN, NAME=PATH and NAME==TEXT. Raises ConfigError as `mapped_fields` does."""
+        fields = []
+        for name, value in mapped_fields(tuple(columns)).items():
+            field = Field(name, constant=value[1:]) if value.startswith("=") else Field(name, value)
+            fields.append(field)
+        return cls(tuple(fields), tuple(ignored))
 
     def __bool__(self) -> bool:
         return bool(self.fields or self.ignored)
+
+    def updated(self, other: Columns) -> Columns:
+        """These fields, with those of `other` in place of equal names, and the ignored columns of both."""
+        fields = {field.name: field for field in (*self.fields, *other.fields)}
+        return Columns(tuple(fields.values()), tuple(dict.fromkeys((*self.ignored, *other.ignored))))
 
     @property
     def text(self) -> str:
         """The mapping on one line, as flags give it: part of what tokens are cached under."""
         fields = [f"{field.name}={field.path or f'={field.constant}'}" for field in self.fields]
-        return repr((fields, list(self.ignored))) if self else ""
+        return repr((sorted(fields), sorted(self.ignored))) if self else ""
 
     def apply(self, raw: Mapping[str, Any]) -> Prepared:
         """The row that a reader gets of a raw one. A field whose path leads nowhere is not in it."""
@@ -176,7 +172,7 @@ class Columns:
                 row[field.name] = field.value(raw, trails[field.name])
             except NoSuchColumn:
                 row.pop(field.name, None)
-        return Prepared(raw if isinstance(raw, WatchedRow) else WatchedRow(raw), row, trails, hidden)
+        return Prepared(raw if isinstance(raw, WatchedRow) else WatchedRow(raw), row, trails, same_field(names))
 
     def check(self, rows: Sequence[Mapping[str, Any]], where: str) -> None:
         """Raise ConfigError, which names the row at `where`, if a path leads nowhere in all of the rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "question", "query", "instruction", "problem"),
@@ -34,12 +36,17 @@ def groups_of(name: str) -> list[str]:
     return [group for group, names in GROUPS.items() if name in names]
 
 
-def replaced(names: list[str]) -> frozenset[str]:
+def same_field(names: Sequence[str]) -> frozenset[str]:
+    """Further names of the fields that these names stand for."""
+    groups = {group for name in names for group in groups_of(name)}
+    return frozenset(other for group in groups for other in GROUPS[group]) - set(names)
+
+
+def replaced(names: Sequence[str]) -> frozenset[str]:
     """The columns that give way to mapped fields of these names."""
     mapped = {group for name in names for group in groups_of(name)}
-    away: set[str] = set()
+    away = set(same_field(names))
     for group in mapped:
-        away.update(GROUPS[group])
         for other in INSTEAD.get(group, ()):
             if other not in mapped:
                 away.update(GROUPS[other])

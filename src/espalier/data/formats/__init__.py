@@ -111,13 +111,14 @@ def convert(name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False)
     return examples if isinstance(examples, list) else [examples]  # type: ignore[list-item]
 
 
-def unknown(row: Any) -> RowError:
-    """The error for a row that looks like no format."""
+def unknown(row: Any, proposal: str = "") -> RowError:
+    """The error for a row that looks like no format; `proposal` is a mapping to try."""
     if not isinstance(row, dict):
         return wrong_type("", row, "a JSON object")
     expected = (
         f"{chats.EXPECTED}; text; prompt, chosen and rejected; responses with ranks or scores; steps with labels; or "
         "messages with replies or parents"
     )
-    error = missing("", row, expected, "Rename the columns, or name a format with PATH:FORMAT")
+    way_out = f"Try {proposal}" if proposal else "Name its columns with --columns NAME=COLUMN"
+    error = missing("", row, expected, f"{way_out}, or name a format with PATH:FORMAT")
     return RowError("no known format", got=error.got, expected=error.expected, fix=error.fix)

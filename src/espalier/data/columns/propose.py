@@ -1,0 +1,246 @@
+"""Which mapping to try for a row of an unknown layout: by the names of its columns, then by the shapes of values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.data.columns.contents import decoded, is_prose, is_turn
+from espalier.data.columns.names import is_metadata
+from espalier.types import Consumes
+
+PROMPT = ("prompt", "instruction", "question", "query", "problem", "input", "user", "human", "request", "task", "post")
+ANSWER = ("response", "completion", "answer", "output", "solution", "target", "assistant", "bot", "reply", "gpt")
+# Names that are a prompt or an answer if nothing has a plainer name.
+PROMPT_LIKE = ("article", "document", "source", "context", "goal", "sentence", "title", "content", "text", "premise")
+ANSWER_LIKE = ("summary", "code", "translation", "generation", "attempt", "highlights", "explanation", "label")
+SYSTEM = ("system",)
+CHOSEN = ("chosen", "preferred", "better", "winner", "accepted", "positive", "pos", "good", "best")
+REJECTED = ("rejected", "dispreferred", "worse", "loser", "negative", "neg", "bad", "worst", "unpreferred")
+LABEL = ("label", "good", "correct", "desirable", "upvoted", "thumbs")
+SCORE = ("score", "rating", "reward", "grade", "scores", "ratings", "rewards", "label", "labels")
+STEPS = ("step", "steps", "thought", "thoughts", "chunk", "chunks")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column, or a part of one, by its path."""
+
+    path: str
+    value: Any
+
+    @property
+    def words(self) -> list[str]:
+        """The words of its own name, in lower case and the singular."""
+        return [word.lower() for word in _WORD.findall(self.path.rpartition(".")[2])]
+
+    def rank(self, names: Sequence[str]) -> int:
+        """The place of the first of `names` that its name holds, whole names before parts; a large number if none."""
+        words, best = self.words, 1000
+        for place, name in enumerate(names):
+            singular = [word.removesuffix("s") for word in words]
+            if words == [name] or singular == [name]:
+                best = min(best, place)
+            elif name in words or name in singular:
+                best = min(best, 100 + place)
+        return best
+
+
+def propose(row: Mapping[str, Any], consumes: Consumes) -> list[str]:
+    """The mapping to try for a row, as `--columns` takes it; empty if none comes to mind.
+
+    >>> propose({"id": 7, "problem": "1 + 1?", "final_solution": "It is 2."}, "chat")
+    ['prompt=problem', 'response=final_solution']
+    >>> propose({"q": "Name a red fruit.", "good_one": "A cherry.", "bad_one": "A banana."}, "ranking")
+    ['prompt=q', 'chosen=good_one', 'rejected=bad_one']
+    """
+    columns = list(_columns(row))
+    if consumes == "steps":
+        fields = _steps(columns)
+    elif consumes == "ranking":
+        fields = _pair(columns) or _listed(columns) or _numbered(columns) or _judged(columns)
+    else:
+        fields = _chat(columns)
+    return [f"{name}={path}" for name, path in fields.items()]
+
+
+def _columns(row: Mapping[str, Any], place: str = "", depth: int = 0) -> Iterator[_Column]:
+    """The columns of a row, those of objects in them, and the only item of a list written as text."""
+    for key, value in row.items():
+        path = f"{place}{key}"
+        if isinstance(value, str):
+            inner = decoded(value)
+            if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], str):
+                yield _Column(f"{path}[0]", inner[0])
+                continue
+            value = inner
+        if isinstance(value, dict) and depth < 2 and not is_turn(value):
+            yield from _columns(value, f"{path}.", depth + 1)
+        elif value is not None:
+            yield _Column(path, value)
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and is_prose(value)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_turn(item) for item in value)
+
+
+def _is_answer(value: Any) -> bool:
+    return _is_text(value) or _is_turns(value) or is_turn(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _best(columns: Sequence[_Column], names: Sequence[str], taken: Sequence[str] = ()) -> str | None:
+    """The path of the column whose name says most clearly that it is one of `names`; of equals, the longest."""
+    ranked = []
+    for column in columns:
+        rank = column.rank(names)
+        if rank < 1000 and column.path not in taken:
+            ranked.append((rank, -len(str(column.value)), column.path))
+    return min(ranked)[2] if ranked else None
+
+
+# --------------------------------------------------------------------------------------------------------------- forms
+
+
+def _chat(columns: Sequence[_Column]) -> dict[str, str]:
+    for column in columns:
+        if _is_turns(column.value) and any(_speaks_role(turn) for turn in column.value):
+            return {"messages": column.path, **_system(columns)}
+    texts = [column for column in columns if _is_text(column.value)]
+    found = _asked(texts)
+    if found is None:
+        return {}
+    prompt, answer = found
+    fields = {"prompt": prompt, "response": answer}
+    return {**fields, **_system(texts, taken=(prompt, answer))}
+
+
+def _speaks_role(turn: Mapping[str, Any]) -> bool:
+    return "role" in turn or "from" in turn
+
+
+def _system(columns: Sequence[_Column], taken: Sequence[str] = ()) -> dict[str, str]:
+    path = _best([column for column in columns if _is_text(column.value)], SYSTEM, taken)
+    return {} if path is None else {"system": path}
+
+
+def _asked(texts: Sequence[_Column]) -> tuple[str, str] | None:
+    """What is asked and what is answered: by their names, else the first text and the longest of the others."""
+    answers = [column for column in texts if column.rank(SYSTEM) == 1000]
+    prompt = _best(answers, PROMPT)
+    answer = _best(answers, ANSWER, [prompt] if prompt else [])
+    taken = [path for path in (prompt, answer) if path]
+    rest = [column for column in answers if not is_metadata(column.path) and column.path not in taken]
+    prompt = prompt or _best(rest, PROMPT_LIKE) or (rest[0].path if rest else None)
+    rest = [column for column in rest if column.path != prompt]
+    answer = answer or _best(rest, ANSWER_LIKE) or max(rest, key=lambda column: len(column.value), default=_NONE).path
+    return (prompt, answer) if prompt and answer else None
+
+
+_NONE = _Column("", "")
+
+
+def _prompt(columns: Sequence[_Column], taken: Sequence[str]) -> dict[str, str]:
+    """What is to be answered: turns, a text with the name of a prompt, else the first text."""
+    for column in columns:
+        if column.path not in taken and _is_turns(column.value) and not is_metadata(column.path):
+            return {"prompt": column.path}
+    texts = [column for column in columns if _is_text(column.value) and column.path not in taken]
+    path = _best(texts, (*PROMPT, *PROMPT_LIKE))
+    for column in texts:
+        if path is None and not is_metadata(column.path):
+            path = column.path
+    return {} if path is None else {"prompt": path, **_system(texts, (*taken, path))}
+
+
+def _pair(columns: Sequence[_Column]) -> dict[str, str]:
+    """A preferred answer and another one, by their names."""
+    answers = [column for column in columns if _is_answer(column.value)]
+    rejected = [column for column in answers if column.rank(REJECTED) < 1000 or "non" in column.words]
+    if not rejected:
+        return {}
+    worse = rejected[0]
+    chosen = [column for column in answers if column.rank(CHOSEN) < 1000 and column is not worse]
+    # An answer with no such word, beside one that is rejected, is the other one of the pair.
+    kind = [name for name in ANSWER if worse.rank((name,)) < 1000]
+    chosen = chosen or [column for column in answers if column is not worse and column.rank(kind or ANSWER) < 1000]
+    if not chosen:
+        return {}
+    better = chosen[0].path
+    return {**_prompt(columns, (better, worse.path)), "chosen": better, "rejected": worse.path}
+
+
+def _listed(columns: Sequence[_Column]) -> dict[str, str]:
+    """A list of answers, and one of as many numbers beside it."""
+    for answers in columns:
+        if not isinstance(answers.value, list) or len(answers.value) < 2 or not all(map(_is_text, answers.value)):
+            continue
+        for scores in columns:
+            same = isinstance(scores.value, list) and len(scores.value) == len(answers.value)
+            if same and all(map(_is_number, scores.value)) and scores.rank(SCORE) < 1000:
+                fields = _prompt(columns, (answers.path,))
+                return {**fields, "responses": answers.path, "scores": scores.path} if fields else {}
+    return {}
+
+
+def _numbered(columns: Sequence[_Column]) -> dict[str, str]:
+    """Answers in numbered columns, and as many numbered scores."""
+    answers, scores = _series(columns, _is_text), _series(columns, _is_number)
+    for stem, paths in answers.items():
+        for other, numbers in scores.items():
+            if stem != other and len(paths) == len(numbers) > 1 and _Column(other, 0).rank(SCORE) < 1000:
+                fields = _prompt(columns, paths)
+                return {**fields, "responses": ",".join(paths), "scores": ",".join(numbers)} if fields else {}
+    return {}
+
+
+def _series(columns: Sequence[_Column], fits: Any) -> dict[str, list[str]]:
+    """The columns whose names differ in their last word alone, a number or a letter, by what they have in common."""
+    series: dict[str, list[str]] = {}
+    for column in columns:
+        match = re.fullmatch(r"(.*?)[ _-]?(\d+|[a-z])", column.path)
+        if match and fits(column.value):
+            series.setdefault(match.group(1), []).append(column.path)
+    return {stem: paths for stem, paths in series.items() if stem and len(paths) > 1}
+
+
+def _judged(columns: Sequence[_Column]) -> dict[str, str]:
+    """One answer with a label or a score of its own."""
+    texts = [column for column in columns if _is_text(column.value)]
+    found = _asked(texts)
+    if found is None:
+        return {}
+    numbers = [column for column in columns if _is_number(column.value)]
+    flags = [column for column in numbers if column.value in (0, 1)]
+    label, score = _best(flags, LABEL), _best(numbers, SCORE)
+    if label is None and score is None:
+        return {}
+    judgement = {"label": label} if label else {"score": score or ""}
+    return {"prompt": found[0], "response": found[1], **judgement}
+
+
+def _steps(columns: Sequence[_Column]) -> dict[str, str]:
+    """A list of steps, and one of as many labels beside it."""
+    lists = [column for column in columns if isinstance(column.value, list) and column.value]
+    for steps in sorted(lists, key=lambda column: column.rank(STEPS)):
+        if not all(map(_is_text, steps.value)):
+            continue
+        for labels in lists:
+            marks = all(isinstance(label, bool | int | float) or label in ("+", "-") for label in labels.value)
+            if labels is not steps and marks and len(labels.value) == len(steps.value):
+                fields = _prompt(columns, (steps.path,))
+                return {**fields, "steps": steps.path, "labels": labels.path} if fields else {}
+    return {}
