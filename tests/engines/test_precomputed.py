@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.reference import StartReference
 from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
+from flips import damages
 from preferences import Table, furthest, make, pair_groups, policy_logprobs, train
 
 WEIGHTS = {"model.safetensors": "abc"}
@@ -99,6 +101,39 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path) -> None:
     reference, seen = build(learner, [table], tmp_path)
     assert seen == [2, 4, 5]
     assert furthest(reference.logprobs([table.group(4)]), policy_logprobs(learner, [table.group(4)])) < 1e-5
+
+
+def test_no_damage_of_an_entry_is_used(tmp_path: Path) -> None:
+    learner, table = make(), Table(pair_groups(2, base=BASE))
+    reference, _ = build(learner, [table], tmp_path)
+    groups = [table.group(0), table.group(1)]
+    good, tried, notes = reference.logprobs(groups), 0, []
+    (entry,) = entries(tmp_path)
+    for damage in damages(entry, every=5):
+        again = PrecomputedReference(learner.forwards, [table], cache=tmp_path, weights=WEIGHTS, note=notes.append)
+        assert again.logprobs(groups) == good, damage
+        assert len(notes) == 1 and notes[0].startswith("damaged reference table: "), (damage, notes)
+        notes.clear()
+        tried += 1
+    assert tried > 150
+
+
+def test_no_damage_of_a_draft_is_used(tmp_path: Path) -> None:
+    """A killed build that goes on starts anew if what it wrote before is not what it finds."""
+    learner, table = make(), Table(pair_groups(5, base=BASE))
+    build(learner, [table], tmp_path / "whole")
+    with pytest.raises(Killed):
+        build(learner, [table], tmp_path / "cut", kill_after=2)
+    (draft,) = (tmp_path / "cut" / "reference").glob(".*.partial")
+    shutil.copytree(draft, tmp_path / "draft")
+    (whole,) = entries(tmp_path / "whole")
+    for _damage in damages(tmp_path / "draft", every=60):
+        shutil.rmtree(tmp_path / "cut")
+        shutil.copytree(tmp_path / "draft", draft)
+        build(learner, [table], tmp_path / "cut")
+        (cut,) = entries(tmp_path / "cut")
+        for name in ("values.bin", "index.bin", "meta.json"):
+            assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
 
 def test_an_entry_belongs_to_what_it_was_computed_from(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from espalier.errors import ConfigError
-from espalier.files import copy_dir
-from espalier.loop import manifest
+from espalier.files import copy_dir, sealed
 from espalier.loop.older_runs import known_by_content
 from espalier.loop.rundir import RunDir
 from runs import content as contents
@@ -205,7 +204,7 @@ def test_names_outside_the_folder_are_never_entries(tmp_path: Path) -> None:
     body.pop("sha256")
     for name in ("../other", "notes", "/etc", ""):
         changed = {**body, "entries": [*body["entries"], name]}
-        (out / "manifest.json").write_text(manifest._sealed(changed))
+        (out / "manifest.json").write_text(sealed(changed))
         with pytest.raises(ConfigError, match="cannot be read as a run's manifest"):
             RunDir.open(out, CONFIG, overwrite=True)
 

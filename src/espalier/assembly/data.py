@@ -91,6 +91,7 @@ def build_data(
     renderer: Renderer,
     on_progress: Callable[[str, int], None] | None = None,
     held_renderer: Renderer | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Opened, Dataset]:
     """Tokenise (or find tokenised) all data, and put it in order.
 
@@ -104,6 +105,7 @@ def build_data(
         seed=loop.seed,
         held_renderer=held_renderer,
         on_progress=on_progress,
+        note=note,
     )
     check_grades(config, opened)
     dataset = Dataset(

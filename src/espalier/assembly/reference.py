@@ -47,7 +47,8 @@ def _table(session: Session) -> PrecomputedReference:
         tell(f"{total:,} groups", done)
 
     stores = [store for store in session.opened.all if store.part == "main"]
-    return PrecomputedReference(forwards, stores, cache=cache, weights=weights, progress=progress)
+    note = session.console.note
+    return PrecomputedReference(forwards, stores, cache=cache, weights=weights, progress=progress, note=note)
 
 
 def _other_model(session: Session) -> tuple[Model, ModelReference]:

@@ -72,7 +72,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         renderer = build_renderer(config, model.loaded)
         model.notes += padding_notes(model, renderer)
         held = held_renderer(config, model.loaded)
-        opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held)
+        opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
         yield Session(config, model, renderer, opened, dataset, world, device, console)
     finally:
         world.close()

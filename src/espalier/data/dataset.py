@@ -116,11 +116,13 @@ def open_data(
     seed: int,
     held_renderer: Renderer | None = None,
     on_progress: Callable[[str, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Opened:
     """Tokenise every source of a config, once, in the form that the renderer takes.
 
     Files named as held out are rendered by `held_renderer`, if it is given. `on_progress` is called with a source's
-    name and the number of rows read so far. Raises ConfigError, DataError or RowError, as `open_store` does.
+    name and the number of rows read so far, `note` with lines about the cache. Raises ConfigError, DataError or
+    RowError, as `open_store` does.
     """
 
     def store(source: Source, renderer: Renderer) -> Store:
@@ -136,6 +138,7 @@ def open_data(
             on_bad_row=config.on_bad_row,
             on_progress=(lambda rows: on_progress(source.name, rows)) if on_progress else None,
             ledger=ledger,
+            note=note,
         )
 
     sources = sources_of(config, renderer.form.consumes)

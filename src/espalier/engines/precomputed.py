@@ -2,7 +2,7 @@
 
     CACHE/reference/KEY/    values.bin   float32, one per token of every sample of a store, 0 if it is not scored
                             index.bin    INDEX, one per sample
-                            meta.json    sizes of the other files
+                            meta.json    size and CRC-32 of each other file; sha256 of itself
 
 KEY is a hash of what they were computed from and how, so an entry serves every run that would compute the same. An
 entry is written in whole chunks under a name that starts with a dot, and renamed when all are there; a build that was
@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,12 +32,13 @@ from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
 
 T = TypeVar("T")
-VERSION = 1
+VERSION = 2
 CHUNK = 256
 """Groups that are computed, written and flushed at a time."""
 INDEX = np.dtype([("start", "<i8"), ("tokens", "<i4"), ("crc", "<u4")])
 VALUE = np.dtype("<f4")
 FILES = ("index.bin", "values.bin")
+META, PROGRESS = "meta.json", "progress.json"
 _NUMBER = (1 << 40) - 1
 """The bits of a sample's key that number it within its store; those above are the store's base."""
 _WAY_OUT = "Set reference: memory"
@@ -61,6 +62,8 @@ class PrecomputedReference:
         model's); not kept.
     weights: names and content hashes of all files that it was loaded from.
     progress: called with the groups done and all groups, after each chunk.
+    note: called with a line for the user if an entry was damaged. Rank 0 verifies every byte of an entry; one that is
+        damaged is computed anew, and so is a draft that is.
 
     An entry's key is the sha256 of weights, store key and part, dtype, layout, device, ranks and token budget. The last
     three change rounding only, but a run must not depend on what the cache held. Every rank calls this; rank 0 writes,
@@ -77,12 +80,13 @@ class PrecomputedReference:
         cache: Path,
         weights: Mapping[str, str],
         progress: Callable[[int, int], None] | None = None,
+        note: Callable[[str], None] | None = None,
     ):
         home = cache / "reference"
         self._tables: dict[int, _Table] = {}
         for store in stores:
             folder = home / _key(forwards, store, weights)
-            _ensure(forwards, store, folder, progress)
+            _ensure(forwards, store, folder, progress, note)
             base = store.group(0)[0].key & ~_NUMBER
             known = self._tables.setdefault(base, _Table(folder))
             if known.folder != folder:
@@ -156,7 +160,13 @@ def _crc(s: Sample) -> int:
 # ------------------------------------------------------------------------------------------------------------ building
 
 
-def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+def _ensure(
+    forwards: Forwards,
+    store: Rows,
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
+    note: Callable[[str], None] | None,
+) -> None:
     """Build the entry unless it is whole. Rank 0 decides and writes; all ranks compute and leave together."""
     world = forwards.world
     main, count = world.rank == 0, len(store)
@@ -166,13 +176,14 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
         if not main:
             return 0
         files.make_dir(folder.parent)
-        if _whole(folder):
-            return count
-        stack.enter_context(_locked(folder))
-        # Another process may have built it while this one waited for the lock.
-        if _whole(folder):
-            return count
-        return draft.begin()
+        fault = _fault(folder)
+        if fault and os.path.lexists(folder) and note:
+            note(f"damaged reference table: {fault}; it is computed anew")
+        if fault:
+            stack.enter_context(_locked(folder))
+            # Another process may have built it while this one waited for the lock.
+            fault = _fault(folder)
+        return draft.begin() if fault else count
 
     with stack:
         stack.callback(draft.close)
@@ -186,7 +197,7 @@ def _ensure(forwards: Forwards, store: Rows, folder: Path, progress: Callable[[i
             if progress:
                 progress(done, count)
         _together(draft.finish if main else _nothing, folder, world)
-    if world.sum([float(_whole(folder))])[0] < world.size:
+    if world.sum([float((folder / META).exists())])[0] < world.size:
         raise ConfigError(
             f"not every process sees {folder}, which rank 0 wrote; name a folder that all share with --cache, or set "
             "reference: memory"
@@ -213,12 +224,19 @@ def _together(part: Callable[[], T], folder: Path, world: World) -> T:
     return together(explained, outcome, world, EspalierError)
 
 
-def _whole(folder: Path) -> bool:
+def _fault(folder: Path) -> str:
+    """What keeps `folder` from being an entry of which every byte is as it was written; empty if it is one."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in meta["files"].items())
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
+        meta = files.unsealed((folder / META).read_bytes())
+        if meta is None or (meta["version"], meta["key"]) != (VERSION, folder.name):
+            return f"{folder / META} is not as it was written"
+        for name, written in meta["files"].items():
+            path = folder / name
+            if path.stat().st_size != written["bytes"] or files.checksum(path) != written["crc32"]:
+                return f"{path} is not as it was written"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    return ""
 
 
 class _Draft:
@@ -227,22 +245,35 @@ class _Draft:
     def __init__(self, folder: Path):
         self.folder, self.partial = folder, files.beside(folder, files.PARTIAL)
         self._fds: list[int] = []
-        self._sizes = [0, 0]
+        self._sizes, self._crcs = [0, 0], [0, 0]
 
     def begin(self) -> int:
         """Make it, or take up the one of a killed build; returns how many groups are in it."""
         self.partial.mkdir(exist_ok=True)
         done = 0
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            known = json.loads((self.partial / "progress.json").read_text(encoding="utf-8"))
-            done, self._sizes = known["groups"], known["sizes"]
+        self._sizes, self._crcs = [0, 0], [0, 0]
+        known = self._progress()
+        if known is not None:
+            done, self._sizes, self._crcs = known["groups"], known["sizes"], known["crcs"]
         self._fds = [os.open(self.partial / name, os.O_RDWR | os.O_CREAT, 0o644) for name in FILES]
-        if any(os.fstat(fd).st_size < size for fd, size in zip(self._fds, self._sizes, strict=True)):
-            done, self._sizes = 0, [0, 0]
         # What stands behind the last whole chunk is half of one.
         for fd, size in zip(self._fds, self._sizes, strict=True):
             os.ftruncate(fd, size)
         return done
+
+    def _progress(self) -> dict[str, Any] | None:
+        """What progress.json says, if it and the chunks that it counts are as they were written."""
+        try:
+            known = files.unsealed((self.partial / PROGRESS).read_bytes())
+            if known is None or known["version"] != VERSION:
+                return None
+            for name, size, crc in zip(FILES, known["sizes"], known["crcs"], strict=True):
+                path = self.partial / name
+                if path.stat().st_size < size or files.checksum(path, size) != crc:
+                    return None
+        except FileNotFoundError:
+            return None
+        return known
 
     def add(self, samples: Sequence[Sample], logprobs: Sequence[list[float]], done: int) -> None:
         """Append a chunk, after which `done` groups are written."""
@@ -252,6 +283,7 @@ class _Draft:
         index["tokens"], index["crc"] = lengths, [_crc(s) for s in samples]
         values = np.concatenate([np.array(row, VALUE) for row in logprobs])
         for i, data in enumerate((index.tobytes(), values.tobytes())):
+            self._crcs[i] = zlib.crc32(data, self._crcs[i])
             rest = memoryview(data)
             while rest:
                 written = os.pwrite(self._fds[i], rest, self._sizes[i])
@@ -259,15 +291,19 @@ class _Draft:
                 self._sizes[i] += written
             os.fsync(self._fds[i])
         # Last: progress.json may say less than the files hold, never more.
-        files.write_atomic(self.partial / "progress.json", files.json_text({"groups": done, "sizes": self._sizes}))
+        known = {"version": VERSION, "groups": done, "sizes": self._sizes, "crcs": self._crcs}
+        files.write_atomic(self.partial / PROGRESS, files.sealed(known))
 
     def finish(self) -> None:
         """Give the entry its name; nothing if none was begun."""
         if not self._fds:
             return
-        (self.partial / "progress.json").unlink(missing_ok=True)
-        sizes = dict(zip(FILES, self._sizes, strict=True))
-        files.write_atomic(self.partial / "meta.json", files.json_text({"version": VERSION, "files": sizes}))
+        (self.partial / PROGRESS).unlink(missing_ok=True)
+        entries = {}
+        for name, size, crc in zip(FILES, self._sizes, self._crcs, strict=True):
+            entries[name] = {"bytes": size, "crc32": crc}
+        meta = {"version": VERSION, "key": self.folder.name, "files": entries}
+        files.write_atomic(self.partial / META, files.sealed(meta))
         files.replace_dir(self.partial, self.folder)
 
     def close(self) -> None:

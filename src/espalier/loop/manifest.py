@@ -12,7 +12,6 @@ most a name without its entry. A run of an older version has no list; of it coun
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ class Manifest:
                 key="out",
             )
         body = {"format": FORMAT, "entries": self.entries, "removing": self.removing}
-        text = _sealed({**body, "pinned": self.pinned, "starts": self.starts})
+        text = files.sealed({**body, "pinned": self.pinned, "starts": self.starts})
         files.make_dir(self.folder)
         files.write_atomic(self.path, text)
         self._written = text
@@ -125,23 +124,14 @@ def read(folder: Path) -> Manifest | None:
     text = _text(path)
     if text is None:
         return None
-    try:
+    body = files.unsealed(text)
+    if body is not None and body.get("format") == FORMAT and set(body["entries"]) <= set(ENTRIES):
+        entries, pinned, starts = body["entries"], body["pinned"], body["starts"]
+        return Manifest(folder, entries, pinned, starts, removing=body["removing"], _written=text)
+    if _is_older(text):
         body = json.loads(text)
-        if (
-            body.keys() == {"pinned", "starts"}
-            and isinstance(body["pinned"], dict)
-            and isinstance(body["starts"], list)
-        ):
-            entries = [*STAY, *known_by_content(folder)]
-            return Manifest(folder, entries, body["pinned"], body["starts"], older=True, _written=text)
-        body.pop("sha256")
-        intact = text == _sealed(body) and body["format"] == FORMAT and set(body["entries"]) <= set(ENTRIES)
-        if intact:
-            return Manifest(
-                folder, body["entries"], body["pinned"], body["starts"], removing=body["removing"], _written=text
-            )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
+        entries = [*STAY, *known_by_content(folder)]
+        return Manifest(folder, entries, body["pinned"], body["starts"], older=True, _written=text)
     raise ConfigError(
         f"{path} cannot be read as a run's manifest: it is not one, or was changed. Nothing in {folder} is touched; "
         "put the file back, or choose another folder",
@@ -156,9 +146,15 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _sealed(body: dict[str, Any]) -> str:
-    """The file's text, with a digest of everything else in it."""
-    return files.json_text({**body, "sha256": hashlib.sha256(files.json_text(body).encode()).hexdigest()})
+def _is_older(text: str) -> bool:
+    """Whether a file is the manifest of an older run, which has no list and no digest."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(body, dict) or body.keys() != {"pinned", "starts"}:
+        return False
+    return isinstance(body["pinned"], dict) and isinstance(body["starts"], list)
 
 
 def _there(folder: Path, name: str) -> list[str]:

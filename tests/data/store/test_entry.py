@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from espalier.data.render.form import Form
 from espalier.data.store import entry
-from espalier.data.store.store import open_store
+from espalier.data.store.rejected import rejections
+from espalier.data.store.store import Store, open_store
 from espalier.errors import DataError, EspalierError, RowError
 from espalier.types import Example, Origin, Text
+from flips import damages
+from judged_stores import build as build_judged
+from judged_stores import listed
 from stores import FakeRenderer, FakeSource, Rows, build, entries
 
 
@@ -45,6 +52,52 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path) -> None:
         store.group(1)
     assert build(tmp_path, ["a|b", "c|d"]).group(1)[0].tokens == [1, 99, 100, 2]
     assert len(entries(tmp_path)) == 1
+
+
+def everything(store: Store) -> list[Any]:
+    """All that a store says."""
+    columns = [column.tolist() for column in (store.lengths, store.samples_per_group, store.hashes, store.prompts)]
+    groups = [[asdict(s) for s in store.group(i)] for i in range(len(store))]
+    origins = [str(store.origin(i)) for i in range(len(store))]
+    return [columns, groups, origins, store.stats.to_json(), [*rejections(store.folder)], store.dimensions]
+
+
+def test_no_damage_of_an_entry_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit here and there in every file, and more: an entry is as it was written, or built anew with a line."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # nothing here outlives the machine
+    rows = [listed(1.0, 2.0, None), listed(3.0, 1.0, 2.5), listed(2.0, 2.0)]
+    form = Form("ranking", "comparisons", reads=True)
+    notes: list[str] = []
+
+    def build() -> Store:
+        return build_judged(tmp_path, rows, form, note=notes.append)
+
+    store = build()
+    good, tried = everything(store), 0
+    assert notes == [] and any(s["beats"] for group in good[1] for s in group)
+    for damage in damages(store.folder, every=7):
+        tried += 1
+        assert repr(everything(build())) == repr(good), damage
+        (line,) = notes
+        assert line.startswith("damaged token cache: ") and "it is built anew from the data" in line, (damage, line)
+        notes.clear()
+    assert tried > 400
+    assert build() is not None and notes == []
+
+
+def test_an_entry_under_the_name_of_another_is_not_used(tmp_path: Path) -> None:
+    one, two = build(tmp_path, ["a|b"]), build(tmp_path, ["c|d"], content_key="v2")
+    shutil.rmtree(one.folder)
+    shutil.copytree(two.folder, one.folder)
+    assert build(tmp_path, ["a|b"]).group(0)[0].tokens == [1, 97, 98, 2]
+
+
+def test_an_entry_that_takes_long_to_verify_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path, ["a|b"])
+    notes: list[str] = []
+    monkeypatch.setattr("espalier.data.store.store._SLOW_S", 0.0)
+    build(tmp_path, ["a|b"], note=notes.append)
+    assert notes == ["verified 0.0 GB of cached tokens in 0 s"]
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
@@ -86,6 +139,9 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from espalier.data.store.store import open_store
+from flips import damages
+from judged_stores import build as build_judged
+from judged_stores import listed
 from stores import FakeRenderer, FakeSource, Rows
 class Slow(Rows):
     def __call__(self):

@@ -117,7 +117,8 @@ def test_entries_of_another_layout_are_built_anew(tmp_path: Path, monkeypatch: p
     renderer = FakeRenderer()
     new = build_fake(tmp_path, ["a|b"], renderer)
     assert renderer.calls == ["a|b"] and new.folder != old.folder
-    assert entry.read_meta(old.folder) is None  # also where it carries the name of a new one
+    with pytest.raises(entry.Damaged, match="version"):  # also where it carries the name of a new one
+        entry.read_meta(old.folder)
 
 
 # -------------------------------------------------------------------------------------------------------------- counts

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from espalier.errors import DataError
+from espalier.files import sealed, unsealed
 
 SETTLED_S = 2.0
 """Seconds after which a file is taken to be finished: its hash is remembered."""
@@ -78,18 +81,27 @@ def content_hash(path: Path, cache: Path | None = None) -> str:
     memo = None
     if cache:
         memo = cache / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-        known = _recall(memo, stamp)
+        known = _recall(memo, path, stamp)
         if known:
             return known
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     # Not if the file changed while it was read.
     if memo and _stamp(path) == stamp and time.time() - path.stat().st_mtime > SETTLED_S:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        draft = memo.with_name(f"{memo.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}), encoding="utf-8")
-        os.replace(draft, memo)
+        _remember(memo, {"path": str(path), "stamp": stamp, "hash": digest})
     return digest
+
+
+def _remember(memo: Path, known: dict[str, Any]) -> None:
+    """Write a memo. One that cannot be written costs another reading of the file, and nothing else."""
+    draft = memo.with_name(f"{memo.name}.{os.getpid()}")
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(sealed(known), encoding="ascii")
+        os.replace(draft, memo)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def _stamp(path: Path) -> list[int]:
@@ -97,14 +109,15 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _recall(memo: Path, stamp: list[int]) -> str | None:
+def _recall(memo: Path, path: Path, stamp: list[int]) -> str | None:
     """The hash that `memo` remembers for a file of this stamp, None if it does not."""
     try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-    # Never written, or cut short by a full disk: the file is hashed again.
-    except (FileNotFoundError, ValueError):
+        known = unsealed(memo.read_bytes())
+    # Never written, or not to be read by this user.
+    except OSError:
         return None
-    if not isinstance(known, dict) or known.get("stamp") != stamp:
+    # Damaged, or cut short by a full disk: the file is hashed again.
+    if known is None or known.get("path") != str(path) or known.get("stamp") != stamp:
         return None
-    digest = known.get("sha256")
+    digest = known.get("hash")
     return digest if isinstance(digest, str) and len(digest) == 64 else None

@@ -6,7 +6,8 @@
     judged.bin          for each group with judgements: JUDGED, one per sample, then all its numbers (`pack_judgements`)
     group_*.bin         one number per group, for each of COLUMNS
     rejected.jsonl      one JSON object per row that could not be used
-    meta.json           version, sizes of the other files, names of parts, statistics, what was read of which column
+    meta.json           version, size and CRC-32 of each other file, names of parts, statistics, what was read of which
+                        column; sha256 of itself
 
 An entry is written into a folder beside its final place, synced, and renamed: what carries an entry's name is whole. A
 lock keeps processes of one machine from doing the same work; without it (other machines, file systems that have none)
@@ -23,6 +24,7 @@ import os
 import shutil
 import socket
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -30,12 +32,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier import files
 from espalier.data.store.rejected import NAME as REJECTED
 from espalier.errors import DataError, EspalierError
-from espalier.files import fsync_dir
 from espalier.types import Sample, StopReason
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the layout changes: entries of another version are not read, but built anew under another name."""
 # All numbers are little-endian and of fixed width, so that machines that share a cache read the
 # same entry. Records are packed: a SAMPLE is 26 bytes, no padding.
@@ -77,6 +79,7 @@ COLUMNS = {
     "judged": "<i8",
 }
 STOPS: tuple[StopReason, ...] = ("stop", "length", "error")
+META = "meta.json"
 _BUFFER = 1 << 18
 _FRESH = Sample()
 
@@ -93,6 +96,23 @@ def writing(home: Path) -> Iterator[None]:
         ) from e
 
 
+class Damaged(Exception):
+    """An entry is there, and not as it was written."""
+
+
+class _Stream:
+    """A file that is written, with the size and the CRC-32 of what was."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.crc = file, 0, 0
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data)
+        self.size += len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        return len(data)
+
+
 class Writer:
     """Appends groups to the files of an entry; memory is bounded by the file buffers and one group."""
 
@@ -100,12 +120,13 @@ class Writer:
         names = ["tokens", "runs", "samples", "judged", *(f"group_{column}" for column in COLUMNS)]
         self.folder = folder
         self.parts: list[str] = []
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, _Stream] = {}
         self._tokens = self._runs = self._samples = self._judged = 0
         with contextlib.ExitStack() as stack:
             for name in names:
-                self._files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=_BUFFER))
-            self._files["rejected"] = stack.enter_context(open(folder / REJECTED, "wb"))
+                file = stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=_BUFFER))
+                self._files[name] = _Stream(file)
+            self._files["rejected"] = _Stream(stack.enter_context(open(folder / REJECTED, "wb")))
             self._close = stack.pop_all().close
 
     def add(self, samples: Sequence[Sample], line: int, digest: int, prompt: int) -> None:
@@ -155,29 +176,26 @@ class Writer:
     def flush(self) -> None:
         """Make what was appended readable through the files' names."""
         for stream in self._files.values():
-            stream.flush()
+            stream.file.flush()
 
-    def finish(self, meta: dict[str, Any]) -> None:
-        """Write meta.json and sync everything to the disk."""
-        # The files before meta.json, which holds their sizes: an entry with a meta.json that
-        # matches them is whole.
+    def finish(self, key: str, meta: dict[str, Any]) -> None:
+        """Write meta.json of the entry `key` and sync everything to the disk."""
+        # The files before meta.json, which holds their sizes and checksums: an entry with a meta.json
+        # that matches them is whole.
+        entries = {}
         for stream in self._files.values():
-            stream.flush()
-            os.fsync(stream.fileno())
+            stream.file.flush()
+            os.fsync(stream.file.fileno())
+            entries[Path(stream.file.name).name] = {"bytes": stream.size, "crc32": stream.crc}
         self._close()
-        sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
-        text = json.dumps({"version": VERSION, "parts": self.parts, "files": sizes, **meta}, indent=1)
-        with open(self.folder / "meta.json", "wb") as stream:
-            stream.write(text.encode("utf-8", "backslashreplace"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        fsync_dir(self.folder)
+        text = files.sealed({"version": VERSION, "key": key, "parts": self.parts, "files": entries, **meta})
+        files.write_atomic(self.folder / META, text)
 
     def abandon(self) -> None:
         """Close the files of an entry that will not be finished; errors of a full disk on closing are ignored."""
         for stream in self._files.values():
             with contextlib.suppress(OSError):
-                stream.close()
+                stream.file.close()
 
 
 def pack_judgements(samples: Sequence[Sample]) -> bytes:
@@ -225,15 +243,34 @@ def unpack_judgements(samples: Sequence[Sample], data: bytes) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The contents of meta.json; None if there is no entry, or one whose files lost or gained bytes."""
+    """The content of meta.json, after every byte of the entry was compared with it; None if there is no entry.
+
+    Raises Damaged that names the file at fault.
+    """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        whole = meta["version"] == VERSION and all(
-            (folder / name).stat().st_size == size for name, size in meta["files"].items()
-        )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
-    return meta if whole else None
+        meta = files.unsealed((folder / META).read_bytes())
+        if meta is None:
+            raise Damaged(f"{folder / META} is not as it was written")
+        if (meta["version"], meta["key"]) != (VERSION, folder.name):
+            raise Damaged(f"{folder} holds the entry {meta['key']} of version {meta['version']}")
+        for name, written in meta["files"].items():
+            path = folder / name
+            if path.stat().st_size != written["bytes"]:
+                raise Damaged(f"{path} has {path.stat().st_size:,} bytes, and had {written['bytes']:,} when written")
+            if files.checksum(path) != written["crc32"]:
+                raise Damaged(f"{path} does not have the checksum that it was written with")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not folder.is_dir():
+            return None
+        raise Damaged(f"{error.filename} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    return meta
+
+
+def bytes_of(meta: dict[str, Any]) -> int:
+    """How large the files of an entry are together."""
+    return sum(int(written["bytes"]) for written in meta["files"].values())
 
 
 def column(folder: Path, name: str) -> NDArray[Any]:
@@ -277,7 +314,7 @@ def building(home: Path, key: str) -> Iterator[Path]:
         # leaves no entry, or a whole one.
         with writing(home):
             _place(draft, home / key)
-            fsync_dir(home)
+            files.fsync_dir(home)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -289,10 +326,14 @@ def _place(draft: Path, final: Path) -> None:
     except OSError:
         # A folder cannot be renamed onto one that holds files. What is there is another machine's
         # entry, used if it is whole, or a damaged one, replaced.
-        if not final.exists():
+        if not os.path.lexists(final):
             raise
-        if read_meta(final) is None:
-            shutil.rmtree(final)
+        try:
+            whole = read_meta(final) is not None
+        except Damaged:
+            whole = False
+        if not whole:
+            files.delete(final)
             os.rename(draft, final)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from espalier.data.render.renderer import Renderer
 
 _PROGRESS_EVERY = 256
+_SLOW_S = 2.0
+"""Seconds from which on the user hears what it took to verify an entry."""
 _BUCKET = 1 << 18
 _BYTE = np.dtype("u1")
 
@@ -59,7 +62,7 @@ class Store:
         self._first = disk.column(folder, "first")
         self._lines = disk.column(folder, "line")
         self._judged = disk.column(folder, "judged")
-        self._judged_end = int(meta["files"]["judged.bin"])
+        self._judged_end = int(meta["files"]["judged.bin"]["bytes"])
         self._parts = [part if name == "main" else name for name in meta["parts"]]
         # Keys of samples differ between stores in 22 bits that follow from the contents, and inside
         # a store by number: 40 bits. Two stores share their 22 bits by chance once in 4 million.
@@ -140,6 +143,7 @@ def open_store(
     on_bad_row: Literal["stop", "skip"] = "stop",
     on_progress: Callable[[int], None] | None = None,
     ledger: Ledger | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Store:
     """The tokens of `source`, from the cache if they are there, else read, rendered and cached.
 
@@ -150,6 +154,8 @@ def open_store(
     on_progress: called with the number of rows read so far, every 256 and at the end; not for a cached source.
     ledger: what `read_rows` counts of the columns that it reads; kept in the entry, so that a cached source says the
         same.
+    note: called with a line for the user: an entry was damaged, or took long to verify. Every byte of a cached entry is
+        verified; one that is damaged is built anew.
 
     Processes that open the same source at the same time build it once. Raises RowError; DataError if the source has no
     row that can be used, or columns that must not be left out without a word; EspalierError if the cache cannot be
@@ -157,15 +163,16 @@ def open_store(
     """
     key = _entry_key(content_key, renderer.fingerprint, source.format, options)
     home = cache / "tokens"
-    meta = disk.read_meta(home / key)
+    meta = _verified(home / key, note)
     if meta is None:
         with disk.locked(home, key):
             # Another process may have built it while this one waited for the lock.
-            meta = disk.read_meta(home / key)
+            meta = _verified(home / key)
             if meta is None:
                 with disk.building(home, key) as folder:
-                    _build(folder, source, read_rows, renderer, on_bad_row == "stop", on_progress, ledger or Ledger())
-                meta = disk.read_meta(home / key)
+                    stop = on_bad_row == "stop"
+                    _build(folder, key, source, read_rows, renderer, stop, on_progress, ledger or Ledger())
+                meta = _verified(home / key)
     if meta is None:
         raise DataError(f"{home / key}: the token cache is damaged as soon as written. Use another folder with --cache")
     store = Store(home / key, meta, key=key, source=source, part=part)
@@ -180,6 +187,21 @@ def open_store(
     return store
 
 
+def _verified(folder: Path, note: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+    """The meta of an entry of which every byte is as it was written; None if there is none."""
+    began = time.perf_counter()
+    try:
+        meta = disk.read_meta(folder)
+    except disk.Damaged as error:
+        if note:
+            note(f"damaged token cache: {error}; it is built anew from the data")
+        return None
+    seconds = time.perf_counter() - began
+    if meta is not None and note and seconds >= _SLOW_S:
+        note(f"verified {disk.bytes_of(meta) / 1e9:.1f} GB of cached tokens in {seconds:.0f} s")
+    return meta
+
+
 def _entry_key(*names: str) -> str:
     """The name of an entry: equal if the layout and all `names` are. Each is hashed by itself, so that none can hold a
     border."""
@@ -189,6 +211,7 @@ def _entry_key(*names: str) -> str:
 
 def _build(
     folder: Path,
+    key: str,
     source: Source,
     read_rows: Callable[[], Iterator[Example | RowError]],
     renderer: Renderer,
@@ -196,7 +219,7 @@ def _build(
     on_progress: Callable[[int], None] | None,
     ledger: Ledger,
 ) -> None:
-    """Write the entry: rows one by one, in the order of the source."""
+    """Write the entry `key`: rows one by one, in the order of the source."""
     stats, stop_ids, bos_id = StoreStats(), frozenset(renderer.stop_ids), renderer.bos_id
     # Only what writes stands inside `writing`: an OSError of reading or rendering is not about the
     # cache.
@@ -227,7 +250,8 @@ def _build(
         with disk.writing(folder.parent):
             writer.flush()
             stats.duplicates = stats.kept - _distinct(folder / "group_hash.bin")
-            writer.finish({"source": source.name, "stats": stats.to_json(), "columns": ledger.to_json()})
+            meta = {"source": source.name, "stats": stats.to_json(), "columns": ledger.to_json()}
+            writer.finish(key, meta)
     except BaseException:
         writer.abandon()
         raise
