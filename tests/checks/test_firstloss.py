@@ -15,10 +15,13 @@ from espalier.algorithms.cpo import CPO
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.orpo import ORPO
+from espalier.algorithms.prm import PRM
 from espalier.algorithms.reward import Reward
+from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.assembly.runs import RUNS
-from espalier.checks.firstloss import expected_first_loss, expected_terms
+from espalier.checks.firstloss import Facts, PairFacts, expected_first_loss, expected_terms, varied
+from espalier.checks.plainmath import ReadFacts
 from espalier.config.fields import infos
 from espalier.forest.pack import pack, totals
 from espalier.losses.ops import normalise
@@ -54,16 +57,48 @@ def test_known_first_losses_where_the_reference_is_the_policy(fields: dict[str, 
 
 
 def test_orders_of_several_answers_and_what_pairs_do_not_say() -> None:
-    assert expected_first_loss(DPO(variant=("plackett_luce",)), [STILL], sizes=[3, 2]) == pytest.approx(
-        (math.log(6) + LN2) / 2
-    )
-    assert expected_first_loss(DPO(variant=("plackett_luce",)), [PAIR], sizes=[3]) is None
+    orders = [[(0.0, 2.0), (0.0, 1.0), (0.0, 0.0)], [(0.0, 1.0), (0.0, 0.0)]]
+    order = DPO(variant=("plackett_luce",))
+    assert expected_first_loss(order, [STILL], orders=orders) == pytest.approx((math.log(6) + LN2) / 2)
+    # Strengths 3, 2, 1 in this order have the probability 3/6 * 2/3.
+    strengths = [(10 * math.log(3), 5.0), (10 * math.log(2), 4.0), (0.0, None), (0.0, 1.0)]
+    assert expected_first_loss(order, [PAIR], orders=[strengths]) == pytest.approx(math.log(3))
     assert expected_first_loss(DPO(ld_alpha=0.5), [PAIR]) is None
-    assert expected_first_loss(Reward(objective="pointwise"), [PAIR]) is None
-    assert expected_first_loss(Reward(margin=1.0), [PAIR]) is None
+    # Ratios 1 and -1, of which 0.5 and -1 up to the shorter answer's length: margin 0.1 * (0.75 + 1).
+    long = (*PAIR, 0.0, False, 0.5, -1.0)
+    assert expected_first_loss(DPO(ld_alpha=0.5), [long]) == pytest.approx(math.log1p(math.exp(-0.175)))
     assert expected_first_loss(SimpleNamespace(), [PAIR]) is None
     with pytest.raises(ValueError, match="no pairs"):
         expected_first_loss(DPO(), [])
+
+
+def test_margins_ties_grades_and_steps_by_hand() -> None:
+    """Scores ln 3 and 0: a lead of ln 3 costs ln 4/3, one of 0 ln 2."""
+    three = math.log(3)
+    apart = PairFacts(three, 0.0, gap=2.0)
+    assert expected_first_loss(Reward(margin=three / 2), [apart]) == pytest.approx(LN2)
+    tied = [PairFacts(0.0, 0.0), PairFacts(0.0, 0.0, tied=True)]
+    for ties in ("rao_kupper", "davidson"):
+        assert expected_first_loss(Reward(ties=ties), tied, groups=[0, 0]) == pytest.approx(three)
+    assert expected_first_loss(Reward(), [*tied, apart]) == pytest.approx((LN2 + math.log(4 / 3)) / 2)
+    reads = [
+        ReadFacts((1.0, 5.0), (10.0, math.nan)),
+        ReadFacts((0.0, 1.0), (1.0, 10.0)),
+        ReadFacts((7.0,), (math.nan,)),
+    ]
+    point = Reward(objective="pointwise", dimensions=("a", "b"))
+    assert expected_first_loss(point, reads=reads) == pytest.approx((0.0 + 0.5) / 2)
+    steps = [ReadFacts((three,), (1.0,)), ReadFacts((three,), (0.0,)), ReadFacts((9.0,), (math.nan,))]
+    assert expected_first_loss(PRM(bad_weight=2.0), reads=steps) == pytest.approx(
+        (math.log(4 / 3) + 2 * math.log(4)) / 2
+    )
+    parts = {"main": (6.0, 3.0), "replay": (4.0, 2.0)}
+    assert expected_first_loss(SFT(replay_coef=0.1), parts=parts) == pytest.approx(2.2)
+
+
+def test_sides_of_equal_weight_are_weighed_apart() -> None:
+    assert varied(KTO()).desirable_weight != varied(KTO()).undesirable_weight
+    assert varied(PRM()).bad_weight != 1 and varied(DPO()) == DPO()
 
 
 def test_reward_weighs_groups_or_pairs() -> None:
@@ -76,7 +111,7 @@ def test_reward_weighs_groups_or_pairs() -> None:
     assert expected_first_loss(Reward(weighting="pairs"), facts, groups=[0, 0, 1]) == pytest.approx(
         (2 * easy + LN2) / 3
     )
-    terms = expected_terms(Reward(centering=0.01), facts, groups=[0, 0, 1])
+    terms = expected_terms(Reward(centering=0.01), Facts([PairFacts(*p) for p in facts], [0, 0, 1]))
     assert terms is not None and terms["centering"] == (pytest.approx((three**2 + 4) / 2), 0.01)
 
 
@@ -143,7 +178,7 @@ def test_expected_losses_equal_those_of_the_algorithms(algorithm: Any) -> None:
 def test_every_variant_is_known(name: str) -> None:
     """`firstloss` names the variants by itself, so that the two can disagree; but it may not lack one."""
     algorithm = DPO(variant=(name,), label_smoothing=0.1 if name == "robust" else 0.0)
-    terms = expected_terms(algorithm, [STILL], sizes=[2])
+    terms = expected_terms(algorithm, Facts([PairFacts(*STILL)]))
     assert terms is not None and list(terms) == [name]
 
 
@@ -153,4 +188,4 @@ JUDGED = [cls for cls in ALGORITHMS if cls is not None and cls().traits.consumes
 
 @pytest.mark.parametrize("cls", JUDGED)
 def test_every_algorithm_of_judgements_is_known(cls: Any) -> None:
-    assert expected_terms(cls(), [PAIR], groups=[0]) is not None
+    assert expected_terms(cls(), Facts([PairFacts(*PAIR)])) is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from desk import Desk
-from espalier.checks import preference
+from espalier.checks import losses, preference
 from samples import sample
 
 LN2 = math.log(2)
@@ -89,8 +89,9 @@ def test_the_probe_finds_what_packing_changes() -> None:
 
 
 def test_first_loss_limits() -> None:
-    assert preference.first_loss(0.69315, LN2, 1e-4, "loss").verdict == "pass"
-    assert preference.first_loss(0.6941, LN2, 1e-4, "loss").verdict == "fail"
-    assert preference.first_loss(math.nan, LN2, 1e-4, "loss").verdict == "fail"
-    assert preference.first_loss(-1e-3, 0.0, 1e-4, "margin").verdict == "fail"
-    assert preference.first_loss(3.0, None, 1e-4, "loss").verdict == "skipped"
+    assert losses.first_loss(0.69315, LN2, 1e-4, "loss").verdict == "pass"
+    assert losses.first_loss(0.6941, LN2, 1e-4, "loss").verdict == "fail"
+    assert losses.first_loss(math.nan, LN2, 1e-4, "loss").verdict == "fail"
+    assert losses.first_loss(-1e-3, 0.0, 1e-4, "margin").verdict == "fail"
+    assert losses.first_loss(20.001, 20.0, 1e-4, "loss").verdict == "pass"
+    assert losses.first_loss(3.0, None, 1e-4, "loss").verdict == "skipped"

@@ -55,13 +55,15 @@ def test_which_checks_run_and_when() -> None:
     def at(moment: str, of: Any) -> list[str]:
         return [check.name for check in CHECKS if check.when(of) == moment]
 
-    data = ["rows", "trained", "stop", "bos", "mask", "template"]
-    assert at("before", session("chat", 1)) == data and at("after", session("chat", 1)) == ["layout", "loss", "update"]
-    assert at("before", session("chat", 2)) == [*data, "layout"]
-    judged = session("ranking", 1)
-    assert at("after", judged) == ["layout", "loss", "update", "preferences", "first_loss"]
+    data = ["rows", "trained", "stop", "bos", "mask", "template", "judgements", "held_out", "order"]
+    layout, update = ["layout", "gradients"], ["loss", "update", "optimizer"]
+    last = ["first_loss", "evaluation", "accumulation"]
+    assert at("before", session("chat", 1)) == data and at("after", session("chat", 1)) == [*layout, *update, *last]
+    assert at("before", session("chat", 2)) == [*data, *layout]
+    assert at("after", session("ranking", 1)) == [*layout, *update, "preferences", *last]
     referred = session("ranking", 1, ("ref_logprobs",))
-    assert at("after", referred) == ["layout", "loss", "update", "preferences", "reference", "first_loss"]
+    reference = ["reference", "reference_stays"]
+    assert at("after", referred) == [*layout, *update, "preferences", *reference, *last]
     assert len(set(NAMES)) == len(NAMES)
 
 

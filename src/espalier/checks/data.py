@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +238,10 @@ def template(rows: Iterable[Row], render: Callable[[Example], Sequence[Rendered]
 
 
 def _content(sample: Sample) -> tuple[Any, ...]:
-    """The tokens and judgements of a sample, in a form that compares equal."""
+    """The tokens, what is trained of them, and the judgements of a sample, in a form that compares equal."""
     # nan differs from itself, and a store fills in nan for rows without grades beside rows that have some.
     known = any(not math.isnan(x) for grade in sample.grades for x in grade)
     grades = [str(grade) for grade in sample.grades] if known else []
-    return sample.tokens, sample.label, sample.beats, sample.ties, sample.reads, grades
+    weights = [struct.pack("f", weight) for weight in sample.weights]  # a store keeps float32
+    trained = (sample.mask, weights, sample.stop)
+    return sample.tokens, *trained, sample.label, sample.beats, sample.ties, sample.reads, grades

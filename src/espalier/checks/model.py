@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.table import Outcome, failed, passed, warned
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 LAYOUT_LIMIT = {"float64": 1e-6, "float32": 2e-3, "bfloat16": 0.25}
 """The largest difference between layouts by dtype, in nats a token or in score."""
-LAYOUT_TOKENS = 1024  # enough for several rows, little beside a step
-FEW_GROUPS = 64
 
 
 def check_layout(evidence: Evidence) -> Outcome:
@@ -29,7 +26,7 @@ def check_layout(evidence: Evidence) -> Outcome:
 
     session = evidence.session
     compute = session.model.compute if session.processes.size == 1 else torch.float32
-    return layout(session.model.policy, session.dataset.groups(0), compute)
+    return layout(session.model.policy, evidence.few, compute, evidence.alone)
 
 
 def check_loss(evidence: Evidence) -> Outcome:
@@ -46,34 +43,87 @@ def check_update(evidence: Evidence) -> Outcome:
     return update(evidence.probe.shares)
 
 
-def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype) -> Outcome:
-    """What the layout in use says against the architecture's own forward, one row at a time: log-probabilities of
-    trained tokens by its own logits, or, of a model with a scalar head, what the head says of its own hidden states.
+def layout(policy: Any, groups: Sequence[list[Sample]], dtype: torch.dtype, alone: Tensor | None = None) -> Outcome:
+    """What the layout in use says of some groups against the architecture's own forward, one row at a time (`alone`, or
+    measured here): log-probabilities of trained tokens by its own logits, or, of a model with a scalar head, what the
+    head says of its own hidden states.
 
-    Compares the largest difference over some groups of the first step, a long one among them, and takes the model as it
-    stands: call it in the dtype that trains, and before the model is sharded.
+    Compares the largest difference, and takes the model as it stands: call it in the dtype that trains, and before the
+    model is sharded. In half precision the yardstick rounds as much as what it measures: a difference beyond the limit
+    is measured again against the same weights in float32, and may be twice that of the yardstick itself.
     """
     import torch
 
     from espalier.forest.pack import pack, totals
 
-    chosen = _few(groups, LAYOUT_TOKENS)
-    sums = totals(chosen)
+    samples = [s for group in groups for s in group]
     device = next(policy.parameters()).device
     with torch.no_grad():
-        batch = pack(chosen, sums, share=policy.shares, says=policy.says, device=device)
+        batch = pack(groups, totals(groups), share=policy.shares, says=policy.says, device=device)
         scores = policy(batch)
         packed = scores["scores_RK"] if policy.says == "reads" else scores["logprobs"][batch.score]
-        alone = one_by_one(policy, [s for group in chosen for s in group])
-    worst = (packed.double() - alone.double()).abs().max().item() if len(alone) else 0.0
+        alone = one_by_one(policy, samples) if alone is None else alone
     what, unit = ("reads", "score") if policy.says == "reads" else ("tokens", "nats")
-    bound = LAYOUT_LIMIT[str(dtype).removeprefix("torch.")]
+    bound, worst, yardstick = LAYOUT_LIMIT[str(dtype).removeprefix("torch.")], _apart(packed, alone), "one-by-one"
+    if not worst <= bound and dtype in (torch.bfloat16, torch.float16):
+        with torch.no_grad(), widened(policy.model):
+            exact = one_by_one(policy, samples)
+        worst, yardstick = _apart(packed, exact), "one-by-one in float32"
+        bound = max(bound, 2 * _apart(alone, exact))
+        if (
+            not _mean_apart(packed, exact) <= 2 * _mean_apart(alone, exact) + 0.01
+        ):  # single tokens are noisy, all are not
+            worst = math.inf
     value = f"{policy.layout}: {worst:.1e} over {len(alone):,} {what}"
-    limit = f"<= {bound:g} {unit} of one-by-one"
+    limit = f"<= {bound:.3g} {unit} of {yardstick}"
     if not worst <= bound:  # nan fails, too
         way_out = "This architecture is not right in this layout: set --layout padded, and report the model."
         return failed(value, limit, way_out)
     return passed(value, limit)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest absolute difference."""
+    return float((one.double() - other.double()).abs().max()) if len(one) else 0.0
+
+
+def _mean_apart(one: Tensor, other: Tensor) -> float:
+    """The mean absolute difference."""
+    return float((one.double() - other.double()).abs().mean()) if len(one) else 0.0
+
+
+@contextmanager
+def widened(model: Any) -> Iterator[None]:
+    """Inside, every module computes in float32: its weights are widened when it is called and take their place again
+    when it returns, so that no second copy of the model is made."""
+    import torch
+
+    def is_low(parameter: Any) -> bool:
+        return bool(parameter.is_floating_point() and parameter.element_size() < 4)
+
+    def widen(module: Any, args: Any) -> Any:
+        for parameter in module.parameters(recurse=False):
+            if is_low(parameter):
+                kept.setdefault(module, []).append((parameter, parameter.data))
+                parameter.data = parameter.data.float()
+        return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in args)
+
+    def restore(module: Any, args: Any, output: Any) -> None:
+        for parameter, data in kept.pop(module, []):
+            parameter.data = data
+
+    kept: dict[Any, list[tuple[Any, Any]]] = {}
+    hooks = []
+    for module in model.modules():
+        if any(is_low(parameter) for parameter in module.parameters(recurse=False)):
+            hooks += [module.register_forward_pre_hook(widen), module.register_forward_hook(restore)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in list(kept):
+            restore(module, None, None)
 
 
 def one_by_one(policy: Any, samples: Sequence[Sample]) -> Tensor:
@@ -111,36 +161,6 @@ def _logprobs(policy: Any, s: Sample, ids: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / s.temperature
     logprobs: Tensor = wide.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return logprobs[torch.tensor(s.mask[1:], device=logprobs.device)]
-
-
-def _few(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
-    """Groups of at most `budget` tokens together: the longest that takes up half of it, then short ones; at least one,
-    cut short if it must be."""
-    sized = [(sum(len(s) for s in group), group) for group in islice(groups, FEW_GROUPS)]
-    sized.sort(key=lambda pair: pair[0])
-    half = [pair for pair in sized if pair[0] <= budget // 2]
-    if half:
-        sized.insert(0, sized.pop(len(half) - 1))
-    chosen: list[list[Sample]] = []
-    used = 0
-    for size, group in sized:
-        if chosen and used + size > budget:
-            break
-        chosen.append([_head(s, budget) for s in group] if size > budget else group)
-        used += size
-    return chosen
-
-
-def _head(sample: Sample, length: int) -> Sample:
-    """The first tokens of a sample, of which at least one is scored."""
-    cut = Sample(
-        sample.tokens[:length], sample.mask[:length], sample.weights[:length], part=sample.part, key=sample.key
-    )
-    if sample.reads:
-        cut.reads = [min(read, length - 1) for read in sample.reads]
-    if not any(cut.mask[1:]):
-        cut.mask, cut.weights = [False] + [True] * (len(cut) - 1), [0.0] + [1.0] * (len(cut) - 1)
-    return cut
 
 
 def loss(value: float, uniform: float | None) -> Outcome:

@@ -1,19 +1,14 @@
-"""Checks of preference runs on their own first pairs: the reference is the policy, and the first loss is the right one.
-
-If the reference is the policy as it starts, every log-ratio is 0 and the first loss is a known number; if there is
-none, the first loss follows from the log-probabilities by arithmetic. `first_loss` compares the loss with
-`firstloss.expected_first_loss`, which is written without the losses.
-"""
+"""Checks of the reference: it is the policy as it starts, and it stays that while the policy moves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from espalier.checks.first_pairs import CHECKED_PAIRS, Groups, without_replay
-from espalier.checks.firstloss import expected_first_loss
+from espalier.checks.first_groups import CHECKED_GROUPS, Groups, without_replay
 from espalier.checks.model import LAYOUT_LIMIT
 from espalier.checks.table import Outcome, failed, passed, skipped
 
@@ -22,18 +17,13 @@ if TYPE_CHECKING:
 
 REFERENCE_LIMIT = {"float64": 1e-10, "float32": 1e-5}
 """Nats a token by dtype; half precision has no fixed limit."""
-TOLERANCE = {"float64": 1e-8, "float32": 2e-4, "bfloat16": 0.05}
-"""What rounding explains of the first loss, by dtype, relative above 1."""
-
-
-# ----------------------------------------------------------------------------------------------------------- reference
 
 
 def check_reference(evidence: Evidence) -> Outcome:
     """The reference's log-probabilities of the first pairs against the policy's."""
     session, learner = evidence.session, evidence.session.learner
     assert session.reference is not None
-    groups = evidence.pairs.groups if evidence.pairs else without_replay(session.dataset.groups(0))[:CHECKED_PAIRS]
+    groups = _compared(evidence)
 
     def logprobs(groups: Groups) -> list[list[float]]:
         return [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
@@ -45,6 +35,13 @@ def check_reference(evidence: Evidence) -> Outcome:
     single = [[replace(s, beats=[], ties=[]) for s in group] for group in groups]  # scored one by one
     dtype = str(session.model.compute).removeprefix("torch.")
     return reference_equals_policy(difference, dtype, rounding(logprobs, single))
+
+
+def _compared(evidence: Evidence) -> Groups:
+    """Some groups of the first step that the reference is asked about."""
+    if evidence.first:
+        return evidence.first.groups
+    return without_replay(evidence.session.dataset.groups(0))[:CHECKED_GROUPS]
 
 
 def rounding(logprobs: Callable[[Groups], list[list[float]]], groups: Groups) -> float:
@@ -96,45 +93,48 @@ def reference_equals_policy(difference: float, dtype: str, probe: float = 0.0) -
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- first loss
+def check_reference_stays(evidence: Evidence) -> Outcome:
+    """What the reference says of the first groups, before and while a weight of the policy is another."""
+    session, learner = evidence.session, evidence.session.learner
+    assert session.reference is not None
+    reference, groups = session.reference, _compared(evidence)[:1]
+    before = reference.logprobs(groups)
+    said = [outputs.logprobs for outputs in learner.say(groups, ["logprobs"])]
+    for name in _reached(learner):
+        with nudged(learner.optimizer.named[name]):
+            moved = apart([outputs.logprobs for outputs in learner.say(groups, ["logprobs"])], said)
+            if moved:
+                return reference_stays(apart(reference.logprobs(groups), before), moved)
+    return skipped("no trained weight changes what the policy says", "0")
 
 
-def check_first_loss(evidence: Evidence) -> Outcome:
-    """The loss of the first pairs against what arithmetic gives."""
-    session, pairs = evidence.session, evidence.pairs
-    labels = session.traits.wants == "labels"
-    if pairs is None:
-        return skipped(f"no {'label' if labels else 'pair'} in the first step")
-    value = 0.0
-    for term in session.learner.measure(pairs.groups, session.config.algorithm.loss, pairs.state).values():
-        if term.coef and term.total:
-            value += term.coef * term.sum / term.total
-    sizes = None if labels else [len(group) for group in pairs.groups]
-    moving = pairs.state.get("delta", pairs.state.get("kl", 0.0))
+def _reached(learner: Any) -> list[str]:
+    """Trained parameters that may change what the policy says, the last ones first, since they need no others to be
+    other than 0."""
+    return [*reversed(learner.optimizer.named)][:4] + [*learner.optimizer.named][:1]
+
+
+@contextmanager
+def nudged(parameter: Any) -> Iterator[None]:
+    """Inside, a parameter's first numbers are larger by 1, in the memory where they stand."""
+    import torch
+
+    from espalier.engines import fsdp
+
+    with torch.no_grad():
+        flat = fsdp.local(parameter.detach()).view(-1)[:64]
+        kept = flat.clone()
+        flat += 1
     try:
-        expected = expected_first_loss(session.config.algorithm, pairs.facts, sizes=sizes, moving=moving)
-    except (OverflowError, ValueError):  # weights that are not finite: the check `loss` says so
-        expected = None
-    dtype = str(session.model.compute).removeprefix("torch.")
-    tolerance = TOLERANCE[dtype] * max(1.0, abs(expected or 0.0))
-    return first_loss(value, expected, tolerance, session.config.command)
+        yield
+    finally:
+        with torch.no_grad():
+            flat.copy_(kept)
 
 
-def first_loss(value: float, expected: float | None, tolerance: float, name: str) -> Outcome:
-    """The first step's loss, or another number of it such as its margin, against what it must be.
-
-    expected: from `firstloss.expected_first_loss`; None skips the check: pairs alone do not say it. tolerance: the
-    absolute difference that rounding explains.
-    """
-    shown = f"{name} {value:.6f}"
-    if expected is None:
-        return skipped(shown, "follows from more than the pairs")
-    limit = f"{expected:.6f} ± {tolerance:.0e}"
-    if abs(value - expected) <= tolerance:  # false for nan
-        return passed(shown, limit)
-    return failed(
-        shown,
-        limit,
-        "The loss is not that of these pairs: reference and policy disagree, chosen and rejected are swapped, or "
-        "tokens are counted wrongly. Look at the pairs with `espalier inspect`.",
-    )
+def reference_stays(moved: float, policy: float) -> Outcome:
+    """How far the reference moves, in nats a token, while the policy moves by `policy`."""
+    value, limit = f"{moved:.1e} nats a token while the policy moves by {policy:.1e}", "0: bit for bit"
+    if moved == 0:
+        return passed(value, limit)
+    return failed(value, limit, "The reference shares memory with the policy: nothing would be learned. Report this.")

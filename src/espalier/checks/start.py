@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from espalier.checks import data, judgements, model, preference, table
+from espalier.checks import data, gradients, judged, judgements, losses, model, optimizer, order, preference, table
 from espalier.checks.table import Outcome, skipped
 from espalier.errors import ConfigError
 
@@ -40,14 +40,14 @@ def unsharded(session: Session) -> When | None:
     return "after" if session.processes.size == 1 else "before"
 
 
-def judged(session: Session) -> When | None:
+def judging(session: Session) -> When | None:
     """In runs that learn from judgements."""
     return "after" if session.traits.consumes == "ranking" else None
 
 
 def referred(session: Session) -> When | None:
     """In runs that learn from judgements against a reference."""
-    return judged(session) if "ref_logprobs" in session.traits.needs else None
+    return judging(session) if "ref_logprobs" in session.traits.needs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,35 @@ CHECKS = (
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
     Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", data.check_mask, before),
     Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
+    Check("judgements", "Stored comparisons, labels and grades follow their rows.", judged.check_judgements, before),
+    Check("held_out", "No row and no prompt is both trained on and held out.", order.check_held_out, before),
+    Check("order", "Each epoch draws every row once; shares and steps are as asked.", order.check_order, before),
     Check("layout", "The layout in use says what one-by-one forwards say.", model.check_layout, unsharded),
+    Check(
+        "gradients",
+        "The layout in use gives the gradients of one-by-one forwards.",
+        gradients.check_gradients,
+        unsharded,
+    ),
     Check("loss", "The first loss is finite and better than twice a uniform guess.", model.check_loss, after),
     Check("update", "One step changes most weights that have a gradient.", model.check_update, after),
-    Check("preferences", "The judgements offer what the loss learns from.", judgements.check_preferences, judged),
+    Check("optimizer", "The update is AdamW's, and moves and decays what it should.", optimizer.check_optimizer, after),
+    Check("preferences", "The judgements offer what the loss learns from.", judgements.check_preferences, judging),
     Check("reference", "The reference is the policy as it starts.", preference.check_reference, referred),
-    Check("first_loss", "The first loss is the one that arithmetic gives.", preference.check_first_loss, judged),
+    Check(
+        "reference_stays",
+        "The reference stays as it is while the policy moves.",
+        preference.check_reference_stays,
+        referred,
+    ),
+    Check("first_loss", "The first loss is the one that arithmetic gives.", losses.check_first_loss, after),
+    Check("evaluation", "An evaluation in batches gives the loss of all of them.", losses.check_evaluation, after),
+    Check(
+        "accumulation",
+        "Loss and gradient are the same in one forward and in three.",
+        gradients.check_accumulation,
+        after,
+    ),
 )
 NAMES = tuple(check.name for check in CHECKS)
 
@@ -91,6 +114,7 @@ def run_checks(session: Session) -> dict[str, Outcome]:
     evidence = Evidence(session)
     outcomes: dict[str, Outcome] = {}
     _run("before", evidence, skip, outcomes)
+    evidence.keep_loaded()
     build_learner(session)
     build_reference(session)
     _run("after", evidence, skip, outcomes)

@@ -14,6 +14,7 @@ import torch
 from espalier import files
 from espalier.assembly.model import HeadSpec, build_model
 from espalier.assembly.session import Session
+from espalier.checks.order import refuse_side
 from espalier.config.sections import ModelConfig
 from espalier.data.render.answers import read_at
 from espalier.data.store.store import Store
@@ -46,7 +47,9 @@ def finish(session: Session, finished: Finished, run: RunDir) -> None:
         session.learner.load(finished.chosen)
     _calibrate(session)
     session.learner.export(run.model)
-    judge(session, held_out(session, session.config.judge.judged), run)
+    held = held_out(session, session.config.judge.judged)
+    refuse_side(session.opened, [group for _, group in held], held=True)
+    judge(session, held, run)
 
 
 def judge(session: Session, groups: Groups, run: RunDir) -> None:
@@ -110,7 +113,9 @@ def _calibrated_scores(session: Session, *, every: bool) -> Scores:
     """Scores of training answers: of all, or of the best one of each group."""
     weights = session.traits.weights if session.traits.wants == "grades" else None
     scores: Scores = []
-    for groups in _chunks(trained_on(session, CALIBRATED)):
+    trained = trained_on(session, CALIBRATED)
+    refuse_side(session.opened, [group for _, group in trained], held=False)
+    for groups in _chunks(trained):
         reads = iter(_scores(session, [group for _, group in groups]))
         for _, group in groups:
             best = chosen(group, weights)

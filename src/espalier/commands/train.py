@@ -135,6 +135,7 @@ def _judge(session: Session, run: RunDir) -> Path:
 
 def _train(session: Session, run: RunDir) -> Finished:
     """The loop, with the checkpoint it starts from, its files, trackers and watch."""
+    from espalier.checks.resume import check_resumed
     from espalier.loop.track import Trackers
     from espalier.loop.train import Reporters, Trainer
     from espalier.watch.preference import PreferenceWatch, explain
@@ -166,6 +167,7 @@ def _train(session: Session, run: RunDir) -> Finished:
             )
             if start is not None:
                 trainer.resume(start)
+                check_resumed(session, start.path, trainer.state.step, run.metrics if main else None)
                 if trainer.watch is not None and main:
                     trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
                 progress.note(f"resumed from {start.path.name}")

@@ -84,6 +84,23 @@ class Optimizer:
         """What is updated, by name: a parameter's master if it has one, else the parameter itself."""
         return {name: self._trained(name) for name in self.named}
 
+    def decays(self) -> dict[str, float]:
+        """The weight decay of each parameter."""
+        decay_of: dict[int, float] = {}
+        for optimizer, _ in self._optimizers:
+            for group in optimizer.param_groups:
+                decay_of.update((id(parameter), group["weight_decay"]) for parameter in group["params"])
+        return {name: decay_of[id(parameter)] for name, parameter in self.parameters().items()}
+
+    def updates(self) -> dict[str, int]:
+        """How many updates AdamW has made of each of its parameters; Muon counts none."""
+        counts = {}
+        for optimizer, names in self._optimizers:
+            if isinstance(optimizer, torch.optim.AdamW):
+                for name in names:
+                    counts[name] = int(optimizer.state.get(self._trained(name), {}).get("step", 0))
+        return counts
+
     @torch.no_grad()
     def take(self, name: str, value: Tensor) -> None:
         """Set a parameter (and its master) to a float32 value."""

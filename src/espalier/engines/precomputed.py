@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from espalier.engines.forwards import Forwards
 from espalier.engines.protocols import Group, World, from_first, samples_of, together
 from espalier.errors import ConfigError, EspalierError
 from espalier.types import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 VERSION = 2
@@ -109,6 +112,10 @@ class PrecomputedReference:
     def move(self, alpha: float) -> None:
         """Raises ConfigError."""
         raise ConfigError(f"the reference is precomputed and cannot move, but the algorithm moves it. {_WAY_OUT}")
+
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        """Nothing: it does not move."""
+        return iter(())
 
     def save(self, folder: Path) -> None:
         """Nothing: the cache holds it."""

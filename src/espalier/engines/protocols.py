@@ -178,6 +178,10 @@ class Reference(Protocol):
         """Make the reference alpha * policy + (1 - alpha) * reference, weight by weight."""
         ...
 
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        """The float32 weights that `move` changes, this rank's part of them; nothing for one that never moves."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write what `load` needs to go on bit for bit; nothing for a reference that never moves."""
         ...

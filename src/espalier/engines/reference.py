@@ -108,6 +108,11 @@ class StartReference:
         if whole:
             tensors_to_file(whole, folder / FILE)
 
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        """The float32 weights of a reference that moves, this rank's part of them; nothing of one that does not."""
+        for name, exact in self._exact.items():
+            yield name, fsdp.local(exact.detach())
+
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Take what `save` wrote. Raises CheckpointError if it is missing or its parameters differ."""
@@ -140,6 +145,10 @@ class ModelReference:
     def move(self, alpha: float) -> None:
         """Raises ConfigError."""
         raise _fixed("another model")
+
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        """Nothing: it does not move."""
+        return iter(())
 
     def save(self, folder: Path) -> None:
         """Nothing: its weights are those of its directory."""
