@@ -54,7 +54,8 @@ class Message:
 
     `weight` scales the loss of the turn's tokens: None leaves the choice to the run's `train_on`, 0 never trains the
     turn, any other value trains it with that weight. `tool_calls` are in OpenAI form:
-    `{"type": "function", "function": {"name": str, "arguments": dict | str}}`.
+    `{"type": "function", "function": {"name": str, "arguments": dict | str}}`, with the `id` that they may have.
+    `tool_call_id` says which call a tool message answers.
     """
 
     role: Role
@@ -63,15 +64,18 @@ class Message:
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
     weight: float | None = None
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation. `tools` are JSON schemas of the functions on offer, in the form the chat template takes."""
+    """A conversation. `tools` are JSON schemas of the functions on offer, in the form the chat template takes;
+    `template_args` are names that the row gives to the chat template (`{"enable_thinking": False}`)."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     origin: Origin = Origin()
+    template_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class Ranking:
     labels are all this.
 
     `prompt` ends where an assistant turn may begin. `dimensions` name the scores ("helpful", "harmless"); a single one
-    may be nameless.
+    may be nameless. `template_args` are as in `Chat`.
     """
 
     prompt: tuple[Message, ...]
@@ -121,6 +125,7 @@ class Ranking:
     dimensions: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     origin: Origin = Origin()
+    template_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class Steps:
 
     `labels`: 1 good, 0 bad, 0.5 neutral, None not labelled; one a step. `solved`: whether the solution as a whole is
     right, None if unknown. The solution is the steps joined with `separator`; several solutions of one problem
-    are several examples with the same prompt.
+    are several examples with the same prompt. `template_args` are as in `Chat`.
     """
 
     prompt: tuple[Message, ...]
@@ -138,6 +143,7 @@ class Steps:
     solved: bool | None = None
     separator: str = "\n"
     origin: Origin = Origin()
+    template_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

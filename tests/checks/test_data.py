@@ -76,6 +76,16 @@ def test_the_mask_check_sees_a_turn_that_is_not_trained() -> None:
     assert data.mask(rendered(rows, everything), decode, "all").verdict == "pass"
 
 
+def test_the_mask_check_knows_turns_that_are_left_out() -> None:
+    tokenizer = tiny_tokenizer()
+    renderer = Renderer(tokenizer)
+    greeting, tail = Message("assistant", "Greetings"), Message("user", "Thanks")
+    row = chat("Why?", "Because")
+    row = replace(row, messages=(greeting, *row.messages, Message("assistant", ""), tail))
+    found = data.mask(rendered([row], renderer.render), lambda ids: str(tokenizer.decode(ids)), "assistant")
+    assert (found.verdict, found.value) == ("pass", "2 of 2 messages on the right side")
+
+
 def test_the_template_check_sees_rows_that_render_to_something_new() -> None:
     renderer = Renderer(tiny_tokenizer())
     rows = [chat("a", "b")]

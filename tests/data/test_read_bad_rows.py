@@ -180,11 +180,6 @@ CALL = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x}"}]}
     ("name", "row", "reason", "field", "got"),
     [
         ("messages", talk(U), "no assistant turn", "messages", "the roles user"),
-        ("messages", talk(U, A, U), "conversation ends on the user", "messages[2]", "role user"),
-        ("messages", talk(U, A, ("tool", "3")), "conversation ends on a tool result", "messages[2]", "role tool"),
-        ("messages", talk(U, ("assistant", " ")), "empty assistant turn", "messages[1]", "content ' '"),
-        ("messages", talk(U, ("assistant", None)), "empty assistant turn", "messages[1]", "content ''"),
-        ("messages", talk(U, ("system", "s"), A), "system turn not first", "messages[1]", "a system turn after a user"),
         ("messages", talk(U, ("tool", "3"), A), "tool result without a call", "messages[1]", "a tool result after a u"),
         ("messages", talk(("tool", "3"), A), "tool result without a call", "messages[0]", "a tool result at the start"),
         ("messages", talk(), "no turns", "messages", "an empty list"),
@@ -255,13 +250,6 @@ CALL = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x}"}]}
             "two system turns",
             "system",
             "a system column and a system turn",
-        ),
-        (
-            "sharegpt",
-            {"system": "s", "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]},
-            "conversation ends on the user",
-            "conversations[1]",
-            "role user",
         ),
         (
             "sharegpt",

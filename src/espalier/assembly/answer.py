@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from espalier.assembly.model import compute_dtype
-from espalier.config.sections import ModelConfig
+from espalier.config.sections import ModelConfig, TurnsConfig
+from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.engines.generate import GenerateSampler
@@ -21,21 +22,23 @@ from espalier.types import Message
 class Chatter:
     """Answers prompts with a model, through the template that its training uses."""
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: Loaded, turns: TurnsConfig | None = None):
         self.tokenizer = loaded.tokenizer
-        self.renderer = Renderer(loaded.tokenizer, known_stops=known_stops(loaded.folder))
+        form = Form(turns=turns or TurnsConfig())
+        self.renderer = Renderer(loaded.tokenizer, form=form, known_stops=known_stops(loaded.folder))
         self.sampler = GenerateSampler(loaded.model, loaded.tokenizer, limit=loaded.limit)
         self.limit = loaded.limit
 
     @classmethod
-    def load(cls, config: ModelConfig, device: str | None = None) -> Chatter:
-        """Read a model for answering. Raises ModelError and ConfigError."""
+    def load(cls, config: ModelConfig, device: str | None = None, turns: TurnsConfig | None = None) -> Chatter:
+        """Read a model for answering; `turns` says what its chat template is given. Raises ModelError and
+        ConfigError."""
         loaded = load_model(config, device=pick_device() if device is None else device)
         apply_template(loaded.tokenizer, config.template)
         complete(loaded.tokenizer)
         model: Any = loaded.model
         model.to(compute_dtype(config.dtype, loaded.model.device))
-        return cls(loaded)
+        return cls(loaded, turns)
 
     def answer(
         self,
@@ -64,7 +67,8 @@ class Chatter:
                 for prompt in prompts
             ]
         except RowError as error:
-            raise ConfigError(f"prompt: {error}", key="prompt") from error
+            way_out = "" if error.fix else ". Leave out system, or give another template"
+            raise ConfigError(f"prompt: {error}{way_out}", key="prompt") from error
         stop = tuple(self.renderer.stop_ids)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed)
         out = []

@@ -83,6 +83,7 @@ def form_of(config: RunConfig, unread: int | None = None) -> Form:
         seed=config.loop.seed,
         labels=config.labels,
         unread=unread,
+        turns=config.turns,
     )
 
 

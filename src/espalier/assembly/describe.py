@@ -136,7 +136,12 @@ def _judgements(session: Session, stats: Sequence[StoreStats]) -> Iterator[str]:
 
 def _counts(stats: StoreStats) -> Iterator[str]:
     """Why rows are rejected, what is left out of those that are kept, and how many responses prompts have."""
-    counts = {"rejected": stats.reasons, "left out of rows that are kept": stats.dropped}
+    counts = {
+        "rejected": stats.reasons,
+        "left out of rows that are kept": stats.dropped,
+        "changed in rows that are kept": stats.noted,
+        "written as ordinary text": stats.controls,
+    }
     if max(stats.responses, default=0) > 2:
         counts["prompts with"] = {f"{k} responses": n for k, n in stats.responses.items()}
     for what, numbers in counts.items():

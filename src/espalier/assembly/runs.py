@@ -24,6 +24,7 @@ from espalier.config.sections import (
     PreferenceConfig,
     ReferenceConfig,
     StepLabelsConfig,
+    TurnsConfig,
 )
 from espalier.errors import ConfigError
 
@@ -41,6 +42,7 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     loop: LoopConfig
+    turns: TurnsConfig = field(default_factory=TurnsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -131,7 +133,7 @@ def _run(
         "algorithm": field(default_factory=algorithm),
         "command": command,
         "about": about,
-        "sections": ("model", "data", "loop", "optim", "algorithm", *sections),
+        "sections": ("model", "data", "turns", "loop", "optim", "algorithm", *sections),
         "refused": refused,
     }
     return section(type(f"{algorithm.__name__}Run", (RunConfig,), body))

@@ -150,7 +150,7 @@ def _claims(
     trained = [_squash(decode(_side(r.sample, True))) for r in group]
     rest = [_squash(decode(_side(r.sample, False))) for r in group]
     if isinstance(example, Ranking):
-        prompt = [m.content for m in example.prompt]
+        prompt = [m.content for m in _without_greeting(example.prompt)]
         for r, own, before in zip(group, trained, rest, strict=True):
             if r.response is not None:
                 yield from _inside([r.response.message.content], own, "is not trained")
@@ -193,7 +193,10 @@ def _wanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[str
         return [example.completion]
     if isinstance(example, Text):
         return [example.text]
-    turns = [m for m in _messages(example) if m.role == "assistant" and m.content.strip()]
+    messages = _messages(example)
+    if isinstance(example, Chat) and train_on != "all":
+        messages = _without_greeting(messages)
+    turns = [m for m in messages if m.role == "assistant" and m.content.strip()]
     last = turns[-1:] if isinstance(example, Chat) else []  # each thread of a tree has its own
     chosen = last if train_on == "last" else turns
     return [m.content for m in turns if (m.weight or (m.weight is None and m in chosen))]
@@ -207,6 +210,8 @@ def _unwanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[s
     if isinstance(example, Completion):
         return [example.prompt]
     messages = _messages(example)
+    if isinstance(example, Chat):
+        messages = _through_last_answer(messages)
     if isinstance(example, Tree):
         answered: set[int] = set()
         for i, node in reversed(list(enumerate(example.nodes))):
@@ -214,6 +219,30 @@ def _unwanted(example: Chat | Completion | Text | Tree, train_on: str) -> list[s
                 answered.add(node.parent)
         messages = [m for i, m in enumerate(messages) if i in answered]
     return [m.content for m in messages if m.role in ("user", "system") and not m.weight and m.content.strip()]
+
+
+def _without_greeting(messages: Sequence[Message]) -> list[Message]:
+    """The messages without assistant turns before the first question, which may be context or left out, unless they
+    have a weight or nothing but them is answered."""
+    kept: list[Message] = []
+    for i, message in enumerate(messages):
+        if message.role in ("user", "tool"):
+            rest = messages[i:]
+            answered = message is messages[-1] or any(later.role == "assistant" for later in rest)
+            return [*kept, *rest] if answered else list(messages)
+        if message.role != "assistant" or message.weight:
+            kept.append(message)
+    return list(messages)
+
+
+def _through_last_answer(messages: list[Message]) -> list[Message]:
+    """The messages up to the last one that can be trained: what follows it is in no sample."""
+    for end in range(len(messages), 0, -1):
+        last = messages[end - 1]
+        says = last.role == "assistant" and (last.content.strip() or last.tool_calls)
+        if last.weight or (says and last.weight is None):
+            return messages[:end]
+    return []
 
 
 def _messages(example: Chat | Tree) -> list[Message]:

@@ -152,7 +152,7 @@ def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
     """
     for count, (origin, group) in enumerate(rows, 1):
         shown = [tokens(row, tokenizer) for row in group]
-        if isinstance(group, RenderedGroup) and len(group) > 1:
+        if isinstance(group, RenderedGroup) and group.kind != "chat" and len(group) > 1:
             yield from _tree(str(count), origin, group, shown)
             continue
         for index, (row, cells) in enumerate(zip(group, shown, strict=True), 1):
@@ -270,8 +270,11 @@ def _numbers(number: str, places: Sequence[int]) -> str:
 
 
 def _left_out(group: RenderedGroup) -> list[str]:
-    reasons = [f"{reason} ({count:,})" for reason, count in group.dropped.items()]
-    return [f"left out: {', '.join(reasons)}"] if reasons else []
+    notes = []
+    for title, counts in (("left out", group.dropped), ("changed", group.noted), ("ordinary text", group.controls)):
+        if counts:
+            notes.append(f"{title}: " + ", ".join(f"{reason} ({count:,})" for reason, count in counts.items()))
+    return notes
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from espalier.assembly.answer import Chatter
-from espalier.config.sections import ModelConfig, SampleConfig
+from espalier.config.sections import ModelConfig, SampleConfig, TurnsConfig
 
 
 def run(config: SampleConfig) -> None:
@@ -14,7 +14,8 @@ def run(config: SampleConfig) -> None:
     model = ModelConfig(
         model=config.model, dtype=config.dtype, template=config.template, trust_remote_code=config.trust_remote_code
     )
-    answers = Chatter.load(model).answer(
+    turns = TurnsConfig(template_args=config.template_args)
+    answers = Chatter.load(model, turns=turns).answer(
         list(config.prompt),
         chat=config.chat,
         system=config.system,

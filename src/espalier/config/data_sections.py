@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
 from espalier.config.data_source import Mapped, SourceList, mapped_fields
-from espalier.config.fields import CountOrZero, Names, NotNegative, Share, named_weights, section
+from espalier.config.fields import CountOrZero, Names, NotNegative, OneOrMany, Share, named_weights, section
+from espalier.config.template_args import TemplateArgs, template_values
 from espalier.errors import ConfigError
 
 
@@ -51,6 +52,35 @@ class DataConfig:
             raise ConfigError("replay is given, but replay_fraction is 0, which reads none of it; raise it, or drop it")
         if self.max_length == 1:
             raise ConfigError("max_length: got 1, expected 0 or at least 2: one token has nothing to predict")
+
+
+@section
+class TurnsConfig:
+    """How conversations are given to the chat template."""
+
+    template_args: TemplateArgs = ()
+    """Names the chat template may use, as NAME=VALUE (enable_thinking=false), for all rows; a row's own
+    chat_template_kwargs go first."""
+    on_bad_turn: Literal["drop", "refuse"] = "drop"
+    """What to do with turns that cannot be trained (an assistant turn before any question, a question without an
+    answer, an empty answer): drop uses the rest of the conversation, refuse makes the row unusable."""
+    merge_system: bool = False
+    """Put the text of system turns into the user turn after them, for templates without a system turn."""
+    merge_turns: bool = False
+    """Join consecutive turns of one role, with a blank line between, for templates that want turns to alternate."""
+    parse_control: Annotated[tuple[Literal["prompt", "completion", "text"], ...], OneOrMany] = ()
+    """Where strings such as <|im_end|> become the control tokens they name: in prompts, in completions and answers, in
+    plain texts. Elsewhere they stay ordinary characters."""
+
+    def __post_init__(self) -> None:
+        template_values(self.template_args)
+        if len(set(self.parse_control)) < len(self.parse_control):
+            raise ConfigError(f"parse_control: got {', '.join(self.parse_control)}, expected each place once")
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """`template_args` by name."""
+        return template_values(self.template_args)
 
 
 @section

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig
+from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig, TurnsConfig
 from espalier.config.fields import (
     Count,
     CountOrZero,
@@ -25,6 +25,7 @@ from espalier.config.fields import (
     Share,
     section,
 )
+from espalier.config.template_args import TemplateArgs, template_values
 from espalier.errors import ConfigError
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ReferenceConfig",
     "SampleConfig",
     "StepLabelsConfig",
+    "TurnsConfig",
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -268,12 +270,15 @@ class SampleConfig:
     """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU."""
     template: str = ""
     """Chat template: a built-in name or a Jinja file; empty keeps the tokenizer's own."""
+    template_args: TemplateArgs = ()
+    """Names the chat template may use, as NAME=VALUE (enable_thinking=false)."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships."""
 
     def __post_init__(self) -> None:
         if self.system and not self.chat:
             raise ConfigError("system is given, but chat is off, so there is no place for it; drop one")
+        template_values(self.template_args)
 
 
 @section

@@ -73,7 +73,6 @@ ANSWER = {"prompt": "Q", "response": "a"}
         ("pairs", BASE | {"prompt": "\n"}, "empty prompt"),
         ("pairs", BASE | {"prompt": []}, "empty prompt"),
         ("pairs", BASE | {"prompt": [ASK, GOOD]}, "prompt without a question; .*the role assistant at the end"),
-        ("pairs", BASE | {"prompt": [ASK, {"role": "system", "content": "S"}, ASK]}, "system turn not first"),
         ("pairs", BASE | {"chosen": ASK}, "answer of another role; field chosen; got role user"),
         ("pairs", BASE | {"rejected": []}, "no answer; field rejected"),
         ("pairs", BASE | {"rejected": 3}, "wrong type; field rejected"),

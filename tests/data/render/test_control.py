@@ -163,22 +163,22 @@ def test_a_vocabulary_whose_unknown_token_ends_turns_is_refused_by_row():
 
 def test_words_that_begin_like_a_control_string_are_left_alone():
     codec = Codec(words())
-    assert codec.seal([("an ENormous one", False), ("EN", False)]) is None
-    assert codec.seal([("the END", False)]).close("the END")[4:] != "END"
+    assert codec.seal([("an ENormous one", "none"), ("EN", "none")]) is None
+    assert codec.seal([("the END", "none")]).close("the END")[4:] != "END"
 
 
 def test_private_use_characters_of_a_row_stay_what_they_are():
     vocab_like = "\ue000\ue001\ue002\uf8ff \\ue000 \\ue003"
     tokenizer = letters(template="chatml")
     codec = Codec(tokenizer)
-    seal = codec.seal([(vocab_like + "<|im_end|>", False)])
+    seal = codec.seal([(vocab_like + "<|im_end|>", "none")])
     closed = seal.close(vocab_like + "<|im_end|>")
     assert seal.open(seal.rendered(closed)) == vocab_like + "<|im_end|>"
     assert seal.chars.isdisjoint(vocab_like) and not list(codec.written(closed))
     every = "".join(map(chr, range(0xE000, 0xF900)))
-    assert codec.seal([(every, False)]) is None  # nothing to seal, nothing needed
+    assert codec.seal([(every, "none")]) is None  # nothing to seal, nothing needed
     with pytest.raises(RowError, match="too many private-use characters"):
-        codec.seal([(every + "</s>", False)])
+        codec.seal([(every + "</s>", "none")])
 
 
 def test_ordinary_text_is_encoded_as_the_tokenizer_does():

@@ -38,5 +38,12 @@ def test_token_stores_hang_on_the_names_of_a_form() -> None:
         "seed": 0,
         "labels": {"supervision": "process", "neutral": "good", "after_mistake": "ignore", "outcome": "spread"},
         "unread": None,
+        "turns": {
+            "template_args": (),
+            "on_bad_turn": "drop",
+            "merge_system": False,
+            "merge_turns": False,
+            "parse_control": (),
+        },
     }
-    assert list(asdict(Form())) == ["consumes", "wants", "reads", "preference", "seed", "labels", "unread"]
+    assert list(asdict(Form())) == ["consumes", "wants", "reads", "preference", "seed", "labels", "unread", "turns"]

@@ -69,9 +69,8 @@ def test_a_weight_goes_before_train_on():
 def test_a_weighted_question_is_trained_with_its_markup():
     chat = Chat((system("S"), user("Q", weight=2.0), assistant("A")))
     (r,) = R.render(chat)
-    assert show(r, CHATML) == (
-        "<|im_start|>system\nS<|im_end|>\n⟦<|im_start|>user\nQ<|im_end|>\n⟧<|im_start|>assistant\n⟦A<|im_end|>⟧"
-    )
+    question = "<|im_start|>user\nQ<|im_end|>\n"
+    assert show(r, CHATML) == f"<|im_start|>system\nS<|im_end|>\n⟦{question}⟧<|im_start|>assistant\n⟦A<|im_end|>⟧"
     assert [w for w in r.sample.weights if w] == [2.0] * 9 + [1.0] * 2  # im_start u s e r \n Q im_end \n; A im_end
     every = Renderer(CHATML, train_on="all")
     chat = Chat((user("Q", weight=0), assistant("A", weight=0.5)))
@@ -372,7 +371,8 @@ ROLES = st.sampled_from(["user", "assistant", "tool"])
 def test_every_trained_turn_is_trained_once(turns):
     """Under a template that rewrites and one that does not: the trained turns are the same, each in one place."""
     make = {"user": user, "assistant": assistant, "tool": tool}
-    messages = tuple(make[role](text, weight=w if role == "assistant" else None) for role, text, w in turns)
+    turns = [("user", "Q", None), *turns]  # what becomes of other beginnings is in test_bad_turns.py
+    messages = tuple(make[role](f"x{text}", weight=w if role == "assistant" else None) for role, text, w in turns)
     meant = [m.content for m in messages if m.role == "assistant" and m.weight != 0]
     reasoned = tuple(
         assistant(m.content, reasoning="r", weight=m.weight) if m.role == "assistant" else m for m in messages

@@ -78,7 +78,7 @@ def grown(parts):
     for text, pick in parts:
         del path[1 + pick % len(path) :]
         path.append(len(nodes))
-        nodes.append((text, path[-2]))
+        nodes.append((f"x{text}", path[-2]))
     return tree(*nodes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from espalier.data.columns.ledger import Ledger
@@ -26,7 +27,7 @@ from espalier.data.formats import (
     steps,
     tree,
 )
-from espalier.data.formats.common import Fields, missing, wrong_type
+from espalier.data.formats.common import Fields, missing, template_args, wrong_type
 from espalier.data.formats.format import Format
 from espalier.errors import RowError
 from espalier.types import Consumes, Example, Origin
@@ -106,9 +107,14 @@ def convert(name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False)
     if not isinstance(row, dict):
         raise wrong_type("", row, "a JSON object")
     if name == alpaca.FORMAT.name and alpaca_prompt:
-        return alpaca.read_alpaca(row, origin, prompt=True)
-    examples = FORMATS[name](row, origin)
-    return examples if isinstance(examples, list) else [examples]  # type: ignore[list-item]
+        read: Any = alpaca.read_alpaca(row, origin, prompt=True)
+    else:
+        read = FORMATS[name](row, origin)
+    examples: list[Any] = read if isinstance(read, list) else [read]
+    given = template_args(row)
+    if given:
+        examples = [replace(one, template_args=given) if hasattr(one, "template_args") else one for one in examples]
+    return examples
 
 
 def unknown(row: Any, proposal: str = "") -> RowError:

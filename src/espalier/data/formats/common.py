@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from espalier.config.template_args import RESERVED
 from espalier.data.columns.watched import WatchedRow, peek, plain
 from espalier.data.files.json_rows import clipped, decode_string, readable
 from espalier.errors import RowError, nearest
@@ -13,6 +14,7 @@ from espalier.types import Message, Role
 
 Fields = Mapping[str, Any]
 WEIGHTS = ("weight", "loss_weight")
+TEMPLATE_ARGS = "chat_template_kwargs"
 SHOWN_KEYS = 20
 
 
@@ -169,6 +171,38 @@ def _tool(entry: Any, field: str) -> dict[str, Any]:
     return {"type": "function", "function": tool}
 
 
+def tool_call_id(row: Fields, field: str) -> str | None:
+    """Which call a tool result answers, None if it does not say so. Raises RowError if that is no text or number."""
+    value = row.get("tool_call_id")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise wrong_type(f"{field}.tool_call_id", value, "a text")
+    return str(value)
+
+
+def template_args(row: Fields) -> dict[str, Any]:
+    """What a row gives to the chat template, from `chat_template_kwargs`: an object, or its JSON. Raises RowError, also
+    for names that the rendering itself gives."""
+    value = row.get(TEMPLATE_ARGS)
+    if value is None or value == "":
+        return {}
+    expected = "an object with names that the chat template uses, or its JSON"
+    given = _json(value, TEMPLATE_ARGS, expected)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise wrong_type(TEMPLATE_ARGS, value, expected)
+    for name in given:
+        if name in RESERVED or not str(name).isidentifier():
+            fix = "Offer tools in a column of their own" if name == "tools" else "Leave it out"
+            raise RowError(
+                "impossible template argument", field=TEMPLATE_ARGS, got=shown(name), expected="another name", fix=fix
+            )
+    # A table gives every row all names that any row has, null where a row has none.
+    return {str(name): item for name, item in given.items() if item is not None}
+
+
 def calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     """Tool calls in OpenAI form from one call or a list of parallel ones, given as objects or as JSON.
 
@@ -196,9 +230,10 @@ def _call(entry: Any, field: str, expected: str) -> dict[str, Any]:
     if not name:
         raise RowError("empty tool name", field=f"{field}.name", got="an empty string", expected="a name")
     result = {"type": "function", "function": {"name": name, "arguments": _arguments(function, field)}}
-    if isinstance(call.get("id"), str):
+    own = call.get("id")
+    if isinstance(own, str | int) and not isinstance(own, bool) and own != "":
         # First, as templates that print a whole call show its keys in their order.
-        return {"id": call["id"], **result}
+        return {"id": str(own), **result}
     return result
 
 
@@ -217,12 +252,11 @@ def _arguments(function: Fields, field: str) -> dict[str, Any]:
 
 
 def check_turns(messages: Sequence[Message], field: str) -> tuple[Message, ...]:
-    """Return the messages if some chat template takes them and there is something to learn; raise RowError otherwise.
+    """Return the messages if there is something to learn from them; raise RowError otherwise.
 
-    Accepted, as the templates in common use do: no system turn, an assistant turn first, several user or assistant
-    turns in a row, tool results after any assistant turn, empty user turns. Refused: a system turn that is not first, a
-    tool result that follows neither an assistant turn nor another result, an assistant turn with neither content nor
-    tool calls, and a conversation that does not end on an assistant turn.
+    Refused: no turn, no assistant turn, a tool result that follows neither an assistant turn nor another result. What
+    becomes of other turns that are out of place (an assistant turn first, a user turn last, an empty assistant turn, a
+    system turn that is not first) is decided where they meet the chat template: see `data.render.bad_turns`.
     """
     if not messages:
         expected = "at least one user and one assistant turn"
@@ -234,24 +268,11 @@ def check_turns(messages: Sequence[Message], field: str) -> tuple[Message, ...]:
     if "assistant" not in {message.role for message in messages}:
         got = "the roles " + ", ".join(message.role for message in messages[:6])
         raise RowError("no assistant turn", field=field, got=got, expected="an assistant turn to learn from")
-    if previous != "assistant":
-        last = {"user": "the user", "tool": "a tool result"}[previous]
-        fix = "Drop what follows the last assistant turn, or add the answer"
-        expected = "an assistant turn at the end"
-        here = f"{field}[{len(messages) - 1}]"
-        raise RowError(f"conversation ends on {last}", field=here, got=f"role {previous}", expected=expected, fix=fix)
     return tuple(messages)
 
 
 def _check_turn(message: Message, previous: str, field: str) -> None:
     """Raise RowError for a turn that cannot follow one of role `previous`, which is empty before the first turn."""
-    if message.role == "system" and previous:
-        got = "a system turn after " + ("another" if previous == "system" else f"a {previous} turn")
-        fix = "Move its text to the front, or into a user turn"
-        raise RowError("system turn not first", field=field, got=got, expected="one, at the start", fix=fix)
     if message.role == "tool" and previous not in ("assistant", "tool"):
         got = "a tool result " + (f"after a {previous} turn" if previous else "at the start")
         raise RowError("tool result without a call", field=field, got=got, expected="an assistant turn before it")
-    if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-        got = "reasoning alone" if message.reasoning else f"content {message.content[:20]!r}"
-        raise RowError("empty assistant turn", field=field, got=got, expected="content or tool calls")

@@ -38,7 +38,7 @@ def _as_ranking(example: Example) -> Example | RowError:
             return example
         case Steps(solved=bool()):
             response = Response(_joined(example), good=example.solved)
-            return Ranking(example.prompt, (response,), origin=example.origin)
+            return Ranking(example.prompt, (response,), origin=example.origin, template_args=example.template_args)
     expected = "a pair, a ranked list, scores, labels or a tree of ranked answers"
     return _refused(example, "no judgement", expected, _command(example))
 
@@ -56,7 +56,7 @@ def _as_chat(example: Example) -> Example | RowError:
             if not right:
                 expected = "a solution that is solved, or whose steps are all good"
                 return _refused(example, "not known to be right", expected)
-            return Chat((*example.prompt, _joined(example)), origin=example.origin)
+            return Chat((*example.prompt, _joined(example)), origin=example.origin, template_args=example.template_args)
     return example
 
 
@@ -80,7 +80,8 @@ def best(ranking: Ranking) -> Chat | RowError:
     # A response that is not judged comes last; of equals, max keeps the first.
     heights = [float("-inf") if level is None else level for level in known]
     top = max(choice, key=heights.__getitem__)
-    return Chat((*ranking.prompt, ranking.responses[top].message), ranking.tools, ranking.origin)
+    messages = (*ranking.prompt, ranking.responses[top].message)
+    return Chat(messages, ranking.tools, ranking.origin, ranking.template_args)
 
 
 def _count(ranking: Ranking) -> str:

@@ -14,6 +14,7 @@ from espalier.data.formats.common import (
     role_of,
     shown,
     string,
+    tool_call_id,
     tools,
     weight,
     wrong_type,
@@ -100,7 +101,8 @@ def _message(row: Fields, field: str) -> Message:
         what = "tool calls" if tool_calls else "reasoning"
         raise RowError(f"{what} outside an assistant turn", field=field, got=f"role {name}", expected="role assistant")
     speaker = string(row, ("name",), f"{field}.", default="") or None
-    return Message(role, content, reasoning or None, tool_calls, speaker, weight(row, field))
+    answered = tool_call_id(row, field) if role == "tool" else None
+    return Message(role, content, reasoning or None, tool_calls, speaker, weight(row, field), answered)
 
 
 def _content(value: Any, role: Role, field: str, has_calls: bool) -> Content:

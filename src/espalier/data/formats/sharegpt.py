@@ -13,6 +13,7 @@ from espalier.data.formats.common import (
     missing,
     role_of,
     string,
+    tool_call_id,
     tools,
     weight,
     wrong_type,
@@ -88,9 +89,12 @@ def _turn(row: Any, field: str) -> Message:
         raise missing(f"{field}.value", row, "value")
     if name in CALLS:
         return Message(role, "", tool_calls=calls(value, f"{field}.value"), weight=own_weight)
+    answered = tool_call_id(row, field) if role == "tool" else None
     if role == "tool" and isinstance(value, dict | list):
-        return Message(role, json.dumps(value, ensure_ascii=False, default=str), weight=own_weight)
-    return Message(role, string(row, ("value",), f"{field}."), weight=own_weight)
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    else:
+        text = string(row, ("value",), f"{field}.")
+    return Message(role, text, weight=own_weight, tool_call_id=answered)
 
 
 FORMAT = Format("sharegpt", read_sharegpt, looks)

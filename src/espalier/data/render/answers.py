@@ -42,7 +42,11 @@ def answers_of(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -
         if not _has_text(message):
             group.drop(EMPTY)
             continue
-        (draft,) = chats.drafts(Chat((*prompt, replace(message, weight=1.0)), example.tools))
+        chat = Chat((*prompt, replace(message, weight=1.0)), example.tools, template_args=example.template_args)
+        drafts = chats.drafts(chat)
+        (draft,) = drafts
+        if prompt_ids is None:  # what became of the prompt's turns is the same for all responses
+            group.take(drafts)
         before = draft.sample.tokens[: draft.turn_at]
         # Siblings share their prompt's computation, and a likelihood is compared given the same
         # text: a template that writes the prompt by the response (reasoning switched on or off)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
 
 from espalier.data.render import templates
-from espalier.data.render.control import Codec, opened
-from espalier.data.render.drafts import Draft, Mark
+from espalier.data.render.bad_turns import Usable, merged, usable
+from espalier.data.render.calls import Habits
+from espalier.data.render.control import Codec, Whole, opened
+from espalier.data.render.drafts import Draft, Drafts, Mark
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.probe import Probe
+from espalier.data.render.refused import DROPS, advised
 from espalier.data.render.tokenizer_json import Follows
 from espalier.data.render.turns import SealedChat, Templates, Turn, rewritten
 from espalier.errors import ConfigError, ModelError, RowError
@@ -57,12 +61,13 @@ class Chats:
         else:
             # A header that the template writes without a generation prompt is part of the prompt all the same.
             header = templates.missing_prompt(tokenizer)
-            plain = templates.with_prompt(tokenizer.get_chat_template(), header)
-            tools = templates.with_prompt(tokenizer.get_chat_template(tools=[{}]), header)
-            self._templates = Templates(plain, tools, dict(tokenizer.special_tokens_map))
+            plain, tools = (templates.with_prompt(source, header) for source in templates.both(tokenizer))
+            given = form.turns.template_values
+            self._templates = Templates(plain, tools, {**tokenizer.special_tokens_map, **given}, frozenset(given))
             literals = [*templates.literals(plain), *templates.literals(tools)]
             self.codec = Codec(tokenizer, literals=literals)
             self._probe = Probe(self._templates, self.codec, [self.eos, *known_stops])
+            self._habits = Habits(self._tried)
             turn_ends = self._probe.ends.ids
             # Which tokens end a turn shows only in rendered text. One that the tokenizer does not
             # call special must never come from content either, so that the codec is built again
@@ -74,6 +79,14 @@ class Chats:
         self.bos_id = self.bos
         if self._probe and self.bos is None and tokenizer.bos_token and self._probe.opens_with(self._bos_text):
             self.bos_id = int(tokenizer.bos_token_id)
+
+    def _tried(self, messages: Sequence[dict[str, Any]]) -> str | None:
+        """The text of messages as the template takes them; None if it refuses them."""
+        assert self._templates is not None
+        try:
+            return self._templates.write(messages)
+        except RowError:
+            return None
 
     def head(self, text: str) -> list[int]:
         """The begin-of-text token, if the tokenizer puts one in front and the template has not written it."""
@@ -87,7 +100,15 @@ class Chats:
         if self._probe.renders and not ends.ids:
             raise ModelError(f"the chat template writes no token that ends an assistant turn. {_CHOICES}")
         self._probe.check(chat)
-        return SealedChat(chat, self._templates, self.codec, ends, self.stop_ids)
+        dropped = self._habits.dropped(chat.messages)
+        if dropped is not None:
+            raise RowError(f"{DROPS} {dropped}", fix=f"{self._habits.drops[dropped]}, or choose another --template")
+        forms, parsed = self._habits.forms(chat.messages), self.form.turns.parse_control
+        whole: tuple[Whole, Whole] = (
+            "all" if "prompt" in parsed else "none",
+            "all" if "completion" in parsed else "markup",
+        )
+        return SealedChat(chat, self._templates, self.codec, ends, self.stop_ids, forms, whole)
 
     def tail(self) -> tuple[int, ...]:
         """The ids that the template writes behind the stop token of a conversation's last answer: a line end under
@@ -104,13 +125,62 @@ class Chats:
         self._gap(draft, sealed, turn.text, turn.end, len(turn.text), "token", (), 0.0)
         return tuple(draft.sample.tokens[size:])
 
-    def drafts(self, chat: Chat, *, apart: bool = False) -> list[Draft]:
-        """The samples of a conversation, not yet cut to length. Raises as `render` does.
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> SealedChat:
+        """The turns that an answer is to follow, merged as the form says."""
+        return self.sealed(Chat(merged(messages, self.form.turns).messages, tuple(tools)))
+
+    def drafts(self, chat: Chat, *, apart: bool = False) -> Drafts:
+        """The samples of a conversation as far as it can be used, not yet cut to length. Raises as `render` does.
 
         apart: turns that are not trained are encoded on their own, too, so that conversations which share messages
         share their tokens.
         """
-        sealed, weights = self.sealed(chat), self.weights(chat.messages)
+        fitting = usable(chat.messages, self.form.turns, self.train_on)
+        try:
+            sealed, fitting = self._rendered(chat, fitting)
+            drafts = self._drafts(sealed, replace(chat, messages=fitting.messages), fitting.leading, apart)
+        except RowError as error:
+            raise advised(self, chat, error) from None
+        drafts.dropped, drafts.noted = fitting.dropped, dict(fitting.noted)
+        if sealed.call_form.text:
+            drafts.noted["tool calls with arguments as text"] = 1
+        if sealed.call_form.ids:
+            drafts.noted["tool calls with ids made"] = 1
+        return drafts
+
+    def _rendered(self, chat: Chat, fitting: Usable) -> tuple[SealedChat, Usable]:
+        """The conversation under its template, without the assistant turns that open it if the template does not write
+        them."""
+        if fitting.leading:
+            for attempt in (fitting, fitting.with_leading_untrained()):
+                sealed = self._with_leading(chat, attempt)
+                if sealed is not None:
+                    return sealed, attempt
+            fitting = fitting.without_leading()
+        return self.sealed(replace(chat, messages=fitting.messages)), fitting
+
+    def _with_leading(self, chat: Chat, fitting: Usable) -> SealedChat | None:
+        """The conversation under its template; None if that does not write the turns that open it, or has no prompt for
+        one that is trained."""
+        leading = fitting.messages[: fitting.leading]
+        try:
+            sealed = self.sealed(replace(chat, messages=fitting.messages))
+            text = sealed.write(len(fitting.messages))
+            written = {index for index, _, _ in sealed.contents(text, len(leading))}
+            for i, message in enumerate(leading):
+                if message.content.strip() and i not in written:
+                    return None
+                if message.role == "assistant" and message.weight != 0:
+                    sealed.turn(i)
+        except RowError:
+            return None
+        return sealed
+
+    def _drafts(self, sealed: SealedChat, chat: Chat, leading: int, apart: bool) -> Drafts:
+        """The samples of a conversation of which all turns are used. leading: how many turns at its start the template
+        may have no prompt for, if they are not trained."""
+        weights = self.weights(chat.messages)
+        result = Drafts()
         all_tokens = self.train_on == "all"
         trained = [i for i, weight in enumerate(weights) if weight]
         if not trained:
@@ -121,7 +191,7 @@ class Chats:
         own = [i for i, message in enumerate(messages) if message.weight not in (None, self._base)]
         others = [i for i in own if roles[i] != "assistant"]
         every, needed = all_tokens or apart, not all_tokens or bool(own)
-        turns = self._turns(sealed, roles, weights, every=every, needed=needed)
+        turns = self._turns(sealed, roles, weights, leading, every=every, needed=needed)
         last = len(roles) - 1
         full = turns[-1].text if turns and turns[-1].message == last else sealed.write(last + 1)
 
@@ -132,7 +202,8 @@ class Chats:
             regions = [(i, *sealed.region(i, full)) for i in others]
             draft = self._draft(sealed, full, turns, weights, roles, regions)
             if len(turns) < 2 or self._sampled(sealed, full, turns[-1], draft):
-                return [draft]
+                result.append(draft)
+                return result
 
         # Else the template rewrites earlier turns (it drops old reasoning), or their ids join in
         # another way: each trained turn gets a sample. Under `all` every token is trained alike,
@@ -140,26 +211,27 @@ class Chats:
         if all_tokens:
             if own:
                 raise rewritten(own[0])
-            return [self._draft(sealed, full, [], weights, roles)]
+            result.append(self._draft(sealed, full, [], weights, roles))
+            return result
         if others:
             raise rewritten(others[0])
-        drafts = []
         for turn in turns:
             if weights[turn.message]:  # each sample trains its own turn only
                 through = roles[: turn.message + 1]
-                drafts.append(self._draft(sealed, turn.text, [turn], weights, through))
-        return drafts
+                result.append(self._draft(sealed, turn.text, [turn], weights, through))
+        return result
 
     def _turns(
         self,
         sealed: SealedChat,
         roles: Sequence[str],
         weights: Sequence[float],
+        leading: int,
         *,
         every: bool,
         needed: bool,
     ) -> list[Turn]:
-        """The assistant turns that are trained, or `every` one.
+        """The assistant turns that are trained, or `every` one from `leading` on.
 
         needed: a turn that cannot be told from its prompt refuses the row. It need not if all tokens are trained alike:
         where a turn begins then does not matter, and there are none.
@@ -167,7 +239,7 @@ class Chats:
         turns = []
         try:
             for i, role in enumerate(roles):
-                if role == "assistant" and (every or weights[i]):
+                if role == "assistant" and ((every and i >= leading) or weights[i]):
                     turns.append(sealed.turn(i))
         except RowError:
             if needed:

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from espalier.data.render import control_patterns, tokenizer_json
 from espalier.data.render.tokenizer_json import Follows
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+Whole = Literal["none", "markup", "all"]
+"""Which control strings of a content stay whole and become tokens: none, those of added tokens that are not special,
+or, if the user asked for it, all."""
 _PRIVATE = range(0xE000, 0xF900)
 _PROBES = ("Two  words, 12.5", " led by a space", "lines\n\n\ttabs ", "ÜBER naïve 漢字 🙂")
 
@@ -64,9 +67,11 @@ class Seal:
             self._escapes[f"\\u{code:04x}"] = chr(code)
         self.chars = frozenset(self._to.values())
 
-    def close(self, text: str, markup: bool = False) -> str:
-        """`text` with every control string in it broken; with `markup`, those of other added tokens are left whole."""
-        pattern = self._codec.risky_but_markup if markup else self._codec.risky
+    def close(self, text: str, whole: Whole = "none") -> str:
+        """`text` with every control string in it broken but those that stay `whole`."""
+        if whole == "all":
+            return text
+        pattern = self._codec.risky_but_markup if whole == "markup" else self._codec.risky
         text = pattern.sub(lambda match: self._to.get(match[0], match[0]), text)
         if self._codec.continues(text):
             at = len(text) - len(text.lstrip())
@@ -90,9 +95,9 @@ def opened(sealed: str, seal: Seal | None) -> str:
     return sealed if seal is None else seal.open(sealed)
 
 
-def closed(text: str, seal: Seal | None) -> str:
-    """Content that may hold no markup, sealed; of a row that needs no seal, the text itself."""
-    return text if seal is None else seal.close(text)
+def closed(text: str, seal: Seal | None, whole: Whole = "none") -> str:
+    """Content, sealed; of a row that needs no seal, the text itself."""
+    return text if seal is None else seal.close(text, whole)
 
 
 @dataclass(slots=True)
@@ -163,12 +168,12 @@ class Codec:
 
     # ------------------------------------------------------------------------------------------------- sealing a row
 
-    def seal(self, texts: Sequence[tuple[str, bool]], template: str = "") -> Seal | None:
-        """A seal for a row made of `texts` (each with whether it may hold markup); None if nothing needs one.
+    def seal(self, texts: Sequence[tuple[str, Whole]], template: str = "") -> Seal | None:
+        """A seal for a row made of `texts` (each with what stays whole in it); None if nothing needs one.
 
         Raises RowError if the row uses up all private-use characters of the Basic Multilingual Plane.
         """
-        if not any(self._needs_seal(text, markup) for text, markup in texts):
+        if not any(self._needs_seal(text, whole) for text, whole in texts):
             return None
         taken = set(self._private.findall(template))
         for text, _ in texts:
@@ -182,8 +187,10 @@ class Codec:
                 return Seal(self, base)
         raise RowError("too many private-use characters", expected="some of U+E000 to U+F8FF left for control strings")
 
-    def _needs_seal(self, text: str, markup: bool) -> bool:
-        pattern = self.risky_but_markup if markup else self.risky
+    def _needs_seal(self, text: str, whole: Whole) -> bool:
+        if whole == "all":
+            return False
+        pattern = self.risky_but_markup if whole == "markup" else self.risky
         return pattern.search(text) is not None or self.continues(text)
 
     def continues(self, text: str) -> bool:

@@ -36,19 +36,23 @@ class Rendered(NamedTuple):
 
 
 class RenderedGroup(list[Rendered]):
-    """The samples of a ranking, of a solution in steps or of a tree, which share prefixes.
+    """The samples of a row: of a conversation or text, or of a ranking, a solution in steps or a tree, which share
+    prefixes.
 
-    dropped: how much of the row was left out, by reason. dimensions: the names of what `Sample.grades` are about, if
-    the run reads scores and the row has some. learned: the run learns from grades alone, so that a row with other
-    dimensions than the rows before it is refused; other runs leave such grades out and keep the row. labelled:
-    `Sample.label` is 1 for good and 0 for bad. judged_by: which judgement of a ranking decides: ranks, scores,
-    dimensions (scores of named ones) or labels.
+    dropped: how much of the row was left out, by reason. noted: what else was done to it, by what (turns merged).
+    controls: texts that look like control tokens, by place and text. dimensions: the names of what `Sample.grades`
+    are about, if the run reads scores and the row has some. learned: the run learns from grades alone, so that a row
+    with other dimensions than the rows before it is refused; other runs leave such grades out and keep the row.
+    labelled: `Sample.label` is 1 for good and 0 for bad. judged_by: which judgement of a ranking decides: ranks,
+    scores, dimensions (scores of named ones) or labels.
     """
 
-    def __init__(self, kind: Literal["ranking", "steps", "tree"]) -> None:
+    def __init__(self, kind: Literal["chat", "ranking", "steps", "tree"]) -> None:
         super().__init__()
         self.kind = kind
         self.dropped: dict[str, int] = {}
+        self.noted: dict[str, int] = {}
+        self.controls: dict[str, int] = {}
         self.dimensions: tuple[str, ...] = ()
         self.learned = False
         self.labelled = False
@@ -58,6 +62,13 @@ class RenderedGroup(list[Rendered]):
         """Count what is left out; a count of 0 leaves no trace."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def take(self, drafts: Drafts) -> None:
+        """Count what became of the turns of a conversation."""
+        for reason, count in drafts.dropped.items():
+            self.drop(reason, count)
+        for what, count in drafts.noted.items():
+            self.noted[what] = self.noted.get(what, 0) + count
 
 
 class Mark(NamedTuple):
@@ -128,6 +139,16 @@ class Draft:
                     fix="Raise --max-length, if the model takes more, or leave such rows out with --on-bad-row skip",
                 )
         return Rendered(sample, self.spans, response)
+
+
+class Drafts(list[Draft]):
+    """The samples of a conversation. dropped: turns that were left out, by reason; noted: what else was done to turns,
+    by what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped: dict[str, int] = {}
+        self.noted: dict[str, int] = {}
 
 
 def _cut(spans: list[Span], limit: int) -> list[Span]:

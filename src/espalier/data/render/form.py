@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from espalier.config.sections import PreferenceConfig, StepLabelsConfig
+from espalier.config.sections import PreferenceConfig, StepLabelsConfig, TurnsConfig
 from espalier.types import Consumes, Wants
 
 
@@ -18,7 +18,8 @@ class Form:
     `algorithms.traits.Traits`). reads: samples are read by a scalar head, at the end of a text (what the template
     writes behind a response belongs to it) or at the end of each step. preference: which comparisons are kept. seed: of
     what is drawn (capped pairs, flips). labels: what step labels count as. unread: a token that is not read at the end
-    of a text, None if all are: the pad token of a model that others trained.
+    of a text, None if all are: the pad token of a model that others trained. turns: what becomes of
+    turns, and what the chat template is given.
     """
 
     consumes: Consumes = "chat"
@@ -28,6 +29,7 @@ class Form:
     seed: int = 0
     labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
     unread: int | None = None
+    turns: TurnsConfig = field(default_factory=TurnsConfig)
 
 
 CHATS = Form()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from espalier.data.render import stops
+from espalier.data.render.calls import as_text
 from espalier.data.render.control import Added, Codec
 from espalier.data.render.turns import Templates
 from espalier.errors import RowError
@@ -33,6 +34,9 @@ class Probe:
 
         self._twice = _tried(form, (user, answer, user, answer))
         answered, called = _tried(form, (user, answer)), _tried(form, (user, caller))
+        if called is None:  # a template that joins the arguments of calls as text
+            caller = {**caller, "tool_calls": [as_text(call)]}
+            called = _tried(form, (user, caller))
         self.renders = answered is not None
         instructed = _tried(form, (system, user, answer))
         resulted = _tried(form, (user, caller, result, answer))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from espalier.data.render.chats import Chats
 from espalier.data.render.control import closed
-from espalier.data.render.drafts import Draft, Rendered
+from espalier.data.render.drafts import EMPTIED, Draft, Drafts, Rendered, RenderedGroup
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.ranking_samples import ranking_samples
 from espalier.data.render.step_samples import step_samples
@@ -22,7 +22,7 @@ from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, T
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RENDER_VERSION = 4
+RENDER_VERSION = 5
 """Part of the fingerprint: raised whenever the same example would give other tokens or judgements."""
 
 _FORMS = {
@@ -88,12 +88,12 @@ class Renderer:
         """
         match self.form.consumes, example:
             case "chat", Chat():
-                drafts = self.chats.drafts(example)
+                return self._whole(self.chats.drafts(example), key)
             case "chat", Text():
-                drafts = self._windows(self._plain(("text", example.text, 1.0)))
+                return self._whole(self._windows(self._plain(("text", example.text, 1.0))), key)
             case "chat", Completion():
                 parts = (("prompt", example.prompt, 0.0), ("completion", example.completion, 1.0))
-                drafts = [self._plain(*parts)]
+                return self._whole([self._plain(*parts)], key)
             case "chat", Tree():
                 return tree_samples(self.chats, example, key)
             case "ranking", Ranking():
@@ -107,18 +107,36 @@ class Renderer:
                     expected=_FORMS[self.form.consumes],
                     fix="Give such rows to a command that reads them, or name their format with PATH:FORMAT",
                 )
-        return [draft.finish(self.max_length, key) for draft in drafts]
+
+    def _whole(self, drafts: Sequence[Draft], key: int) -> RenderedGroup:
+        """The samples of a row, cut to length. Those of which nothing trained is left are counted; raises RowError if
+        that is so of all."""
+        group = RenderedGroup("chat")
+        if isinstance(drafts, Drafts):
+            group.take(drafts)
+        emptied: RowError | None = None
+        for draft in drafts:
+            try:
+                group.append(draft.finish(self.max_length, key))
+            except RowError as error:
+                if error.reason != EMPTIED:
+                    raise
+                emptied = emptied or error
+                group.drop(EMPTIED)
+        if emptied and not group:
+            raise emptied
+        return group
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The ids that a sampler is given before an assistant turn that follows `messages`. Raises as `render` does."""
-        sealed = self.chats.sealed(Chat(tuple(messages), tuple(tools)))
-        text = sealed.write(len(messages), generate=True)
+        sealed = self.chats.prompt(messages, tools)
+        text = sealed.write(len(sealed.messages), generate=True)
         return self.chats.head(text) + self.chats.codec.encode(text, sealed.seal).ids
 
     def text(self, prompt: str) -> list[int]:
         """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""
         codec = self.chats.codec
-        seal = codec.seal([(prompt, False)])
+        seal = codec.seal([(prompt, "none")])
         return self.chats.head("") + codec.encode(closed(prompt, seal), seal).ids
 
     # -------------------------------------------------------------------------------------------------- text, no chat
@@ -131,7 +149,7 @@ class Renderer:
         codec = self.chats.codec
         draft = Draft()
         follows: Follows = "start"
-        seal = codec.seal([(text, False) for _, text, _ in parts])
+        seal = codec.seal([(text, "none") for _, text, _ in parts])
         draft.add(self.chats.head(""), parts[0][2])
         # Each part is encoded on its own, as a sampler is given the ids of the prompt and goes on
         # from there.

@@ -30,7 +30,10 @@ def step_samples(chats: Chats, example: Steps, key: int) -> RenderedGroup:
     example = relabel(example, chats.form.labels)
     text = example.separator.join(example.steps)
     prompt = tuple(replace(message, weight=0.0) for message in example.prompt)
-    (draft,) = chats.drafts(Chat((*prompt, Message("assistant", text, weight=1.0))))
+    solution = Message("assistant", text, weight=1.0)
+    drafts = chats.drafts(Chat((*prompt, solution), template_args=example.template_args))
+    (draft,) = drafts
+    group.take(drafts)
     reads = _step_ends(draft, example, text)
     rendered = draft.finish(chats.max_length, key)
     sample = rendered.sample

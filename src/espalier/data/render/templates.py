@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.errors import ConfigError, RowError
+from espalier.errors import ConfigError, ModelError, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
 # write.
 _MARKUP = re.compile("<[|\uff5c][^<>\\s|\uff5c]{1,60}[|\uff5c]>")
 _OTHER = "Choose a template that names its own (chatml, llama3)"
+REFUSED = "chat template refuses the conversation"
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -61,6 +62,16 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     tokenizer.chat_template = source
 
 
+def both(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The tokenizer's template for conversations without tools, and the one for those with. Raises ModelError."""
+    try:
+        return tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])
+    except ValueError as e:  # several templates, none of them the default
+        raise ModelError(
+            f"the tokenizer's chat template cannot be used: {str(e).splitlines()[0]}. Give one with --template"
+        ) from e
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself puts its begin-of-text token in front of a text."""
     bos = tokenizer.bos_token_id
@@ -74,16 +85,16 @@ def _built_in(name: str) -> str:
 
 
 def _file(name: str) -> str:
-    from jinja2 import TemplateError
-
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"template got {name!r}; expected {', '.join(BUILT_IN)} or the path of a Jinja file")
     try:
         source = path.read_text(encoding="utf-8")
         literals(source)
-    except (TemplateError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
         raise ConfigError(f"template {name} is not a Jinja template in UTF-8: {e}") from e
+    except ModelError as e:
+        raise ConfigError(f"template {name}: {e}") from e
     return source
 
 
@@ -99,23 +110,39 @@ def _control_tokens(source: str) -> list[str]:
 
 
 def write(source: str, values: Mapping[str, Any]) -> str:
-    """The text of the template `source` for `values`. Raises RowError if the template refuses them."""
+    """The text of the template `source` for `values`. Raises RowError if the template refuses them or fails, and
+    ModelError if it cannot be read."""
     from jinja2 import TemplateError
 
+    template = _compiled(source)
     try:
-        return str(_compiled(source).render(**values))
-    # A template is a program that meets data of any shape: it raises by intent (TemplateError) or
-    # by a type mismatch.
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
-        raise RowError("chat template refuses the conversation", got=f"{e}"[:200]) from e
+        return str(template.render(**values))
+    except TemplateError as e:
+        raise RowError(REFUSED, got=f"{e}"[:200]) from e
+    # A template is a program that meets data of any shape, and can fail in any way that a program
+    # can: a type mismatch, a division by 0, a range that is too long.
+    except Exception as e:
+        raise RowError(REFUSED, got=f"{type(e).__name__}: {e}"[:200]) from e
 
 
 def _compiled(source: str) -> Any:
+    """The template, ready to be rendered. Raises ModelError for a syntax or a filter that there is not."""
     # transformers' own environment, private as it is: its sandbox, its `tojson`, its `{% generation
     # %}`, so that a template writes here what it writes everywhere else. It keeps what it compiled.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    return _compile_jinja_template(source)
+    try:
+        return _compile_jinja_template(source)
+    except ImportError:
+        raise
+    except Exception as e:  # a syntax error, or nesting that the parser cannot follow
+        number = getattr(e, "lineno", None)
+        line = f"line {number}: " if number else ""
+        got = f"{line}{e}"[:200] or type(e).__name__
+        raise ModelError(
+            f"the chat template cannot be read: {got}. Give another one with --template (chatml, llama3, alpaca, plain "
+            "or a Jinja file)"
+        ) from e
 
 
 def missing_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -168,7 +195,7 @@ def complete(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=8)
 def literals(source: str) -> tuple[str, ...]:
-    """Every constant string of a template and all text outside its tags. Raises jinja2.TemplateError."""
+    """Every constant string of a template and all text outside its tags. Raises ModelError if it cannot be read."""
     from jinja2 import nodes
 
     tree = _compiled(source).environment.parse(source)

@@ -18,19 +18,27 @@ if TYPE_CHECKING:
 def tree_samples(chats: Chats, example: Tree, key: int) -> RenderedGroup:
     """One sample per thread. A message is trained in the first thread, in preorder, that it is in.
 
-    Threads that train nothing of their own are left out; those whose own messages are all behind max_length are
-    counted. Raises RowError if no thread is left, or one cannot be rendered.
+    Threads that train nothing of their own are left out; those whose own messages are all behind max_length, or that
+    cannot be rendered, are counted. Raises RowError if no thread is left.
     """
     group = RenderedGroup("tree")
     all_tokens = chats.train_on == "all"
     done: set[int] = set()  # nodes that an earlier thread trains
     emptied: RowError | None = None
+    refused: RowError | None = None
     for thread in threads(example):
         messages = _messages(example, thread, () if all_tokens else done)
         weights = chats.weights(messages)
         if not any(weights):
             continue
-        for draft in chats.drafts(Chat(messages), apart=True):
+        try:
+            drafts = chats.drafts(Chat(messages), apart=True)
+        except RowError as error:
+            refused = refused or error
+            group.drop(f"thread: {error.reason}")
+            continue
+        group.take(drafts)
+        for draft in drafts:
             if all_tokens:
                 # Markup around messages is trained too, and no message's weight speaks of it: what
                 # earlier threads train is masked token by token.
@@ -49,7 +57,7 @@ def tree_samples(chats: Chats, example: Tree, key: int) -> RenderedGroup:
             if weight or all_tokens:
                 done.add(node)
     if not group:
-        raise emptied or RowError("nothing to train", got="no trained message")
+        raise refused or emptied or RowError("nothing to train", got="no trained message")
     return group
 
 

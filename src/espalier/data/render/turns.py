@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
 from espalier.data.render import stops, templates
-from espalier.data.render.control import Added, Codec
+from espalier.data.render.calls import FORMS, CallForm, as_object, as_text
+from espalier.data.render.control import Added, Codec, Whole
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 
@@ -40,6 +40,9 @@ class Templates:
     plain: str
     tools: str
     names: Mapping[str, Any]
+    """Special tokens by name, and what the run gives to the template."""
+    fixed: frozenset[str] = frozenset()
+    """Those of `names` that the run gives."""
 
     def write(
         self,
@@ -57,9 +60,10 @@ class Templates:
         """The template for a conversation with `tools`."""
         return self.tools if tools else self.plain
 
-    def variants(self, tools: bool) -> list[dict[str, bool]]:
-        """The template's own defaults, then reasoning switched on, then off, if it has a switch."""
-        known = templates.variables(self.source(tools))
+    def variants(self, tools: bool, given: Mapping[str, Any]) -> list[dict[str, bool]]:
+        """The template's own defaults, then reasoning switched on, then off, if it has a switch that neither the run
+        nor the row (`given`) sets."""
+        known = templates.variables(self.source(tools)) - self.fixed - given.keys()
         switches = [name for name in _SWITCHES if name in known]
         if not switches:
             return [{}]
@@ -69,25 +73,54 @@ class Templates:
 class SealedChat:
     """A conversation whose content is sealed (see `control`), ready to be rendered; all texts below are sealed.
 
-    ends: how turns end under the template. stop_ids: ids that end a turn.
+    ends: how turns end under the template. stop_ids: ids that end a turn. call_forms: how tool calls may be written,
+    the first that the template takes being the one (`call_form`). whole: what stays whole in the contents of (prompts,
+    answers).
+
+    Raises RowError if the template takes tool calls in none of their forms.
     """
 
     def __init__(
-        self, chat: Chat, form: Templates, codec: Codec, ends: stops.TurnEnds, stop_ids: Sequence[int]
+        self,
+        chat: Chat,
+        form: Templates,
+        codec: Codec,
+        ends: stops.TurnEnds,
+        stop_ids: Sequence[int],
+        call_forms: Sequence[CallForm] = FORMS[:1],
+        whole: tuple[Whole, Whole] = ("none", "markup"),
     ) -> None:
         self._form, self._codec, self._ends, self._stops = form, codec, ends, frozenset(stop_ids)
+        self._whole = whole
         # One seal for the whole row: a template may copy content from anywhere to anywhere, so that
         # the characters of the seal must occur nowhere in it, the template's own text included.
-        self.seal = codec.seal(list(_strings(chat)), form.source(chat.tools))
-        self.messages = [self._message(message) for message in chat.messages]
+        self.seal = codec.seal(list(_strings(chat, whole)), form.source(chat.tools))
         self.tools = [self._close(tool) for tool in chat.tools] or None
+        self._given = {name: self._close(value) for name, value in chat.template_args.items()}
+        self.messages: list[dict[str, Any]] = []
+        self.call_form = self._fitting(chat, call_forms)
 
-    def _close(self, value: Any, markup: bool = False) -> Any:
-        """`value` with every text in it sealed; with `markup`, a text keeps other added tokens than special ones."""
+    def _fitting(self, chat: Chat, call_forms: Sequence[CallForm]) -> CallForm:
+        """The first form of tool calls that the template takes; `messages` are then in it."""
+        first: RowError | None = None
+        for call_form in call_forms:
+            self.messages = [self._message(message) for message in call_form.written(chat.messages)]
+            if len(call_forms) == 1:
+                return call_form
+            try:
+                self.write(len(self.messages))
+            except RowError as error:
+                first = first or error
+            else:
+                return call_form
+        raise first or RowError(templates.REFUSED)
+
+    def _close(self, value: Any, whole: Whole = "none") -> Any:
+        """`value` with every text in it sealed."""
         if self.seal is None:
             return value
         if isinstance(value, str):
-            return self.seal.close(value, markup)
+            return self.seal.close(value, whole)
         if isinstance(value, Mapping):
             return {self._close(key): self._close(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -98,20 +131,22 @@ class SealedChat:
         """A message as templates take it."""
         fields: dict[str, Any] = {
             "role": message.role,
-            "content": self._close(message.content, message.role == "assistant"),
+            "content": self._close(message.content, self._whole[message.role == "assistant"]),
         }
         if message.reasoning is not None:
             fields["reasoning_content"] = self._close(message.reasoning)
             fields["thinking"] = fields["reasoning_content"]  # what some templates call it
         if message.tool_calls:
-            fields["tool_calls"] = [self._close(_parsed(call)) for call in message.tool_calls]
+            fields["tool_calls"] = [self._close(call) for call in message.tool_calls]
         if message.name is not None:
             fields["name"] = self._close(message.name)
+        if message.tool_call_id is not None:
+            fields["tool_call_id"] = self._close(message.tool_call_id)
         return fields
 
     def write(self, size: int, generate: bool = False, values: Mapping[str, Any] | None = None) -> str:
         """The first `size` messages rendered."""
-        text = self._form.write(self.messages[:size], self.tools, generate, values)
+        text = self._form.write(self.messages[:size], self.tools, generate, {**self._given, **(values or {})})
         return self.seal.rendered(text) if self.seal else text
 
     def turn(self, index: int) -> Turn:
@@ -121,7 +156,7 @@ class SealedChat:
         with which it does. Raises RowError if neither does, or the turn does not end in a stop token.
         """
         text = prompt = ""
-        for values in self._form.variants(self.tools is not None):
+        for values in self._form.variants(self.tools is not None, self._given):
             text = self.write(index + 1, values=values)
             prompt = self.write(index, generate=True, values=values)
             if text.startswith(prompt):
@@ -253,43 +288,29 @@ def rewritten(index: int) -> RowError:
     )
 
 
-def _strings(chat: Chat) -> Iterator[tuple[str, bool]]:
-    """All text of a conversation that its template could write, each with whether it may hold markup."""
+def _strings(chat: Chat, whole: tuple[Whole, Whole]) -> Iterator[tuple[str, Whole]]:
+    """All text of a conversation that its template could write, each with what stays whole in it."""
     for message in chat.messages:
-        yield message.content, message.role == "assistant"
-        if message.reasoning is not None:
-            yield message.reasoning, False
-        if message.name is not None:
-            yield message.name, False
+        yield message.content, whole[message.role == "assistant"]
+        for text in (message.reasoning, message.name, message.tool_call_id):
+            if text is not None:
+                yield text, "none"
         for call in message.tool_calls:
-            yield from _inner(_parsed(call))
+            yield from _inner(as_object(call))
+            yield from _inner(as_text(call))
     for tool in chat.tools:
         yield from _inner(tool)
+    yield from _inner(chat.template_args)
 
 
-def _inner(value: Any) -> Iterator[tuple[str, bool]]:
-    """All text inside a JSON value, keys included; none of it may hold markup."""
+def _inner(value: Any) -> Iterator[tuple[str, Whole]]:
+    """All text inside a JSON value, keys included; none of it stays whole."""
     if isinstance(value, str):
-        yield value, False
+        yield value, "none"
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield str(key), False
+            yield str(key), "none"
             yield from _inner(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _inner(item)
-
-
-def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object, if their text is that of one: templates write both forms, and some
-    take objects only."""
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return dict(call)
-    try:
-        decoded = json.loads(function["arguments"])
-    except ValueError:  # not JSON: the template gets the text
-        return dict(call)
-    if not isinstance(decoded, dict):
-        return dict(call)
-    return {**call, "function": {**function, "arguments": decoded}}

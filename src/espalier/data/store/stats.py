@@ -27,12 +27,14 @@ class StoreStats:
     `histogram[2 ** k]` counts samples of more than 2 ** (k - 1) and at most 2 ** k tokens; `longest` is in tokens.
     `duplicates` counts groups whose tokens are those of an earlier group.
 
-    Of rankings, steps and trees: `pairs` counts strict preferences and `ties` ties; `dropped` what was left out of rows
-    that are kept, by reason (responses, comparisons, steps, threads); `responses[k]` rankings of which k responses are
-    kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses if the run takes
-    those, of steps if it takes steps. `dimensions` names what grades of responses are about, the same in all rows that
-    have some; `lowest` and `highest` are the least and the largest of them, None if there are none.
-    `judged_by` counts rankings by the judgement that decides: ranks, scores, dimensions (scores of named ones), labels.
+    `dropped` counts what was left out of rows that are kept, by reason (turns, responses, comparisons, steps, threads),
+    `noted` what else was done to their turns, and `controls` texts that look like control tokens, by place and text.
+    Of rankings, steps and trees: `pairs` counts strict preferences and `ties` ties; `responses[k]` rankings of which
+    k responses are kept; `reads` places where a scalar head is read. `good` and `bad` count labels: of responses if
+    the run takes those, of steps if it takes steps. `dimensions` names what grades of responses are about, the same
+    in all rows that have some; `lowest` and `highest` are the least and the largest of them, None if there are none.
+    `judged_by` counts rankings by the judgement that decides: ranks, scores, dimensions (scores of named ones),
+    labels.
     """
 
     rows: int = 0
@@ -57,6 +59,8 @@ class StoreStats:
     pairs: int = 0
     ties: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+    controls: dict[str, int] = field(default_factory=dict)
     responses: dict[int, int] = field(default_factory=dict)
     reads: int = 0
     good: int = 0
@@ -94,8 +98,9 @@ class StoreStats:
             self.ties += len(s.ties)
             self.reads += len(s.reads)
         self.dimensions = row.dimensions or self.dimensions
-        for reason, count in row.dropped.items():
-            _add(self.dropped, reason, count)
+        for mine, counts in ((self.dropped, row.dropped), (self.noted, row.noted), (self.controls, row.controls)):
+            for reason, count in counts.items():
+                _add(mine, reason, count)
         if row.judged_by:
             _add(self.judged_by, row.judged_by, 1)
         if row.kind == "ranking":

@@ -241,7 +241,7 @@ def _build(
                 samples = [one.sample for one in group]
                 stats.keep(group, stop_ids, bos_id)
                 digest = prompt = _digest([s.tokens for s in samples])
-                if isinstance(group, RenderedGroup) and group.kind != "tree":
+                if isinstance(group, RenderedGroup) and group.kind in ("ranking", "steps"):
                     prompt = _digest([_prompt(samples[0])])
                 with disk.writing(folder.parent):
                     writer.add(samples, line, digest, prompt)
