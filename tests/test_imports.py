@@ -52,7 +52,7 @@ DATA_ARROWS: dict[str, tuple[str, ...]] = {
 
 HEAVY: dict[str, tuple[str, ...]] = {
     # A library that is slow to import or may be absent  <-  the modules that may import it, lazily or not.
-    "peft": ("models.adapters",),
+    "peft": ("models.adapters", "models.continued", "models.merge"),
     "bitsandbytes": ("models.adapters",),
     "datasets": ("data.files.hub",),
     "pyarrow": ("data.files.tables",),
@@ -319,7 +319,11 @@ def test_questions_to_an_algorithm_are_found(source: str) -> None:
             "try:\n    from transformers import AutoTokenizer\nexcept ImportError:\n    pass",
             "config.options:2",
         ),
-        ("models.load", "def f():\n    from peft import LoraConfig", "only models.adapters may"),
+        (
+            "models.load",
+            "def f():\n    from peft import LoraConfig",
+            "models.load:2: imports peft.LoraConfig; only models.adapters",
+        ),
         ("watch.page", "from espalier.loop import train", "watch.page:1: imports espalier.loop.train"),
     ],
 )

@@ -18,8 +18,9 @@ from espalier.forest.pack import pack, totals
 from espalier.models import heads
 from espalier.models.export import export
 from espalier.models.layout import choose
-from espalier.models.load import Loaded, load_model, prepare
+from espalier.models.load import Loaded, load_model
 from espalier.models.policy import Policy
+from espalier.models.prepare import prepare
 from samples import Groups, sample
 from tiny import tiny_model, tiny_tokenizer
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
 
+from adapters import shaken
 from espalier.config.sections import ModelConfig
-from espalier.errors import ConfigError, ModelError
+from espalier.errors import ConfigError
 from espalier.models.adapters import add_adapter, has_adapter, merged_state, quantization
-from espalier.models.dropouts import zero_dropouts
-from espalier.models.export import export
 from espalier.models.tokens import add_control_tokens
 from tiny import tiny_model, tiny_tokenizer
 
@@ -24,15 +21,6 @@ X = torch.tensor([[5, 6, 7, 102, 9, 10, 103, 12, 13, 14, 15, 16]])
 
 def lora(**over: Any) -> ModelConfig:
     return ModelConfig(model="m", **{"lora_rank": 0 if "adapter" in over else 4, **over})
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Every trained parameter moved, so that an adapter that is left out shows."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
-    return model
 
 
 def merged_model(model: Any, family: str, **over: Any) -> Any:
@@ -141,54 +129,6 @@ def test_a_merge_equals_pefts_own_bit_for_bit() -> None:
         if isinstance(module, peft.tuners.lora.LoraLayer):
             module.merge()
             assert torch.equal(ours[f"{name}.weight"], module.base_layer.weight)
-
-
-def test_an_adapter_is_continued_where_it_stopped(tmp_path: Path) -> None:
-    def fresh(**over: Any) -> tuple[Any, Any]:
-        model, tokenizer = tiny_model("llama", vocab_size=102), tiny_tokenizer()
-        add_adapter(model, lora(**over), add_control_tokens(model, tokenizer, ["<|a|>", "<|b|>"]))
-        return model, tokenizer
-
-    model, tokenizer = fresh(lora_alpha=3.0, rslora=True)
-    shaken(model)
-    folder = tmp_path / "adapter"
-    export(model, tokenizer, folder, source_dtype=torch.bfloat16, adapter_only=True)
-    assert {p.name for p in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
-    again, _ = fresh(adapter=str(folder))
-    assert torch.equal(again(X).logits, model(X).logits)
-    assert [n for n, p in again.named_parameters() if p.requires_grad] == [
-        n for n, p in model.named_parameters() if p.requires_grad
-    ]
-    # peft alone reads it too, on a base resized to the tokenizer
-    base = tiny_model("llama", vocab_size=102)
-    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    assert torch.equal(peft.PeftModel.from_pretrained(base, str(folder)).train()(X).logits, model(X).logits)
-
-    with pytest.raises(ModelError, match=r"does not fit m: .* tensors are in one of the two only"):
-        add_adapter(tiny_model("llama", num_hidden_layers=3, vocab_size=104), lora(adapter=str(folder)))
-    with pytest.raises(ModelError, match=r"is \(2, 32\), the model takes \(2, 64\)"):
-        wide = tiny_model("llama", hidden_size=64, vocab_size=104)
-        add_adapter(wide, lora(adapter=str(folder)))
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(ModelError, match=r"has no adapter_model.safetensors"):
-        fresh(adapter=str(folder))
-
-
-def test_an_adapter_with_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    wrapped.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="uses use_dora, which cannot be continued"):
-        add_adapter(tiny_model("llama"), lora(adapter=str(tmp_path)))
-    plain = tiny_model("llama")
-    peft.get_peft_model(plain, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"add_tokens are tokens \[102\]"):
-        add_adapter(tiny_model("llama"), lora(adapter=str(tmp_path)), [102])
-    settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "lora_dropout": 0.5}))
-    model = tiny_model("llama")
-    add_adapter(model, lora(adapter=str(tmp_path)))
-    assert zero_dropouts(model) == []  # its dropout is not taken over
 
 
 def test_options_that_need_each_other() -> None:

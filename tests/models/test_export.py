@@ -18,7 +18,8 @@ from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError
 from espalier.models.adapters import merged_state
 from espalier.models.export import export
-from espalier.models.load import Loaded, load_model, prepare
+from espalier.models.load import Loaded, load_model
+from espalier.models.prepare import prepare
 from tiny import TEMPLATE, tiny_model, tiny_tokenizer
 
 X = torch.arange(5, 45)[None]

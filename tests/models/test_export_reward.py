@@ -21,8 +21,9 @@ from espalier.errors import ConfigError, ModelError
 from espalier.forest.pack import pack, totals
 from espalier.models import heads
 from espalier.models.heads import Calibration, ScalarHead
-from espalier.models.load import load_model, prepare, read_limit
+from espalier.models.load import load_model, read_limit
 from espalier.models.policy import Policy
+from espalier.models.prepare import prepare
 from reward_models import groups, ours, source, theirs, trained, write
 from samples import sample
 from tiny import tiny_model, tiny_tokenizer

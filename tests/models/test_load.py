@@ -150,8 +150,8 @@ def test_missing_parts(copy: Path) -> None:
     refused(copy, "config.json is not JSON")
     (copy / "config.json").unlink()
     refused(copy, "has no config.json")
-    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "the/base"}')
-    refused(copy, "is a LoRA adapter, not a model. Pass --model the/base --adapter")
+    (copy / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "the/base"}')
+    refused(copy, "is an adapter, not a model. Pass --model the/base --adapter")
 
 
 def test_weights_that_would_be_random_are_named(copy: Path) -> None:

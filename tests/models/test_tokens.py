@@ -10,7 +10,8 @@ import torch
 
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError
-from espalier.models.load import load_model, prepare
+from espalier.models.load import load_model
+from espalier.models.prepare import prepare
 from espalier.models.tokens import add_control_tokens
 from tiny import tiny_model, tiny_tokenizer
 

@@ -15,7 +15,8 @@ from espalier.engines.processes import pick_device
 from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
-from espalier.models.stops import known_stops
+from espalier.models.merge import load_merged
+from espalier.models.stops import stops_of
 from espalier.types import Message
 
 
@@ -25,15 +26,17 @@ class Chatter:
     def __init__(self, loaded: Loaded, turns: TurnsConfig | None = None):
         self.tokenizer = loaded.tokenizer
         form = Form(turns=turns or TurnsConfig())
-        self.renderer = Renderer(loaded.tokenizer, form=form, known_stops=known_stops(loaded.folder))
+        stops = stops_of(loaded.folder, loaded.adapter)
+        self.renderer = Renderer(loaded.tokenizer, form=form, known_stops=stops)
         self.sampler = GenerateSampler(loaded.model, loaded.tokenizer, limit=loaded.limit)
         self.limit = loaded.limit
 
     @classmethod
     def load(cls, config: ModelConfig, device: str | None = None, turns: TurnsConfig | None = None) -> Chatter:
-        """Read a model for answering; `turns` says what its chat template is given. Raises ModelError and
-        ConfigError."""
-        loaded = load_model(config, device=pick_device() if device is None else device)
+        """Read a model for answering, with its adapter merged into it; `turns` says what its chat template is given.
+        Raises ModelError and ConfigError."""
+        read = load_merged if config.adapter else load_model
+        loaded = read(config, device=pick_device() if device is None else device)
         apply_template(loaded.tokenizer, config.template)
         complete(loaded.tokenizer)
         model: Any = loaded.model

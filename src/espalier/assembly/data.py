@@ -17,7 +17,7 @@ from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
 from espalier.errors import DataError
 from espalier.models.load import Loaded
-from espalier.models.stops import known_stops
+from espalier.models.stops import stops_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def cache_folder(cache: str) -> Path:
 
 def build_renderer(config: RunConfig, loaded: Loaded) -> Renderer:
     """The renderer of a run's data, cutting at `max_length` or the model's limit."""
-    stops = known_stops(loaded.folder)
+    stops = stops_of(loaded.folder, loaded.adapter)
     return renderer_of(config, loaded.tokenizer, loaded.limit, stops, unread_of(config, loaded))
 
 
@@ -41,7 +41,7 @@ def held_renderer(config: RunConfig, loaded: Loaded) -> Renderer | None:
     if not config.preference.flip:
         return None
     unflipped = replace(config, preference=replace(config.preference, flip=0.0))
-    return renderer_of(unflipped, loaded.tokenizer, loaded.limit, known_stops(loaded.folder))
+    return renderer_of(unflipped, loaded.tokenizer, loaded.limit, stops_of(loaded.folder, loaded.adapter))
 
 
 def unread_of(config: RunConfig, loaded: Loaded) -> int | None:

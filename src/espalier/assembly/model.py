@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,14 @@ from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads, layout
+from espalier.models.adapter_files import is_adapter, read_adapter
+from espalier.models.continued import refuse_unmergeable
 from espalier.models.export import padding_of
 from espalier.models.freeze import FreezeSummary
-from espalier.models.load import Loaded, check_causal, load_model, prepare
+from espalier.models.load import Loaded, check_causal, load_model
+from espalier.models.merge import base_of, load_merged
 from espalier.models.policy import Policy
+from espalier.models.prepare import prepare
 
 
 @dataclass(slots=True)
@@ -52,10 +56,15 @@ def build_model(
     seed: int = 0,
     neftune_alpha: float = 0.0,
     head: HeadSpec | None = None,
+    merged: bool = False,
 ) -> Model:
-    """Load, adapt, freeze; choose the layout. With `head`, the model is read by a scalar head: the one it comes with,
-    or a new one. Raises ModelError and ConfigError."""
-    loaded = load_model(config, device=device, head=head is not None)
+    """Load, adapt, freeze; choose the layout. With `merged`, the config's adapter is merged into the model first. With
+    `head`, the model is read by a scalar head: the one it comes with, or a new one. Raises ModelError and ConfigError.
+    """
+    if merged:
+        loaded, config = load_merged(config, device=device), replace(config, adapter="")
+    else:
+        loaded = load_model(config, device=device, head=head is not None)
     if head is not None:
         put_head(loaded, head, seed)
     frozen = prepare(loaded, config, seed=seed)
@@ -91,11 +100,27 @@ def check_reference_model(config: RunConfig) -> None:
 
     Raises ConfigError if it is missing or not a causal language model, such as a reward model.
     """
-    path = config.reference.reference_model
-    if not path:
+    if not config.reference.reference_model:
         return
+    path, adapter = reference_parts(config)
     try:
+        if adapter:
+            refuse_unmergeable(read_adapter(adapter))
         check_causal(path, trust_remote_code=config.model.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"reference_model: {error}", key="reference_model") from error
+
+
+def reference_parts(config: RunConfig) -> tuple[str, str]:
+    """The reference model and the adapter that is merged into it; `reference_model` may be either. An adapter's base is
+    the one that it names, if that is here, else the run's own model. Raises ConfigError for an adapter that is broken.
+    """
+    path = config.reference.reference_model
+    folder = Path(path).expanduser()
+    if not is_adapter(folder):
+        return path, ""
+    try:
+        return base_of(path, config.model.model), path
     except ModelError as error:
         raise ConfigError(f"reference_model: {error}", key="reference_model") from error
 
@@ -158,5 +183,9 @@ def weights_of(loaded: Loaded, adapter: str, cache: Path) -> dict[str, str]:
     hashes = {}
     for folder in folders:
         for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*config.json"))):
-            hashes[f"{path.parent.name}/{path.name}"] = content_hash(path, cache)[:16]
+            name = f"{path.parent.name}/{path.name}"
+            # Both folders may have the same name.
+            if name in hashes:
+                name = f"adapter {name}"
+            hashes[name] = content_hash(path, cache)[:16]
     return hashes

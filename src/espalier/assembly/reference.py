@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from espalier.assembly.data import cache_folder
-from espalier.assembly.model import Model, build_model, weights_of
+from espalier.assembly.model import Model, build_model, reference_parts, weights_of
 from espalier.assembly.runs import RunConfig
 from espalier.assembly.session import Session
 from espalier.config.sections import ModelConfig
@@ -36,7 +36,7 @@ def _table(session: Session) -> PrecomputedReference:
     cache = cache_folder(config.data.cache)
     if config.reference.reference_model:
         model, other = _other_model(session)
-        forwards, weights = other.forwards, weights_of(model.loaded, "", cache)
+        forwards, weights = other.forwards, weights_of(model.loaded, reference_parts(config)[1], cache)
     else:
         forwards = session.learner.forwards
         weights = weights_of(session.model.loaded, config.model.adapter, cache)
@@ -52,17 +52,21 @@ def _table(session: Session) -> PrecomputedReference:
 
 
 def _other_model(session: Session) -> tuple[Model, ModelReference]:
-    """Another model as the reference."""
+    """Another model as the reference, or a base with an adapter merged into it."""
     own, path = session.config.model, session.config.reference.reference_model
+    base, adapter = reference_parts(session.config)
     settings = ModelConfig(
-        model=path,
+        model=base,
+        adapter=adapter,
         dtype=own.dtype,
         layout=own.layout,
         template=own.template,
         trust_remote_code=own.trust_remote_code,
     )
     learner = session.learner
-    model = build_model(settings, learner.device)
+    model = build_model(settings, learner.device, merged=bool(adapter))
+    if adapter:
+        session.console.note(f"reference: {base} with adapter {adapter} merged into it")
     ours, theirs = session.model.loaded.tokenizer.get_vocab(), model.loaded.tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(

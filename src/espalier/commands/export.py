@@ -1,23 +1,39 @@
-"""`espalier export`: the weights of a run as a plain Hugging Face directory."""
+"""`espalier export`: the weights of a run, or of a base and an adapter, as a plain Hugging Face directory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from espalier import files
-from espalier.config.sections import ExportConfig
+from espalier.config.sections import ExportConfig, ModelConfig
 from espalier.errors import ConfigError
 from espalier.loop import checkpoint
 
+if TYPE_CHECKING:
+    from espalier.models.load import Loaded
+
 
 def run(config: ExportConfig) -> None:
-    """Copy the model of a run, or of one of its checkpoints, out of it."""
+    """Copy the model of a run, or of one of its checkpoints, out of it; or merge an adapter into its base."""
+    if config.adapter:
+        _merge(config, Path(config.out))
+        return
     out = Path(config.run)
     source = model_of(out)
+    if (source / "adapter_config.json").is_file() and config.merge:
+        base = config.model or _base_of_run(out)
+        target = Path(config.out) if config.out else out / "merged"
+        _merge(replace(config, model=base, adapter=str(source)), target)
+        return
+    if config.merge:
+        print(f"{source} holds merged weights already, not an adapter")
     target = Path(config.out) if config.out else out / "model"
     if target.resolve() != source.resolve():
-        if target.exists() and any(target.iterdir()):
-            raise ConfigError(f"out: {target} exists and is not empty; choose a new folder", key="out")
+        _refuse_occupied(target)
         files.copy_dir(source, target)
     print(f"{target} holds the model of {source}")
 
@@ -35,3 +51,66 @@ def model_of(run: Path) -> Path:
         if newest is not None:
             return newest.path / "model"
     raise ConfigError(f"run: {run} holds no model and no intact checkpoint; expected a run directory", key="run")
+
+
+def _refuse_occupied(target: Path) -> None:
+    """Raise ConfigError for a place where something stands already: nothing is ever replaced."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"out: {target} exists and is not empty; choose a new folder", key="out")
+
+
+# ------------------------------------------------------------------------------------------------------------- merging
+
+
+def _base_of_run(run: Path) -> str:
+    """The base of a run's adapter, by the run.yaml beside or above its model; empty if there is none."""
+    for folder in (run, *run.absolute().parents[:3]):
+        file = folder / "run.yaml"
+        if not file.is_file():
+            continue
+        try:
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return ""
+        model = settings.get("model") if isinstance(settings, dict) else None
+        if isinstance(model, dict):
+            model = model.get("model")
+        return model if isinstance(model, str) else ""
+    return ""
+
+
+def _merge(config: ExportConfig, target: Path) -> None:
+    """Write the model that base and adapter make together, and compare what was written with it."""
+    _refuse_occupied(target)
+    from espalier.models.export import export
+    from espalier.models.merge import base_of, load_merged
+
+    base = config.model or base_of(config.adapter)
+    settings = ModelConfig(model=base, adapter=config.adapter, trust_remote_code=config.trust_remote_code)
+    loaded = load_merged(settings)
+    for note in loaded.notes:
+        print(note)
+    export(loaded.model, loaded.tokenizer, target, source_dtype=loaded.source_dtype)
+    print(_compared(loaded, target))
+    print(f"{target} holds {base} with {config.adapter} merged into it")
+
+
+def _compared(loaded: Loaded, folder: Path) -> str:
+    """What transformers alone makes of the written model, against the merged one in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from espalier.errors import ModelError
+    from espalier.models.load import quiet
+    from espalier.models.merge import TOLERANCE, difference
+
+    with quiet():
+        written = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    apart = difference(loaded.model, written)
+    if loaded.source_dtype == torch.float32 and not apart <= TOLERANCE:
+        raise ModelError(
+            f"{folder} was written, but transformers reads a model whose log-probabilities are up to {apart:.3g} nats "
+            f"away from base and adapter; expected {TOLERANCE:g} at most. Do not use it, and report this"
+        )
+    kind = str(loaded.source_dtype).removeprefix("torch.")
+    return f"read back by transformers: log-probabilities within {apart:.1e} nats of base and adapter ({kind} weights)"

@@ -19,7 +19,7 @@ from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.errors import RowError
 from espalier.models.load import load_tokenizer, locate, read_limit
-from espalier.models.stops import known_stops
+from espalier.models.stops import stops_of
 
 
 def run(config: RunConfig, view: InspectConfig) -> None:
@@ -30,9 +30,12 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     tokenizer = load_tokenizer(config.model.model, trust_remote_code=config.model.trust_remote_code)
     if config.model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
+    if config.model.adapter:
+        _adopt_tokens(tokenizer, config)
     apply_template(tokenizer, config.model.template)
     completed = complete(tokenizer)
-    stops = known_stops(locate(config.model.model, weights=False))
+    adapter = Path(config.model.adapter).expanduser() if config.model.adapter else None
+    stops = stops_of(locate(config.model.model, weights=False), adapter)
     renderer = renderer_of(config, tokenizer, read_limit(config.model.model), stops)
     console = Console(highlight=False)
     if completed:
@@ -52,6 +55,17 @@ def run(config: RunConfig, view: InspectConfig) -> None:
         console.print(f"written: {view.html}", markup=False)
     for source, ledger in ledgers:
         ledger.refuse(source.path)
+
+
+def _adopt_tokens(tokenizer: Any, config: RunConfig) -> None:
+    """Give the tokenizer what that of the adapter that is continued has beside."""
+    from espalier.models.adapter_files import read_adapter
+    from espalier.models.adapter_tokens import adopt_tokens
+    from espalier.models.load import tokenizer_beside
+
+    adapter = read_adapter(config.model.adapter)
+    theirs = tokenizer_beside(adapter.folder, trust_remote_code=config.model.trust_remote_code)
+    adopt_tokens(tokenizer, adapter, theirs, template=not config.model.template)
 
 
 def _rendered(

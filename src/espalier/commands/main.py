@@ -95,8 +95,8 @@ COMMANDS = {
             "export",
             ExportConfig,
             "espalier.commands.export:run",
-            "Write a run's weights as a plain Hugging Face directory.",
-            "--run RUN [--out DIR]",
+            "Write a run's weights, or a base with an adapter merged into it, as a plain Hugging Face directory.",
+            "--run RUN [--merge] [--out DIR] | --model BASE --adapter A --out DIR",
         ),
         Command(
             "sample",

@@ -12,7 +12,11 @@ from espalier.config.sections import ModelConfig, SampleConfig, TurnsConfig
 def run(config: SampleConfig) -> None:
     """Answer prompts, each as a user's message unless `chat` is off."""
     model = ModelConfig(
-        model=config.model, dtype=config.dtype, template=config.template, trust_remote_code=config.trust_remote_code
+        model=config.model,
+        adapter=config.adapter,
+        dtype=config.dtype,
+        template=config.template,
+        trust_remote_code=config.trust_remote_code,
     )
     turns = TurnsConfig(template_args=config.template_args)
     answers = Chatter.load(model, turns=turns).answer(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from espalier import files
 from espalier.assembly.runs import RunConfig
 from espalier.config.options import dump, flat
-from espalier.engines.protocols import together
+from espalier.engines.protocols import from_first, together
 from espalier.errors import CheckpointError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
@@ -221,7 +221,7 @@ def _stopped(session: Session, finished: Finished, run: RunDir) -> Path:
 def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Put the chosen model in place; a model that scores is calibrated and judged first."""
     assert finished.chosen is not None
-    name, console = finished.chosen.name, session.console
+    config, name, console = session.config, finished.chosen.name, session.console
     if session.main and name != checkpoint.step_name(finished.state.step):  # written a while ago
         checkpoint.verify(finished.chosen)
     # What a kill inside the copy left is tidied up, too.
@@ -230,11 +230,36 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
         from espalier.commands import judge
 
         judge.finish(session, finished, run)
-    elif session.main:
-        files.copy_dir(finished.chosen / "model", run.model)
+    else:
+        _put_model(session, finished, run)
     why = f" ({finished.stopped})" if finished.stopped else ""
     best = finished.state.best_step
     if best and checkpoint.step_name(best) != name:
         console.note(f"{checkpoint.step_name(best)} was better on held-out data; it is kept in {run.checkpoints}")
     console.note(f"done after step {finished.state.step}{why}: {run.model} holds {name}")
+    if config.model.export == "adapter":
+        from espalier.models.adapter_tokens import resizing
+
+        first = resizing(session.model.loaded.model)
+        if first:
+            console.note(f"{run.model} is an adapter, and {first}")
+            console.note(f"or let `espalier export --run {run.path} --merge` write the merged model")
     session.processes.barrier()
+
+
+def _put_model(session: Session, finished: Finished, run: RunDir) -> None:
+    """Make `model/` what the config asks for: a copy of the chosen checkpoint's, or a new export if that checkpoint was
+    written under another `export`."""
+    assert finished.chosen is not None
+    source = finished.chosen / "model"
+    asked = session.config.model.export == "adapter"
+    written = from_first((source / "adapter_config.json").is_file(), session.processes)
+    if written == asked:
+        if session.main:
+            files.copy_dir(source, run.model)
+        return
+    if finished.chosen.name != checkpoint.step_name(finished.state.step):
+        session.learner.load(finished.chosen)
+    session.learner.export(run.model)
+    kind = "the adapter alone" if asked else "merged weights"
+    session.console.note(f"{run.model} is written anew as {kind}; checkpoints keep what they held")

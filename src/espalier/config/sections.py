@@ -210,8 +210,8 @@ class ReferenceConfig:
     """Where the reference's log-probabilities come from: memory computes them in each step, precomputed once before the
     first step, into the cache."""
     reference_model: str = ""
-    """Hugging Face directory or hub name of the reference; empty takes the policy as it starts (under LoRA the base, or
-    the adapter that is continued)."""
+    """Hugging Face directory or hub name of the reference, or an adapter directory, merged into its base; empty takes
+    the policy as it starts (under LoRA the base, or the adapter that is continued)."""
 
 
 @section
@@ -242,10 +242,26 @@ class InspectConfig:
 class ExportConfig:
     """What to export, and where to."""
 
-    run: Name
+    run: str = ""
     """Run directory (its model/, or its newest intact checkpoint if it has none), or a checkpoint."""
+    merge: bool = False
+    """Merge the run's adapter into its base, and write the plain model."""
+    model: str = ""
+    """Base of `adapter`; with run, the base of its adapter if that is not where the run found it."""
+    adapter: str = ""
+    """An adapter directory of any kind that peft can merge, to be merged into `model`."""
     out: str = ""
-    """Folder to write to; empty takes `model/` in the run directory."""
+    """Folder to write to; empty takes `model/` in the run directory, or `merged/` there if an adapter is merged."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships."""
+
+    def __post_init__(self) -> None:
+        if bool(self.run) == bool(self.adapter):
+            raise ConfigError("give either run, or model and adapter; expected one of the two")
+        if self.adapter and not self.out:
+            raise ConfigError("adapter is given, but no folder for the merged model; give out", key="out")
+        if self.model and not self.adapter and not self.merge:
+            raise ConfigError("model is given, but nothing is merged; give adapter, or run with merge, or drop model")
 
 
 @section
@@ -256,6 +272,8 @@ class SampleConfig:
     """Hugging Face directory or hub name."""
     prompt: Annotated[Names, MinLen(1)]
     """Prompts, each answered separately."""
+    adapter: str = ""
+    """An adapter directory of any kind that peft can merge, put into the model before it answers."""
     system: str = ""
     """System message before every prompt."""
     chat: bool = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +17,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from espalier.config.sections import ModelConfig
-from espalier.errors import ConfigError, ModelError
+from espalier.errors import ConfigError
+from espalier.models.adapter_files import token_rows
 
 ADAPTER = "default"
 # The scalar head's name in the model, see `models.heads`.
 SCORE = "score"
 # Mixers of these model types read the weights of some layers without calling them: LoRA on these
 # layers would do nothing.
-_READ_WITHOUT_CALL = {
+READ_WITHOUT_CALL = {
     "mamba": ("x_proj", "dt_proj", "out_proj"),
     "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
     "mamba2": ("out_proj",),
@@ -40,16 +40,6 @@ _READ_WITHOUT_CALL = {
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 # What is in the names of an adapter's own tensors.
 _PARTS = ("lora_A.", "lora_B.", "lora_embedding_A.", "lora_embedding_B.", "trainable_tokens_", "lora_magnitude_")
-# Settings of adapters that others trained, by the values with which a run can continue them.
-_CONTINUED: dict[str, Any] = {
-    "use_dora": False,
-    "bias": "none",
-    "lora_bias": False,
-    "modules_to_save": None,
-    "target_parameters": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-}
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -99,7 +89,10 @@ def add_adapter(
     if has_adapter(model):
         raise ConfigError("the model has a LoRA adapter already")
     if config.adapter:
-        return _continue_adapter(model, config, new_tokens)
+        # It puts LoRA on with what is below.
+        from espalier.models.continued import continue_adapter
+
+        return continue_adapter(model, config, new_tokens)
     from peft import LoraConfig
 
     targets, notes = _targets(model, config)
@@ -116,12 +109,13 @@ def add_adapter(
         base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
         trainable_token_indices=_token_indices(model, new_tokens),
     )
-    _inject(model, settings, seed)
-    return [*notes, _summary(model, settings)]
+    inject(model, settings, seed)
+    return [*notes, summary(model, settings)]
 
 
 def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the model by its name without adapters: W + s B A in float32, new tokens' rows in place.
+    """Every weight of the model by its name without adapters: W + s B A in float32 (see `_merged`), new tokens' rows in
+    place.
 
     The live model is not changed. A tied weight comes once, by its source's name. Sharded tensors are gathered, so
     under FSDP every rank iterates to the end. Tensors may alias the model's: copy what outlives the next update.
@@ -140,7 +134,7 @@ def merged_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         whole = _dequantized(_full(tensor.detach()), tensor)
         owner = modules.get(name.rpartition(".base_layer.")[0])
         if isinstance(owner, LoraLayer) and name.endswith(".base_layer.weight"):
-            whole = whole + _delta(owner).to(whole.device)
+            whole = _merged(owner, whole)
         elif name.endswith(".token_adapter.base_layer.weight") and owner is not None:
             # What peft calls a delta holds the rows themselves: they replace those of the base.
             rows = torch.tensor(owner.token_indices[ADAPTER], device=whole.device)
@@ -223,7 +217,7 @@ def _targets(model: Any, config: ModelConfig) -> tuple[list[str], list[str]]:
 def _unfit(kind: str, *, stacked: bool) -> dict[str, str]:
     """Why LoRA does nothing on the layers of these names, in a model of type `kind`."""
     unused = f"{kind} reads its weight without calling the layer"
-    reasons = dict.fromkeys(_READ_WITHOUT_CALL.get(kind, ()), unused)
+    reasons = dict.fromkeys(READ_WITHOUT_CALL.get(kind, ()), unused)
     if stacked:
         reasons.update(dict.fromkeys(_EXPERT_NAMES, f"the experts of {kind} are stacked weights"))
     return reasons
@@ -262,7 +256,7 @@ def _token_indices(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]
     return indices
 
 
-def _inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
+def inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
     """Put an adapter on the model. Only its weights and the scalar head are trained from then on."""
     from peft import inject_adapter_in_model
 
@@ -281,83 +275,42 @@ def _inject(model: PreTrainedModel, settings: Any, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
-def _continue_adapter(model: PreTrainedModel, config: ModelConfig, new_tokens: Sequence[int]) -> list[str]:
-    """Put the adapter of `config.adapter` on the model, its weights included. Returns lines for the user."""
-    from safetensors.torch import load_file
-
-    folder = Path(config.adapter).expanduser()
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / file).is_file():
-            raise ModelError(
-                f"adapter {config.adapter} has no {file}; expected a LoRA directory written by peft as safetensors"
-            )
-    settings = _continued_settings(folder, config, new_tokens)
-    _inject(model, settings, seed=0)
-    stored = load_file(str(folder / "adapter_model.safetensors"))
-    live = adapter_state(model)
-    if set(stored) != set(live):
-        odd = sorted(set(stored) ^ set(live))
-        raise ModelError(
-            f"adapter {config.adapter} does not fit {config.model}: {len(odd)} tensors are in one "
-            f"of the two only, such as {odd[0]}. Pass the model it was trained on"
-        )
-    for name, tensor in stored.items():
-        if tensor.shape != live[name].shape:
-            raise ModelError(
-                f"adapter {config.adapter}: {name} is {tuple(tensor.shape)}, "
-                f"the model takes {tuple(live[name].shape)}. "
-                "Pass the model it was trained on"
-            )
-        # Into the model itself: a state dict hands out the parameters' own storage.
-        live[name].copy_(tensor)
-    return [f"continues adapter {config.adapter}", _summary(model, settings)]
-
-
-def _continued_settings(folder: Path, config: ModelConfig, new_tokens: Sequence[int]) -> Any:
-    """peft's settings of an adapter, as training needs them. Raises ModelError for one that cannot be continued and
-    ConfigError for new tokens that it does not train."""
-    from peft import LoraConfig, PeftConfig
-
-    settings = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(settings, LoraConfig):
-        raise ModelError(f"adapter {config.adapter} is of type {settings.peft_type}; expected LORA")
-    for option, usual in _CONTINUED.items():
-        if getattr(settings, option, usual) not in (usual, None, [], {}):
-            raise ModelError(
-                f"adapter {config.adapter} uses {option}, which cannot be continued. "
-                "Merge it into its base with peft first"
-            )
-    missing = set(new_tokens) - _trained_rows(settings)
-    if missing:
-        raise ConfigError(
-            f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not "
-            "train. Merge it into its base, then start a new adapter"
-        )
-    # Exports are written for inference, without gradients.
-    settings.inference_mode = False
-    if not config.dropout:
-        settings.lora_dropout = 0.0
-    return settings
-
-
-def _trained_rows(settings: Any) -> set[int]:
-    """The token ids whose rows an adapter trains, of all modules."""
-    indices = settings.trainable_token_indices or []
-    if isinstance(indices, dict):
-        return set().union(*indices.values())
-    return set(indices)
-
-
-def _summary(model: nn.Module, settings: Any) -> str:
+def summary(model: nn.Module, settings: Any) -> str:
     """A line for the user on what is trained."""
+    from peft.tuners.lora import LoraLayer
+
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
-    targets = ", ".join(sorted(settings.target_modules))
-    line = f"LoRA rank {settings.r}, scale {scale:g}, {trained:,} parameters on {targets}"
-    rows = len(_trained_rows(settings))
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    ranks = sorted({layer.r[ADAPTER] for layer in layers.values()})
+    scales = sorted({layer.scaling[ADAPTER] for layer in layers.values()})
+    targets = ", ".join(sorted({_leaf(name) for name in layers}))
+    kind = "DoRA" if settings.use_dora else "LoRA"
+    line = f"{kind} rank {_span(ranks)}, scale {_span(scales)}, {trained:,} parameters on {targets}"
+    rows = len(token_rows(settings.trainable_token_indices))
     if rows:
         line += f"; {rows} token rows"
     return line
+
+
+def _span(values: list[float]) -> str:
+    """One number, or the smallest and the largest."""
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    return f"{values[0]:g} to {values[-1]:g}"
+
+
+def _merged(layer: Any, weight: Tensor) -> Tensor:
+    """W + s B A of a LoRA layer in float32; with DoRA (arXiv:2402.09353) its rows scaled to the trained magnitudes:
+    m_o V_o / |V_o| with V = W + s B A and o an output."""
+    whole = weight + _delta(layer).to(weight.device)
+    magnitudes = getattr(layer, "lora_magnitude_vector", {})
+    if ADAPTER not in magnitudes:
+        return whole
+    magnitude = _full(magnitudes[ADAPTER].weight.detach()).float().to(whole.device)
+    # [out, in], whatever the layer's own orientation.
+    rows = whole.T if layer.fan_in_fan_out else whole
+    scaled: Tensor = rows * (magnitude / rows.norm(dim=1))[:, None]
+    return scaled.T if layer.fan_in_fan_out else scaled
 
 
 def _delta(layer: Any) -> Tensor:

@@ -39,8 +39,8 @@ def export(
     Weights are `state` (by default `merged_state(model)`), cast to `source_dtype`, in safetensors of at most
     `shard_size`. The config is the source's: dropouts and use_cache as they were before loading changed them, no
     attention function, adapter or quantisation of the training. Every id in `stop_ids` ends a generation, and so do
-    those that ended one of the source. With `adapter_only`, a peft adapter directory (float32) and the tokenizer
-    instead; a base whose embedding grew must be resized to the tokenizer before the adapter is put on it.
+    those that ended one of the source. With `adapter_only`, a peft adapter directory (float32), the tokenizer and the
+    generation config instead; a base whose embedding grew must be resized first (`adapter_tokens.resizing`).
 
     A model with a scalar head becomes its architecture's sequence-classification model: its `logits` for right-padded
     rows, plus `espalier_reward_bias` of config.json, are the calibrated scores. `score.weight` is stored in float32
@@ -65,6 +65,8 @@ def export(
         saved = tokenizer
         if adapter_only:
             _write_adapter(model, weights, partial)
+            # For whoever merges it: the base knows nothing of what the training stops at.
+            _write_generation(model, partial, stop_ids)
         elif heads.scalar_head(model) is not None:
             padding = padding_of(model, tokenizer, stop_ids)
             _write_reward(model, weights, partial, source_dtype, shard_size, padding)

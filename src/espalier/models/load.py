@@ -27,13 +27,12 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as hf_logging
 
 from espalier.config.sections import ModelConfig
-from espalier.errors import ConfigError, ModelError
+from espalier.errors import ModelError
 from espalier.models import heads
-from espalier.models.adapters import add_adapter, quantization
+from espalier.models.adapter_files import is_adapter, merge_command, read_settings, refuse_mixture
+from espalier.models.adapters import quantization
 from espalier.models.dropouts import zero_dropouts
-from espalier.models.freeze import FreezeSummary, freeze
 from espalier.models.stored import stored_dtype, stored_tensor, weight_files
-from espalier.models.tokens import add_control_tokens
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _CLASSIFIER = "ForSequenceClassification"
@@ -48,7 +47,8 @@ class Loaded:
 
     `source_dtype` is the dtype that most of the source's weights are stored in and that exports return to. `limit` is
     the longest sequence in tokens the model takes, None if nothing bounds it; `original_limit` is the length it was
-    trained at before its positions were stretched, None if its config has none. `notes` are lines for the user.
+    trained at before its positions were stretched, None if its config has none. `adapter` is the folder of an adapter
+    that was continued or merged. `notes` are lines for the user.
     """
 
     model: PreTrainedModel
@@ -57,6 +57,7 @@ class Loaded:
     limit: int | None
     original_limit: int | None
     folder: Path
+    adapter: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -66,7 +67,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises ModelError if it is missing or cannot be read.
     """
     folder = locate(path, weights=False)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not list(folder.glob("*.tiktoken")):
+    if not _has_tokenizer(folder):
         raise ModelError(
             f"{path} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} found. "
             "Copy the tokenizer files of the model it was trained from into it"
@@ -84,10 +85,21 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def tokenizer_beside(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in an adapter's folder; None if it has none. Raises ModelError if it cannot be read."""
+    if not _has_tokenizer(folder):
+        return None
+    return load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES) or bool(list(folder.glob("*.tiktoken")))
+
+
 def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head: bool = False) -> Loaded:
     """Read `config.model` with every weight in float32, in train mode, dropouts at 0 unless `config.dropout`.
 
-    Nothing else of `config` is applied; see `prepare`. Only safetensors are read, so that no code runs on loading.
+    Nothing else of `config` is applied; see `models.prepare`. Only safetensors are read, so no code runs on loading.
     With `head`, a sequence-classification model is taken too, as the causal LM without a token head that has its
     `score` and, if Espalier wrote it, its calibration; any other model is as it would be without, for `heads.attach`,
     and refused already here if it could not become a reward model.
@@ -158,32 +170,6 @@ def _read_weights(
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{config.model}: the model cannot be read: {_line(error)}") from error
     return model, info
-
-
-def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSummary:
-    """Apply what `config` asks of the trained model, in place and in the order that keeps it right.
-
-    Control tokens, the LoRA adapter (a function of `seed`), frozen parameters, dropouts. Lines for the user are added
-    to `loaded.notes`.
-
-    Raises ConfigError for a combination that cannot be trained.
-    """
-    if heads.scalar_head(loaded.model) is not None and config.export == "adapter":
-        raise ConfigError(
-            "export adapter leaves out the scalar head and its calibration; use export merged", key="export"
-        )
-    # Tokens before the adapter, which trains their rows; frozen last, when all names exist.
-    ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens)
-    if ids:
-        tokens = [f"{name} = {i}" for name, i in zip(config.add_tokens, ids, strict=True)]
-        loaded.notes.append("control tokens: " + ", ".join(tokens))
-    loaded.notes.extend(add_adapter(loaded.model, config, ids, seed=seed))
-    # Once more, because an adapter that is continued may bring its own.
-    if not config.dropout:
-        zero_dropouts(loaded.model)
-    summary = freeze(loaded.model, config)
-    loaded.notes.extend(summary.notes)
-    return summary
 
 
 def locate(path: str, *, weights: bool = True) -> Path:
@@ -293,11 +279,14 @@ def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool
 def _raw_config(path: str, folder: Path) -> dict[str, Any]:
     """config.json as it stands. Raises ModelError if it is missing or not JSON, and for the folder of an adapter."""
     file = folder / "config.json"
+    refuse_mixture(path, folder)
+    if is_adapter(folder):
+        base = str(read_settings(str(folder)).get("base_model_name_or_path") or "BASE")
+        raise ModelError(
+            f"{path} is an adapter, not a model. Pass --model {base} --adapter {path}, or merge the two first: "
+            f"{merge_command(path, base)}"
+        )
     if not file.is_file():
-        adapter = folder / "adapter_config.json"
-        if adapter.is_file():
-            base = json.loads(adapter.read_text()).get("base_model_name_or_path") or "BASE"
-            raise ModelError(f"{path} is a LoRA adapter, not a model. Pass --model {base} --adapter {path}")
         raise ModelError(f"{path} has no config.json; expected a directory written by save_pretrained")
     try:
         raw: dict[str, Any] = json.loads(file.read_text())

@@ -32,6 +32,14 @@ def known_stops(folder: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
+def stops_of(folder: Path, adapter: Path | None) -> tuple[int, ...]:
+    """`known_stops` of a model's folder and, if it was given an adapter, of the adapter's. Raises ModelError."""
+    stops = known_stops(folder)
+    if adapter is not None:
+        stops += known_stops(adapter)
+    return tuple(dict.fromkeys(stops))
+
+
 def as_ids(value: Any) -> Iterator[int]:
     """The ids of an `eos_token_id`, which is one, a list of them, or None."""
     if isinstance(value, list | tuple):

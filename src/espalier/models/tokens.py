@@ -45,11 +45,16 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         if max(ids) >= rows:
             # Without mean_resizing, which draws rows from the mean and covariance of the old ones.
             model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-        for table in _tables(model):
-            known = known.to(table.device)
-            table.data[torch.tensor(ids, device=table.device)] = table.data[known].float().mean(0).to(table.dtype)
+        mean_rows(model, known, torch.tensor(ids))
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[name] for name in names]
+
+
+def mean_rows(model: Any, known: torch.Tensor, rows: torch.Tensor) -> None:
+    """Set `rows` of embedding, head and its bias to the mean of the rows `known`, in float32. In place."""
+    for table in _tables(model):
+        mean = table.data[known.to(table.device)].float().mean(0)
+        table.data[rows.to(table.device)] = mean.to(table.dtype)
 
 
 def _tables(model: Any) -> list[torch.Tensor]:
