@@ -6,11 +6,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
 from espalier.data.columns.propose import propose
+from espalier.data.columns.watched import watched
 from espalier.data.formats import FORMATS, convert, sniff
 from espalier.data.formats.expand import expand
-from espalier.errors import ConfigError, RowError
+from espalier.errors import RowError
 from espalier.types import Consumes, Origin
 
 
@@ -29,13 +31,18 @@ def proposal(row: Any, consumes: Consumes) -> str:
 
 
 def _reads(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> bool:
-    """Whether a mapped row gives an example of the form that a run consumes."""
-    mapped = dict(columns.apply(row).row)
-    name = sniff(mapped, consumes)
-    if name not in FORMATS:
-        return False
+    """Whether a mapped row gives an example of the form that a run consumes, and nothing of weight is left out."""
     try:
-        examples = convert(name, mapped, Origin())
-    except (RowError, ConfigError):
+        name = sniff(dict(columns.apply(row).row), consumes)
+        if name not in FORMATS:
+            return False
+        prepared = columns.apply(watched(row))
+        examples = convert(name, prepared.row, Origin())
+    except RowError:
         return False
-    return all(not isinstance(item, RowError) for example in examples for item in expand(example, consumes))
+    if any(isinstance(item, RowError) for example in examples for item in expand(example, consumes)):
+        return False
+    unread = {field.name for field in columns.fields} - set(prepared.settle())
+    ledger = Ledger(name)
+    ledger.add(1, prepared.raw)
+    return not unread and not ledger.dropped

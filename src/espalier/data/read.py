@@ -297,6 +297,15 @@ class _Reading:
             for field in self.columns.fields:
                 self.ledger.mapped.setdefault(field.name, 0)
 
+    def _fix(self, error: RowError) -> str:
+        """The way out of an error about a missing key, with the mapping that is given, or one to try."""
+        if self.columns.fields:
+            mapped = " ".join(f"{field.name}={field.path or f'={field.constant}'}" for field in self.columns.fields)
+            return f"{error.fix}. Columns are mapped: {mapped}".removeprefix(". ")
+        if self.proposal() and self.proposal() not in error.fix:
+            return f"{error.fix}. Try {self.proposal()}".removeprefix(". ")
+        return error.fix
+
     def _check_columns(self, rows: Sequence[Row]) -> None:
         objects = [row for row in rows if isinstance(row.value, dict)]
         if objects:
@@ -305,7 +314,7 @@ class _Reading:
     def _sniffed(self, value: object) -> object:
         """A row as formats are compared with it: plain, with its mapped fields."""
         if isinstance(value, dict) and self.columns:
-            return dict(self.columns.apply(value).row)
+            return dict(self.columns.apply(value, sniffed=True).row)
         return value
 
     def _prepared(self, value: object) -> Prepared | None:
@@ -336,8 +345,8 @@ class _Reading:
         if isinstance(row, RowError):
             return [row]
         self._row = row.value
-        prepared = self._prepared(row.value)
         try:
+            prepared = self._prepared(row.value)
             if name is None:
                 raise unknown(self._sniffed(row.value), self.proposal())
             value = row.value if prepared is None else prepared.row
@@ -345,9 +354,8 @@ class _Reading:
         except RowError as error:
             if name == "steps" and source.consumes != "steps":
                 error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
-            if self.columns.fields and error.reason in ("missing key", "no known format"):
-                mapped = " ".join(f"{field.name}={field.path}" for field in self.columns.fields)
-                error.fix = f"{error.fix}. Columns are mapped: {mapped}".removeprefix(". ")
+            if error.reason in ("missing key", "no known format"):
+                error.fix = self._fix(error)
             return [error.at(f"{source.path}:{row.line}")]
         self._settle(row.line, prepared)
         return examples

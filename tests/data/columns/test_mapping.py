@@ -156,3 +156,33 @@ def test_a_source_goes_before_all_data_and_all_of_it_keys_the_cache() -> None:
     assert len({bare.options, plain.options, other.options}) == 3
     ignoring = sources_of(DataConfig(data=("a.jsonl",), ignore_columns=("x",)), "chat").main[0]
     assert ignoring.options not in (bare.options, plain.options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "value", "ranks"),
+    [
+        ("best=which", 1, [1, 0]),
+        ("best=which", 0.0, [0, 1]),
+        ("best=which", "1", [1, 0]),
+        ("best=which", "model_b", [1, 0]),
+        ("best=which", "A", [0, 1]),
+        ("preference=which", -3, [0, 1]),
+        ("preference=which", 0.5, [1, 0]),
+        ("preference=which", 0, [0, 0]),
+    ],
+)
+def test_which_of_several_answers_is_best(columns: str, value: Any, ranks: list[int], tmp_path: Path) -> None:
+    row = {"prompt": "Q", "one": "a", "two": "b", "which": value}
+    (ranking,), ledger = examples(tmp_path, [row], "responses=one,two", columns, consumes="ranking")
+    assert isinstance(ranking, Ranking) and [r.rank for r in ranking.responses] == ranks
+    ledger.refuse("rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("columns", "value"),
+    [("best=which", 2), ("best=which", "tie"), ("best=which", True), ("best=which", None), ("preference=which", "a")],
+)
+def test_a_place_that_no_answer_has_refuses_the_row(columns: str, value: Any, tmp_path: Path) -> None:
+    row = {"prompt": "Q", "one": "a", "two": "b", "which": value}
+    (error,), _ = examples(tmp_path, [row], "responses=one,two", columns, consumes="ranking")
+    assert isinstance(error, RowError) and error.reason == "unknown preference" and error.where.endswith(":1")

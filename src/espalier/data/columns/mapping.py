@@ -11,9 +11,12 @@ from espalier.config.data_source import mapped_fields
 from espalier.data.columns.contents import decoded
 from espalier.data.columns.names import replaced, same_field
 from espalier.data.columns.watched import WatchedRow, peek
-from espalier.errors import ConfigError, nearest
+from espalier.errors import ConfigError, RowError, nearest
 
 _PART = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
+_LETTER = re.compile(r"(?:\w+[ _-])?[a-zA-Z]")
+COMPARED = ("best", "preference")
+"""Fields that say which of `responses` is best; readers get `ranks`."""
 Trail = list[tuple[WatchedRow, str, bool]]
 """The objects that a path goes through, each with the key it takes there and whether that is the last one."""
 
@@ -113,7 +116,9 @@ class Prepared:
             if key not in self.trails and key in self.raw:
                 self.raw.taken.setdefault(key, self.row.taken[key])
         self.raw.rivals |= self.row.rivals | self.rivals
-        return [name for name in self.trails if name in self.row.taken]
+        compared = [name for name in COMPARED if name in self.trails and "ranks" in self.row.taken]
+        derived = {"ranks"} if compared else set()
+        return [*compared, *(name for name in self.trails if name in self.row.taken and name not in derived)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +156,11 @@ class Columns:
         fields = [f"{field.name}={field.path or f'={field.constant}'}" for field in self.fields]
         return repr((sorted(fields), sorted(self.ignored))) if self else ""
 
-    def apply(self, raw: Mapping[str, Any]) -> Prepared:
-        """The row that a reader gets of a raw one. A field whose path leads nowhere is not in it."""
+    def apply(self, raw: Mapping[str, Any], *, sniffed: bool = False) -> Prepared:
+        """The row that a reader gets of a raw one. A field whose path leads nowhere is not in it.
+
+        Raises RowError for a preference that cannot be followed, unless the row is only `sniffed`.
+        """
         if not self:
             assert isinstance(raw, WatchedRow)
             return Prepared(raw, raw, {}, frozenset())
@@ -172,6 +180,11 @@ class Columns:
                 row[field.name] = field.value(raw, trails[field.name])
             except NoSuchColumn:
                 row.pop(field.name, None)
+        for name in COMPARED:
+            if name in row and name in trails:
+                trails["ranks"] = trails[name]
+                value, responses = row.pop(name), peek(row, "responses")
+                row["ranks"] = [0] if sniffed else ranks_of(name, value, responses)
         return Prepared(raw if isinstance(raw, WatchedRow) else WatchedRow(raw), row, trails, same_field(names))
 
     def check(self, rows: Sequence[Mapping[str, Any]], where: str) -> None:
@@ -187,6 +200,31 @@ class Columns:
             else:
                 if missing is not None:
                     raise _no_such(field, missing, where)
+
+
+def ranks_of(name: str, value: Any, responses: Any) -> list[int]:
+    """The ranks of responses of which the best one is named: `best` is its place from 0, or its letter from a, behind
+    whatever word; `preference` of two is a number below 0 if the first is better, above 0 if the second is, 0 for a
+    tie. Raises RowError.
+
+    >>> ranks_of("best", 1, ["x", "y"]), ranks_of("best", "model_a", ["x", "y"]), ranks_of("preference", -2, ["x", "y"])
+    ([1, 0], [0, 1], [0, 1])
+    """
+    count = len(responses) if isinstance(responses, list) else 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "preference" and number and count == 2:
+        return [int(value > 0), int(value < 0)]
+    place: Any = value
+    if isinstance(value, str):
+        letter = value.strip().lower()[-1:]
+        is_letter = _LETTER.fullmatch(value.strip()) is not None
+        place = ord(letter) - ord("a") if is_letter else int(value) if value.strip().isdigit() else None
+    if name == "best" and isinstance(place, int | float) and not isinstance(place, bool) and place in range(count):
+        return [int(i != place) for i in range(count)]
+    expected = f"a place from 0 to {count - 1}, or a letter, among the responses"
+    if name == "preference":
+        expected = "a number, below 0 if the first of two responses is better"
+    raise RowError("unknown preference", field=name, got=repr(value)[:40], expected=expected)
 
 
 AS_THEY_ARE = Columns()

@@ -11,17 +11,35 @@ from espalier.data.columns.contents import decoded, is_prose, is_turn
 from espalier.data.columns.names import is_metadata
 from espalier.types import Consumes
 
-PROMPT = ("prompt", "instruction", "question", "query", "problem", "input", "user", "human", "request", "task", "post")
+PROMPT = ("prompt", "instruction", "question", "query", "problem", "input", "user", "human", "request")
 ANSWER = ("response", "completion", "answer", "output", "solution", "target", "assistant", "bot", "reply", "gpt")
 # Names that are a prompt or an answer if nothing has a plainer name.
-PROMPT_LIKE = ("article", "document", "source", "context", "goal", "sentence", "title", "content", "text", "premise")
+PROMPT_LIKE = (
+    "post",
+    "task",
+    "article",
+    "document",
+    "source",
+    "context",
+    "goal",
+    "sentence",
+    "title",
+    "content",
+    "text",
+    "premise",
+)
 ANSWER_LIKE = ("summary", "code", "translation", "generation", "attempt", "highlights", "explanation", "label")
 SYSTEM = ("system",)
 CHOSEN = ("chosen", "preferred", "better", "winner", "accepted", "positive", "pos", "good", "best")
 REJECTED = ("rejected", "dispreferred", "worse", "loser", "negative", "neg", "bad", "worst", "unpreferred")
 LABEL = ("label", "good", "correct", "desirable", "upvoted", "thumbs")
 SCORE = ("score", "rating", "reward", "grade", "scores", "ratings", "rewards", "label", "labels")
+WON = ("winner", "won", "win", "preferred", "chosen", "better")
+BEST = ("better", "best", "choice", "winner", "preferred", "label")
 STEPS = ("step", "steps", "thought", "thoughts", "chunk", "chunks")
+WHOLE = 100
+"""Ranks below this are of whole names."""
+_SPEAKER = re.compile(r"\b(?:human|user|assistant|chatbot)\s*[:>]", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 
 
@@ -37,6 +55,11 @@ class _Column:
         """The words of its own name, in lower case and the singular."""
         return [word.lower() for word in _WORD.findall(self.path.rpartition(".")[2])]
 
+    @property
+    def about_the_row(self) -> bool:
+        """Whether its own name is one of metadata."""
+        return is_metadata(self.path.rpartition(".")[2])
+
     def rank(self, names: Sequence[str]) -> int:
         """The place of the first of `names` that its name holds, whole names before parts; a large number if none."""
         words, best = self.words, 1000
@@ -45,7 +68,7 @@ class _Column:
             if words == [name] or singular == [name]:
                 best = min(best, place)
             elif name in words or name in singular:
-                best = min(best, 100 + place)
+                best = min(best, WHOLE + place)
         return best
 
 
@@ -61,7 +84,9 @@ def propose(row: Mapping[str, Any], consumes: Consumes) -> list[str]:
     if consumes == "steps":
         fields = _steps(columns)
     elif consumes == "ranking":
-        fields = _pair(columns) or _listed(columns) or _numbered(columns) or _judged(columns)
+        fields = _pair(columns) or _several(columns)
+        if not fields and not _answers(columns):
+            fields = _judged(columns)
     else:
         fields = _chat(columns)
     return [f"{name}={path}" for name, path in fields.items()]
@@ -72,12 +97,10 @@ def _columns(row: Mapping[str, Any], place: str = "", depth: int = 0) -> Iterato
     for key, value in row.items():
         path = f"{place}{key}"
         if isinstance(value, str):
-            inner = decoded(value)
-            if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], str):
-                yield _Column(f"{path}[0]", inner[0])
-                continue
-            value = inner
-        if isinstance(value, dict) and depth < 2 and not is_turn(value):
+            value = decoded(value)
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            path, value = f"{path}[0]", value[0]
+        if isinstance(value, dict) and depth < 1 and not is_turn(value):
             yield from _columns(value, f"{path}.", depth + 1)
         elif value is not None:
             yield _Column(path, value)
@@ -116,9 +139,13 @@ def _best(columns: Sequence[_Column], names: Sequence[str], taken: Sequence[str]
 
 
 def _chat(columns: Sequence[_Column]) -> dict[str, str]:
+    judged = _pair(columns) or _several(columns)
+    if judged or _answers(columns):
+        # Of several answers, which one is right is not for a name to say.
+        return judged
     for column in columns:
         if _is_turns(column.value) and any(_speaks_role(turn) for turn in column.value):
-            return {"messages": column.path, **_system(columns)}
+            return _prompted(columns, column) or {"messages": column.path, **_system(columns)}
     texts = [column for column in columns if _is_text(column.value)]
     found = _asked(texts)
     if found is None:
@@ -126,6 +153,17 @@ def _chat(columns: Sequence[_Column]) -> dict[str, str]:
     prompt, answer = found
     fields = {"prompt": prompt, "response": answer}
     return {**fields, **_system(texts, taken=(prompt, answer))}
+
+
+def _prompted(columns: Sequence[_Column], turns: _Column) -> dict[str, str]:
+    """A conversation that waits for its answer, and the text that is one by its name."""
+    last = turns.value[-1]
+    speaker = str(last.get("role", last.get("from"))).lower()
+    texts = [column for column in columns if _is_text(column.value)]
+    answer = _best(texts, ANSWER)
+    if speaker not in ("user", "human") or answer is None:
+        return {}
+    return {"prompt": turns.path, "response": answer, **_system(texts, taken=(answer,))}
 
 
 def _speaks_role(turn: Mapping[str, Any]) -> bool:
@@ -139,79 +177,120 @@ def _system(columns: Sequence[_Column], taken: Sequence[str] = ()) -> dict[str, 
 
 def _asked(texts: Sequence[_Column]) -> tuple[str, str] | None:
     """What is asked and what is answered: by their names, else the first text and the longest of the others."""
-    answers = [column for column in texts if column.rank(SYSTEM) == 1000]
+    answers = [column for column in texts if column.rank(SYSTEM) == 1000 and not _is_transcript(column.value)]
     prompt = _best(answers, PROMPT)
     answer = _best(answers, ANSWER, [prompt] if prompt else [])
     taken = [path for path in (prompt, answer) if path]
-    rest = [column for column in answers if not is_metadata(column.path) and column.path not in taken]
-    prompt = prompt or _best(rest, PROMPT_LIKE) or (rest[0].path if rest else None)
-    rest = [column for column in rest if column.path != prompt]
-    answer = answer or _best(rest, ANSWER_LIKE) or max(rest, key=lambda column: len(column.value), default=_NONE).path
+    plain = [column for column in answers if not column.about_the_row and column.path not in taken]
+    prompt = prompt or _best(plain, PROMPT_LIKE) or _best(answers, PROMPT_LIKE) or (plain[0].path if plain else None)
+    rest = [column for column in plain if column.path != prompt]
+    answer = answer or _best(rest, ANSWER_LIKE)
+    if answer is None:
+        # Words that follow one another, at the top of the row: not a code such as `found_error`.
+        spoken = [column for column in rest if len(column.value.split()) > 1 and "." not in column.path]
+        answer = max(spoken, key=lambda column: len(column.value)).path if spoken else None
     return (prompt, answer) if prompt and answer else None
 
 
-_NONE = _Column("", "")
+def _is_transcript(text: str) -> bool:
+    """Whether a text holds turns of its own behind the names of their speakers."""
+    return len(_SPEAKER.findall(text)) > 1
 
 
 def _prompt(columns: Sequence[_Column], taken: Sequence[str]) -> dict[str, str]:
-    """What is to be answered: turns, a text with the name of a prompt, else the first text."""
-    for column in columns:
-        if column.path not in taken and _is_turns(column.value) and not is_metadata(column.path):
-            return {"prompt": column.path}
-    texts = [column for column in columns if _is_text(column.value) and column.path not in taken]
-    path = _best(texts, (*PROMPT, *PROMPT_LIKE))
-    for column in texts:
-        if path is None and not is_metadata(column.path):
-            path = column.path
+    """What is to be answered: a text whose whole name says so, turns, a text with the name of a prompt, or the first
+    text."""
+    free = [column for column in columns if column.path not in taken]
+    texts = [column for column in free if _is_text(column.value) and not _is_transcript(column.value)]
+    turns = [column for column in free if _is_turns(column.value) and not column.about_the_row]
+    path = _best([column for column in texts if column.rank(PROMPT) < WHOLE], PROMPT)
+    if turns and (path is None or turns[0].rank(PROMPT) < WHOLE):
+        return {"prompt": turns[0].path}
+    plain = [column for column in texts if not column.about_the_row]
+    path = path or _best(texts, (*PROMPT, *PROMPT_LIKE)) or (plain[0].path if plain else None)
     return {} if path is None else {"prompt": path, **_system(texts, (*taken, path))}
 
 
 def _pair(columns: Sequence[_Column]) -> dict[str, str]:
     """A preferred answer and another one, by their names."""
     answers = [column for column in columns if _is_answer(column.value)]
+    by_path = {column.path: column for column in answers}
+    for path in by_path:
+        # Better and worse as the paired answers of Stack Exchange are named.
+        if path.endswith("_j") and f"{path[:-1]}k" in by_path:
+            worse = f"{path[:-1]}k"
+            return {**_prompt(columns, (path, worse)), "chosen": path, "rejected": worse}
     rejected = [column for column in answers if column.rank(REJECTED) < 1000 or "non" in column.words]
     if not rejected:
         return {}
-    worse = rejected[0]
-    chosen = [column for column in answers if column.rank(CHOSEN) < 1000 and column is not worse]
+    other = rejected[0]
+    chosen = [column for column in answers if column.rank(CHOSEN) < 1000 and column is not other]
     # An answer with no such word, beside one that is rejected, is the other one of the pair.
-    kind = [name for name in ANSWER if worse.rank((name,)) < 1000]
-    chosen = chosen or [column for column in answers if column is not worse and column.rank(kind or ANSWER) < 1000]
+    kind = [name for name in ANSWER if other.rank((name,)) < 1000]
+    chosen = chosen or [column for column in answers if column is not other and column.rank(kind or ANSWER) < 1000]
     if not chosen:
         return {}
     better = chosen[0].path
-    return {**_prompt(columns, (better, worse.path)), "chosen": better, "rejected": worse.path}
+    return {**_prompt(columns, (better, other.path)), "chosen": better, "rejected": other.path}
+
+
+def _several(columns: Sequence[_Column]) -> dict[str, str]:
+    """Several answers and what is said about each, or about which is best."""
+    return _listed(columns) or _numbered(columns)
 
 
 def _listed(columns: Sequence[_Column]) -> dict[str, str]:
     """A list of answers, and one of as many numbers beside it."""
-    for answers in columns:
-        if not isinstance(answers.value, list) or len(answers.value) < 2 or not all(map(_is_text, answers.value)):
-            continue
-        for scores in columns:
-            same = isinstance(scores.value, list) and len(scores.value) == len(answers.value)
-            if same and all(map(_is_number, scores.value)) and scores.rank(SCORE) < 1000:
-                fields = _prompt(columns, (answers.path,))
-                return {**fields, "responses": answers.path, "scores": scores.path} if fields else {}
+    lists = [column for column in columns if isinstance(column.value, list) and len(column.value) > 1]
+    answers = [column for column in lists if all(map(_is_text, column.value)) and not column.about_the_row]
+    for answer in sorted(answers, key=lambda column: -len(str(column.value))):
+        for scores in lists:
+            numbers = len(scores.value) == len(answer.value) and all(map(_is_number, scores.value))
+            if numbers and scores.rank(SCORE) < 1000:
+                fields = _prompt(columns, (answer.path,))
+                return {**fields, "responses": answer.path, "scores": scores.path} if fields else {}
     return {}
 
 
 def _numbered(columns: Sequence[_Column]) -> dict[str, str]:
-    """Answers in numbered columns, and as many numbered scores."""
-    answers, scores = _series(columns, _is_text), _series(columns, _is_number)
-    for stem, paths in answers.items():
-        for other, numbers in scores.items():
-            if stem != other and len(paths) == len(numbers) > 1 and _Column(other, 0).rank(SCORE) < 1000:
-                fields = _prompt(columns, paths)
-                return {**fields, "responses": ",".join(paths), "scores": ",".join(numbers)} if fields else {}
+    """Answers in numbered columns, with as many numbers about them, or a number that says which is best."""
+    numbers = _series(columns, _is_number)
+    for paths in _answers(columns):
+        fields = _prompt(columns, paths)
+        if not fields:
+            continue
+        fields["responses"] = ",".join(paths)
+        for stem, judged in numbers.items():
+            if len(judged) != len(paths):
+                continue
+            if _Column(stem, 0).rank(SCORE) < 1000:
+                return {**fields, "scores": ",".join(judged)}
+            if _Column(stem, 0).rank(WON) < 1000:
+                return {**fields, "labels": ",".join(judged)}
+        places = [column for column in columns if type(column.value) is int and 0 <= column.value < len(paths)]
+        best = _best(places, BEST)
+        if best is not None:
+            return {**fields, "best": best}
+        signed = [column for column in columns if type(column.value) is int]
+        preference = _best(signed, ("preference",)) if len(paths) == 2 else None
+        if preference is not None:
+            return {**fields, "preference": preference}
     return {}
+
+
+def _answers(columns: Sequence[_Column]) -> list[list[str]]:
+    """Texts in numbered columns, the longest first, without what is about them."""
+    series = _series(columns, _is_text)
+    size = {column.path: len(str(column.value)) for column in columns}
+    paths = [paths for stem, paths in series.items() if not _Column(stem, "").about_the_row]
+    return sorted(paths, key=lambda several: -sum(size[path] for path in several))
 
 
 def _series(columns: Sequence[_Column], fits: Any) -> dict[str, list[str]]:
     """The columns whose names differ in their last word alone, a number or a letter, by what they have in common."""
     series: dict[str, list[str]] = {}
     for column in columns:
-        match = re.fullmatch(r"(.*?)[ _-]?(\d+|[a-z])", column.path)
+        match = re.fullmatch(r"(.*?)[ _-]?(\d+|[a-z])(?:\[0\])?", column.path)
         if match and fits(column.value):
             series.setdefault(match.group(1), []).append(column.path)
     return {stem: paths for stem, paths in series.items() if stem and len(paths) > 1}
