@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from espalier.checks import data, gradients, judged, judgements, losses, model, optimizer, order, preference, table
+from espalier.checks import (
+    data,
+    exact,
+    gradients,
+    judged,
+    judgements,
+    losses,
+    model,
+    optimizer,
+    order,
+    preference,
+    table,
+)
 from espalier.checks.table import Outcome, skipped
 from espalier.errors import ConfigError
 
@@ -65,7 +77,7 @@ CHECKS = (
     Check("trained", "Some tokens are trained.", data.check_trained, before),
     Check("stop", "Answers that are not cut train a stop token.", data.check_stop, before),
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
-    Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", data.check_mask, before),
+    Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", exact.check_mask, before),
     Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
     Check("judgements", "Stored comparisons, labels and grades follow their rows.", judged.check_judgements, before),
     Check("held_out", "No row and no prompt is both trained on and held out.", order.check_held_out, before),

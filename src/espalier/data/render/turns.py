@@ -18,7 +18,7 @@ _SWITCHES = ("enable_thinking", "open_thinking", "thinking")
 _DATE = date(2024, 7, 26)
 
 
-def _fixed_date(form: str) -> str:
+def fixed_date(form: str) -> str:
     """Templates that write the date of today would make the tokens of a row depend on the day; they get this one."""
     return _DATE.strftime(form)
 
@@ -52,7 +52,7 @@ class Templates:
         values: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of `messages`; `generate` adds the generation prompt. Raises RowError."""
-        names = {**self.names, "strftime_now": _fixed_date, **(values or {})}
+        names = {**self.names, "strftime_now": fixed_date, **(values or {})}
         names |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
         return templates.write(self.source(tools), names)
 

@@ -1,0 +1,240 @@
+"""What an assistant turn must train, worked out with transformers' own rendering and nothing of the renderer's."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from espalier.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SWITCHES = ("enable_thinking", "open_thinking", "thinking")
+_NEXT = "Zqnext"
+
+
+def squash(text: str) -> str:
+    """Text without white space, case and compatibility forms, which tokenizers and templates may change."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(text.split()).replace("\ufffd", "").replace("\u2581", "")
+
+
+def leading(text: str) -> str:
+    """The white space with which a text begins."""
+    return text[: len(text) - len(text.lstrip())]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What one turn may train: `bodies` are the texts (squashed) of which one must be trained, `through` the samples
+    through there (squashed), for each of them; `lead` is the white space with which the turn begins."""
+
+    bodies: tuple[str, ...]
+    through: tuple[str, ...]
+    lead: str
+
+
+class Plain:
+    """The tokenizer's chat template as transformers alone renders it.
+
+    known: ids that the model stops on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, known: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.special: dict[str, int] = {}
+        self.markup: dict[str, int] = {}
+        for i, token in tokenizer.added_tokens_decoder.items():
+            if token.special or i in tokenizer.all_special_ids or i in known:
+                self.special[token.content] = i
+            elif not token.content.isspace():
+                self.markup[token.content] = i
+        self.known = {*known, tokenizer.eos_token_id}
+        # Such vocabularies have tokens that begin with a space where the text has none.
+        self.spare = " " * any(name.startswith("\u2581") for name in tokenizer.get_vocab())
+        names = sorted(self.special, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    @cached_property
+    def _variants(self) -> list[dict[str, bool]]:
+        source = self.tokenizer.get_chat_template()
+        switches = [name for name in _SWITCHES if name in source]
+        return [{}, dict.fromkeys(switches, True), dict.fromkeys(switches, False)] if switches else [{}]
+
+    def write(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, generate: bool = False, **values: Any
+    ) -> str | None:
+        """The text of messages; None if the template refuses them."""
+        from jinja2 import TemplateError
+
+        from espalier.data.render.turns import fixed_date
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=list(tools) if tools else None,
+                    add_generation_prompt=generate,
+                    tokenize=False,
+                    strftime_now=fixed_date,
+                    **values,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            return None
+
+    @cached_property
+    def _opening(self) -> set[str]:
+        """Control tokens that stand in front of the first content of a conversation."""
+        question = {"role": "user", "content": "Zquestion"}
+        for first in ({"role": "system", "content": "Zqsystem"}, question):
+            text = self.write([first, question] if first is not question else [question])
+            if text is not None and first["content"] in text:
+                return set(self._control.findall(text.partition(first["content"])[0]))
+        return set()
+
+    def turn(self, messages: Sequence[Message], index: int, tools: Any) -> Expected | None:
+        """What the assistant message `index` must train; None if the template does not say it."""
+        asked = [as_dict(message) for message in messages[: index + 1]]
+        for values in self._variants:
+            prompt = self.write(asked[:-1], tools, generate=True, **values)
+            text = self.write(asked, tools, **values)
+            if prompt is None or text is None or not text.startswith(prompt):
+                continue
+            ends = list(self._ends(asked, messages[index], tools, values, text, len(prompt)))
+            if ends:
+                bodies = tuple(squash(end[len(prompt) :]) for end in ends)
+                through = tuple(squash(self._unmarked(end)) for end in ends)
+                return Expected(bodies, through, leading(text[len(prompt) :]))
+        return None
+
+    def _ends(
+        self,
+        asked: list[dict[str, Any]],
+        message: Message,
+        tools: Any,
+        values: Mapping[str, Any],
+        text: str,
+        start: int,
+    ) -> Iterator[str]:
+        """The texts that end where the turn may: the rendering through its one stop token."""
+        behind = content_end(message, self._control.sub(lambda match: "\0" * len(match[0]), text), start)
+        following = self._followed(asked, message, tools, values)
+        kept = [longer for longer in following if longer.startswith(text[:behind])]
+        own = [(match.end(), match[0]) for match in self._control.finditer(text, behind)]
+        common = [(end, name) for end, name in own if kept and all(longer.startswith(text[:end]) for longer in kept)]
+        for tokens in (common, own):
+            known = [(end, name) for end, name in tokens if self.special[name] in self.known]
+            fresh = [(end, name) for end, name in tokens if name not in self._opening]
+            if tokens:
+                for end, _ in known or fresh or tokens:
+                    yield text[:end]
+                return
+        # The template leaves the turn open: the next message's marker ends it, or the end-of-text token.
+        for longer in kept:
+            rest = longer[len(text.rstrip()) :].lstrip() if longer.startswith(text.rstrip()) else ""
+            marker = self._control.match(rest)
+            if marker:
+                yield text + marker[0]
+        yield text + str(self.tokenizer.eos_token)
+
+    def _followed(
+        self, asked: list[dict[str, Any]], message: Message, tools: Any, values: Mapping[str, Any]
+    ) -> list[str]:
+        """The conversation with a user's message behind it, or a tool's behind a call, up to its content."""
+        next_messages = [{"role": "user", "content": _NEXT}]
+        if message.tool_calls:
+            next_messages.insert(0, {"role": "tool", "content": _NEXT, "name": "f"})
+        texts = []
+        for following in next_messages:
+            longer = self.write([*asked, following], tools, **values)
+            if longer is not None and _NEXT in longer:
+                texts.append(longer[: longer.rindex(_NEXT)])
+                break
+        return texts
+
+    def _unmarked(self, text: str) -> str:
+        """Text without the begin-of-text token, which template or tokenizer write."""
+        return text.removeprefix(str(self.tokenizer.bos_token)) if self.tokenizer.bos_token else text
+
+    def controls(self, messages: Sequence[Message], tools: Any) -> Counter[int] | None:
+        """How often the template writes each control token if no content holds one; None if it refuses them.
+
+        Answers may hold markup that is not special.
+        """
+        neutral = []
+        for message in messages:
+            names: Collection[str] = self.special if message.role == "assistant" else {**self.special, **self.markup}
+            neutral.append(as_dict(message, names))
+        text = None
+        for values in self._variants:
+            text = self.write(neutral, tools, **values)
+            if text is not None:
+                break
+        if text is None:
+            return None
+        control = {*self.special.values(), *self.markup.values()}
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Counter(i for i in ids if i in control)
+
+
+def as_dict(message: Message, without: Collection[str] = ()) -> dict[str, Any]:
+    """A message as templates take it, without the texts `without` in its content."""
+    content = message.content
+    for name in without:
+        content = re.sub(re.escape(name), "x" * len(name), content, flags=re.IGNORECASE)
+    fields: dict[str, Any] = {"role": message.role, "content": content}
+    if message.reasoning is not None:
+        fields["reasoning_content"] = fields["thinking"] = message.reasoning
+    if message.tool_calls:
+        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.name is not None:
+        fields["name"] = message.name
+    return fields
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object."""
+    function = call.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+        try:
+            arguments = json.loads(function["arguments"])
+        except ValueError:
+            return dict(call)
+        if isinstance(arguments, dict):
+            return {**call, "function": {**function, "arguments": arguments}}
+    return dict(call)
+
+
+def content_end(message: Message, text: str, start: int) -> int:
+    """Where the last of what a message says stands in `text` from `start` on, as whole words; `start` if nothing of it
+    is found. Control tokens in `text` are blanked."""
+    end = start
+    pieces = [message.content.strip(), (message.reasoning or "").strip()]
+    for call in message.tool_calls:
+        pieces += _texts(call)
+    for piece in filter(None, pieces):
+        before = r"(?<!\w)" if piece[0].isalnum() else ""
+        after = r"(?!\w)" if piece[-1].isalnum() else ""
+        for match in re.compile(before + re.escape(piece) + after).finditer(text, start):
+            end = max(end, match.end())
+    return end
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
