@@ -173,6 +173,6 @@ def test_what_transformers_does_not_render_is_not_compared():
 
 
 def test_the_expected_turn_is_the_templates_own():
-    expected = Plain(CHATML, ()).turn(CHAT.messages, 1, ())
+    expected = Plain(CHATML, ()).turn(CHAT.messages, 1, (), {})
     assert expected is not None and expected.bodies == (squash("three<|im_end|>"),)
     assert expected.through == (squash("<|im_start|>user one two<|im_end|><|im_start|>assistant three<|im_end|>"),)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from espalier.checks import data
 from espalier.checks.expected import Expected, Plain, leading, squash
 from espalier.checks.table import Outcome, failed, passed, skipped
+from espalier.config.sections import TurnsConfig
+from espalier.data.render.bad_turns import usable
+from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
-from espalier.errors import EspalierError
+from espalier.data.render.trees import path
+from espalier.errors import EspalierError, RowError
 from espalier.models.stops import known_stops
-from espalier.types import Chat, Completion, Example, Message, Sample, Steps, Text, Tree, TreeNode
+from espalier.types import Chat, Completion, Example, Message, Sample, Steps, Text, TrainOn, Tree, TreeNode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,10 +45,11 @@ def check_text(evidence: Evidence) -> Outcome:
     stops = known_stops(session.model.loaded.folder)
     rows = [(row.example, row.rendered) for row in evidence.rows]
     tokenizer = session.model.loaded.tokenizer
-    own = exact(rows, tokenizer, stops, session.renderer.train_on)
+    turns = session.renderer.form.turns
+    own = exact(rows, tokenizer, stops, session.renderer.train_on, turns)
     if own.verdict == "fail":
         return own
-    made = exact(list(made_rows(tokenizer, stops)), tokenizer, stops, "assistant")
+    made = exact(list(made_rows(tokenizer, stops, turns)), tokenizer, stops, "assistant", turns)
     return made if made.verdict == "fail" else own
 
 
@@ -52,7 +57,8 @@ def exact(
     rows: Sequence[tuple[Example, Sequence[Rendered]]],
     tokenizer: PreTrainedTokenizerBase,
     known: Sequence[int],
-    train_on: str,
+    train_on: TrainOn,
+    turns: TurnsConfig | None = None,
 ) -> Outcome:
     """Each example's samples against what transformers alone renders of it, see `expected.Plain`.
 
@@ -62,20 +68,21 @@ def exact(
     token is there more often than the template writes it. Of texts and completions: their own text and the end-of-text
     token. Samples that are cut must be the beginning of the whole.
     """
-    reader = Reader(Plain(tokenizer, known), train_on)
-    turns = unknown = 0
+    turns_config = turns or TurnsConfig()
+    reader = Reader(Plain(tokenizer, known, turns_config.template_values), train_on, turns_config)
+    count = unknown = 0
     for example, group in rows:
         try:
-            count = reader.check(example, group)
+            right = reader.check(example, group)
         except Fault as fault:
             value = f"{example.origin}: {fault}"
             return failed(value, LIMIT, "Look at the row with `espalier inspect`, and choose another --template.")
-        turns += count
-        unknown += not count
-    if not turns:
+        count += right
+        unknown += not right
+    if not count:
         return skipped("nothing that transformers renders alike", LIMIT)
     note = f", {unknown} rows not comparable" if unknown else ""
-    return passed(f"{turns} trained turns, each its content and one stop token{note}", LIMIT)
+    return passed(f"{count} trained turns, each its content and one stop token{note}", LIMIT)
 
 
 class Fault(Exception):
@@ -108,7 +115,8 @@ class Reader:
     """Compares samples with the examples they are made of."""
 
     plain: Plain
-    train_on: str
+    train_on: TrainOn
+    turns: TurnsConfig
     _bos: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,52 +133,65 @@ class Reader:
         if isinstance(example, Tree):
             return self._turns(self._tree(example), samples)
         if isinstance(example, Chat):
-            self._controls(example.messages, example.tools, samples)
-            return self._turns(self._chat(example), samples)
+            return self._chat(example, samples)
         if isinstance(example, Steps):
             answer = Message("assistant", example.separator.join(example.steps))
-            return self._turns(self._answer((*example.prompt, answer), ()), samples)
+            return self._chat(Chat((*example.prompt, answer)), samples, only_last=True)
         count = 0
         for rendered in group:
             if rendered.response is not None:
                 messages = (*example.prompt, rendered.response.message)
-                self._controls(messages, example.tools, [rendered.sample])
-                count += self._turns(self._answer(messages, example.tools), [rendered.sample])
+                chat = Chat(messages, example.tools, template_args=example.template_args)
+                count += self._chat(chat, [rendered.sample], only_last=True)
         return count
 
     # -------------------------------------------------------------------------------------------------- what is wanted
 
-    def _chat(self, example: Chat) -> list[Wanted] | None:
-        last = max((i for i, m in enumerate(example.messages) if m.role == "assistant"), default=-1)
+    def _chat(self, example: Chat, samples: Sequence[Sample], only_last: bool = False) -> int:
+        """The number of trained turns of a conversation that are right."""
+        try:
+            fitting = usable(example.messages, self.turns, self.train_on)
+        except RowError:
+            return 0
+        if fitting.leading:  # whether such turns are kept and trained depends on the template
+            return 0
+        example = replace(example, messages=fitting.messages)
+        if not self.turns.parse_control:
+            self._controls(example, samples)
+        messages = example.messages
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
         wanted = []
-        for i, message in enumerate(example.messages):
+        for i, message in enumerate(messages):
             answer = message.role == "assistant" and (self.train_on != "last" or i == last)
             weight = float(answer) if message.weight is None else message.weight
+            if only_last:
+                weight = float(i == last)
             if not weight:
                 continue
-            expected = self.plain.turn(example.messages, i, example.tools) if message.role == "assistant" else None
-            if expected is None:  # a trained question, or a turn that transformers does not render
-                return None
+            expected = self.plain.turn(messages, i, example.tools, example.template_args)
+            if expected is None or message.role != "assistant":
+                return 0  # a trained question, or a turn that transformers does not render
             wanted.append(Wanted(expected, weight, message.content))
-        return wanted
-
-    def _answer(self, messages: Sequence[Message], tools: Any) -> list[Wanted] | None:
-        expected = self.plain.turn(messages, len(messages) - 1, tools)
-        return None if expected is None else [Wanted(expected, 1.0, messages[-1].content)]
+        return self._turns(wanted, samples)
 
     def _tree(self, example: Tree) -> list[Wanted] | None:
+        """The answers of a tree, each wanted once; None if one cannot be compared."""
+        if self.train_on == "last":
+            return None
         wanted = []
         for i, node in enumerate(example.nodes):
-            path, at = [node.message], node.parent
-            while at >= 0:
-                path.insert(0, example.nodes[at].message)
-                at = example.nodes[at].parent
-            weight = float(node.message.role == "assistant") if node.message.weight is None else node.message.weight
+            answer = node.message.role == "assistant"
+            weight = float(answer) if node.message.weight is None else node.message.weight
             if not weight:
                 continue
-            if self.train_on == "last" and any(n.parent == i for n in example.nodes):
+            thread = [example.nodes[place].message for place in path(example, i)]
+            try:
+                fitting = usable(thread, self.turns, self.train_on)
+            except RowError:
                 return None
-            expected = self.plain.turn(path, len(path) - 1, ()) if node.message.role == "assistant" else None
+            if fitting.messages != tuple(thread) or fitting.leading or not answer:
+                return None
+            expected = self.plain.turn(thread, len(thread) - 1, (), {})
             if expected is None:
                 return None
             wanted.append(Wanted(expected, weight, node.message.content))
@@ -212,13 +233,13 @@ class Reader:
             raise Fault(f"{left[0].content[:40]!r} is trained in no sample")
         return len(wanted) - len(left)
 
-    def _controls(self, messages: Sequence[Message], tools: Any, samples: Sequence[Sample]) -> None:
+    def _controls(self, example: Chat, samples: Sequence[Sample]) -> None:
         """No sample has a control token more often than the template writes it, but for the stop token of an open turn.
         Raises Fault."""
         names = {**self.plain.special, **self.plain.markup}
-        if not any(name.casefold() in m.content.casefold() for m in messages for name in names):
+        if not any(name.casefold() in m.content.casefold() for m in example.messages for name in names):
             return
-        written = self.plain.controls(messages, tools)
+        written = self.plain.controls(example.messages, example.tools, example.template_args)
         if written is None:
             return
         texts = {i: name for name, i in names.items()}
@@ -306,7 +327,9 @@ def _difference(got: str, expected: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ made rows
 
 
-def made_rows(tokenizer: PreTrainedTokenizerBase, known: Sequence[int]) -> Iterator[tuple[Example, list[Rendered]]]:
+def made_rows(
+    tokenizer: PreTrainedTokenizerBase, known: Sequence[int], turns: TurnsConfig | None = None
+) -> Iterator[tuple[Example, list[Rendered]]]:
     """Rows with what the first rows may lack: a user who writes every markup token, a weight of 0.5, threads that share
     answers, a text above the limit, a conversation that is cut. Those that the template refuses are left out."""
     markup = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special and not t.content.isspace()]
@@ -317,14 +340,15 @@ def made_rows(tokenizer: PreTrainedTokenizerBase, known: Sequence[int]) -> Itera
     nodes = [(first, -1), (answer, 0), (second, 1), (replace(answer, content="nine"), 2), (second, 1)]
     nodes.append((replace(answer, content="ten"), 4))
     tree = Tree(tuple(TreeNode(message, parent) for message, parent in nodes))
-    whole = Renderer(tokenizer, known_stops=known)
+    form = Form(turns=turns or TurnsConfig())
+    whole = Renderer(tokenizer, known_stops=known, form=form)
     yield from _rendered(whole, Chat((marked, answer, second, weighed)))
     yield from _rendered(whole, tree)
     text = Text(" ".join(f"word {i}" for i in range(3 * _LENGTH)))
-    yield from _rendered(Renderer(tokenizer, known_stops=known, max_length=_LENGTH), text)
+    yield from _rendered(Renderer(tokenizer, known_stops=known, form=form, max_length=_LENGTH), text)
     for _, group in _rendered(whole, plain):
         limit = max(2, len(group[-1].sample) - 2)
-        yield from _rendered(Renderer(tokenizer, known_stops=known, max_length=limit), plain)
+        yield from _rendered(Renderer(tokenizer, known_stops=known, form=form, max_length=limit), plain)
 
 
 def _rendered(renderer: Renderer, example: Example) -> Iterator[tuple[Example, list[Rendered]]]:

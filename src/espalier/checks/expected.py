@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from espalier.data.render.calls import FORMS
 from espalier.types import Message
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ class Expected:
 class Plain:
     """The tokenizer's chat template as transformers alone renders it.
 
-    known: ids that the model stops on.
+    known: ids that the model stops on. given: names that the run gives the template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, known: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, known: Sequence[int], given: Mapping[str, Any] | None = None
+    ) -> None:
+        self.tokenizer, self.given = tokenizer, given or {}
         self.special: dict[str, int] = {}
         self.markup: dict[str, int] = {}
         for i, token in tokenizer.added_tokens_decoder.items():
@@ -62,11 +64,14 @@ class Plain:
         names = sorted(self.special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
-    @cached_property
-    def _variants(self) -> list[dict[str, bool]]:
-        source = self.tokenizer.get_chat_template()
-        switches = [name for name in _SWITCHES if name in source]
-        return [{}, dict.fromkeys(switches, True), dict.fromkeys(switches, False)] if switches else [{}]
+    def _variants(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The names given to the template, with each switch for reasoning as it is, on and off."""
+        source = str(self.tokenizer.get_chat_template())
+        own = {**self.given, **given}
+        switches = [name for name in _SWITCHES if name in source and name not in own]
+        if not switches:
+            return [own]
+        return [own, {**own, **dict.fromkeys(switches, True)}, {**own, **dict.fromkeys(switches, False)}]
 
     def write(
         self, messages: Sequence[Mapping[str, Any]], tools: Any = None, generate: bool = False, **values: Any
@@ -100,20 +105,29 @@ class Plain:
                 return set(self._control.findall(text.partition(first["content"])[0]))
         return set()
 
-    def turn(self, messages: Sequence[Message], index: int, tools: Any) -> Expected | None:
-        """What the assistant message `index` must train; None if the template does not say it."""
-        asked = [as_dict(message) for message in messages[: index + 1]]
-        for values in self._variants:
-            prompt = self.write(asked[:-1], tools, generate=True, **values)
-            text = self.write(asked, tools, **values)
-            if prompt is None or text is None or not text.startswith(prompt):
-                continue
-            ends = list(self._ends(asked, messages[index], tools, values, text, len(prompt)))
-            if ends:
-                bodies = tuple(squash(end[len(prompt) :]) for end in ends)
-                through = tuple(squash(self._unmarked(end)) for end in ends)
-                return Expected(bodies, through, leading(text[len(prompt) :]))
-        return None
+    def turn(self, messages: Sequence[Message], index: int, tools: Any, given: Mapping[str, Any]) -> Expected | None:
+        """What the assistant message `index` must train; None if the template does not say it. given: names that the
+        row gives the template.
+
+        Tool calls may be written in each form that the template takes.
+        """
+        message = messages[index]
+        bodies: list[str] = []
+        through: list[str] = []
+        lead = ""
+        for call_form in FORMS if any(m.tool_calls for m in messages) else FORMS[:1]:
+            asked = [as_dict(m) for m in call_form.written(messages[: index + 1])]
+            for values in self._variants(given):
+                prompt = self.write(asked[:-1], tools, generate=True, **values)
+                text = self.write(asked, tools, **values)
+                if prompt is None or text is None or not text.startswith(prompt):
+                    continue
+                ends = list(self._ends(asked, message, tools, values, text, len(prompt)))
+                bodies += [squash(end[len(prompt) :]) for end in ends]
+                through += [squash(self._unmarked(end)) for end in ends]
+                lead = max(lead, leading(text[len(prompt) :]), key=len)
+                break
+        return Expected(tuple(bodies), tuple(through), lead) if bodies else None
 
     def _ends(
         self,
@@ -164,7 +178,7 @@ class Plain:
         """Text without the begin-of-text token, which template or tokenizer write."""
         return text.removeprefix(str(self.tokenizer.bos_token)) if self.tokenizer.bos_token else text
 
-    def controls(self, messages: Sequence[Message], tools: Any) -> Counter[int] | None:
+    def controls(self, messages: Sequence[Message], tools: Any, given: Mapping[str, Any]) -> Counter[int] | None:
         """How often the template writes each control token if no content holds one; None if it refuses them.
 
         Answers may hold markup that is not special.
@@ -174,7 +188,7 @@ class Plain:
             names: Collection[str] = self.special if message.role == "assistant" else {**self.special, **self.markup}
             neutral.append(as_dict(message, names))
         text = None
-        for values in self._variants:
+        for values in self._variants(given):
             text = self.write(neutral, tools, **values)
             if text is not None:
                 break
@@ -194,23 +208,12 @@ def as_dict(message: Message, without: Collection[str] = ()) -> dict[str, Any]:
     if message.reasoning is not None:
         fields["reasoning_content"] = fields["thinking"] = message.reasoning
     if message.tool_calls:
-        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
+        fields["tool_calls"] = [dict(call) for call in message.tool_calls]
     if message.name is not None:
         fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
     return fields
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call with its arguments as an object."""
-    function = call.get("function")
-    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
-        try:
-            arguments = json.loads(function["arguments"])
-        except ValueError:
-            return dict(call)
-        if isinstance(arguments, dict):
-            return {**call, "function": {**function, "arguments": arguments}}
-    return dict(call)
 
 
 def content_end(message: Message, text: str, start: int) -> int:
