@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 def run(config: ExportConfig) -> None:
     """Copy the model of a run, or of one of its checkpoints, out of it; or merge an adapter into its base."""
     if config.adapter:
-        _merge(config, Path(config.out))
+        _merge(config.model, config.adapter, Path(config.out), config.trust_remote_code)
         return
     out = Path(config.run)
     source = model_of(out)
     if (source / "adapter_config.json").is_file() and config.merge:
         base = config.model or _base_of_run(out)
         target = Path(config.out) if config.out else out / "merged"
-        _merge(replace(config, model=base, adapter=str(source)), target)
+        _merge(base, str(source), target, config.trust_remote_code)
         return
     if config.merge:
         print(f"{source} holds merged weights already, not an adapter")
@@ -79,20 +78,20 @@ def _base_of_run(run: Path) -> str:
     return ""
 
 
-def _merge(config: ExportConfig, target: Path) -> None:
-    """Write the model that base and adapter make together, and compare what was written with it."""
+def _merge(base: str, adapter: str, target: Path, trust_remote_code: bool) -> None:
+    """Write the model that base and adapter make together, and compare what was written with it. Without `base`, the
+    one that the adapter names."""
     _refuse_occupied(target)
     from espalier.models.export import export
     from espalier.models.merge import base_of, load_merged
 
-    base = config.model or base_of(config.adapter)
-    settings = ModelConfig(model=base, adapter=config.adapter, trust_remote_code=config.trust_remote_code)
-    loaded = load_merged(settings)
+    base = base or base_of(adapter)
+    loaded = load_merged(ModelConfig(model=base, adapter=adapter, trust_remote_code=trust_remote_code))
     for note in loaded.notes:
         print(note)
     export(loaded.model, loaded.tokenizer, target, source_dtype=loaded.source_dtype)
     print(_compared(loaded, target))
-    print(f"{target} holds {base} with {config.adapter} merged into it")
+    print(f"{target} holds {base} with {adapter} merged into it")
 
 
 def _compared(loaded: Loaded, folder: Path) -> str:
