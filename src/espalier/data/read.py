@@ -17,14 +17,15 @@ from espalier.data.columns.mapping import AS_THEY_ARE, Columns, Prepared
 from espalier.data.columns.watched import watched
 from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row
-from espalier.data.files.rows import NAMES, open_file
-from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
+from espalier.data.files.rows import MISNAMED, NAMES, open_file
+from espalier.data.formats import FILES, FOLDERS, KNOWN, Notes, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import expand
+from espalier.data.formats.unwrap import unwrapped
 from espalier.data.proposal import proposal
 from espalier.errors import ConfigError, DataError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 5
+READ_VERSION = 6
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""
@@ -178,7 +179,7 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
 
     They come in the form that the run consumes (`expand.expand`), which also decides the format if a row can be read in
     two ways. A format of "auto" is decided once, by the first WINDOW rows. `ledger` counts what was read of each row
-    that gave an example, and what was not.
+    that gave an example, and what was not, and notes what else was done to rows.
 
     A row gives one example or one RowError, so rows = distinct lines among the examples + errors, except for:
     seed tasks and several solutions: one example for each, all with the row's `origin.line`;
@@ -201,26 +202,28 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
             return _expanded(source, FOLDERS[folder_format](path, source.name, ledger), lambda: "")
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
-    name, rows, is_plain = _open(path, name)
     # Plain text has no columns to account for.
+    name, rows, is_plain = _open(path, name, {} if ledger is None else ledger.notes)
     reading = _Reading(source, None if is_plain else ledger)
     return _expanded(source, reading.examples(name, _at_least_one(rows, path)), reading.proposal)
 
 
-def _open(path: str, name: str) -> tuple[str, Iterator[Row | RowError], bool]:
+def _open(path: str, name: str, notes: Notes) -> tuple[str, Iterator[Row | RowError], bool]:
     """The rows of a file, a data set folder or a hub data set, their format (`name`, or text for plain text), and
     whether it is plain text."""
     if _is_folder(path) or _is_hub(path):
         from espalier.data.files.hub import hub_rows
 
-        return name, hub_rows(path), False
+        return name, unwrapped(hub_rows(path), notes), False
     file = open_file(Path(path), path, plain=name == "text")
     if file.container == "plain":
         if name not in (AUTO, "text"):
             way_out = "Leave the format out, or give JSON, JSONL or Parquet"
             raise ConfigError(f"{path}: got format {name} for a file of plain text; expected text. {way_out}")
         name = "text"
-    return name, file.rows(), file.container == "plain"
+    if file.is_misnamed:
+        notes[MISNAMED] = 1
+    return name, unwrapped(file.rows(), notes), file.container == "plain"
 
 
 def _at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | RowError]:
@@ -254,6 +257,7 @@ class _Reading:
 
     def __init__(self, source: Source, ledger: Ledger | None) -> None:
         self.source, self.ledger, self.columns = source, ledger, source.columns
+        self.notes: Notes = {} if ledger is None else ledger.notes
         self._row: object = None
         self._proposal: str | None = None
 
@@ -350,8 +354,12 @@ class _Reading:
             if name is None:
                 raise unknown(self._sniffed(row.value), self.proposal())
             value = row.value if prepared is None else prepared.row
-            examples = convert(name, value, Origin(source.name, row.line), alpaca_prompt=source.alpaca_prompt)
+            origin = Origin(source.name, row.line)
+            examples = convert(name, value, origin, alpaca_prompt=source.alpaca_prompt, notes=self.notes)
         except RowError as error:
+            if name and source.read_as == AUTO and sniff(self._sniffed(row.value), source.consumes) != name:
+                guess = f"It is read as {name}, guessed from the first {WINDOW} rows; PATH:FORMAT names another format"
+                error.fix = f"{error.fix}. {guess}".removeprefix(". ")
             if name == "steps" and source.consumes != "steps":
                 error.fix = f"{error.fix}. {ELSEWHERE}" if error.fix else ELSEWHERE
             if error.reason in ("missing key", "no known format"):

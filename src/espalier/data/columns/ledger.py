@@ -48,6 +48,7 @@ class Ledger:
     was read as and the number of rows; keys of objects inside a row have a dot in their names, whatever lists they
     stand in. `marks` counts rows with a placeholder for media in a text that was read, and the first one's line.
     `ignored` are the columns that the user leaves out; `mapped` counts the rows in which a mapped field was read.
+    `notes` are what was done to rows beyond that, in words, with how often.
     `judges_text` is off if long texts are commonly left out, such as what a judge wrote.
     """
 
@@ -60,6 +61,7 @@ class Ledger:
     ignored: tuple[str, ...] = ()
     mapped: dict[str, int] = field(default_factory=dict)
     judges_text: bool = True
+    notes: dict[str, int] = field(default_factory=dict)
 
     def add(self, line: int, row: WatchedRow) -> None:
         """Count a row that was read."""
@@ -145,6 +147,8 @@ class Ledger:
             yield f"not read: {_clipped(words)}"
         if self.ignored:
             yield f"ignored: {', '.join(self.ignored)}"
+        for note, count in self.notes.items():
+            yield f"{note} ({count:,})"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,20 +10,19 @@ import datasets
 
 from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row, checked_row
-from espalier.data.files.tables import without_nulls
 from espalier.errors import DataError, RowError
 
 
 def hub_rows(shown: str) -> Iterator[Row | RowError]:
     """Rows of `NAME[@CONFIG][#SPLIT]`, numbered from 1: a hub name or a folder; the split is `train` if none is named.
 
-    A folder may hold data files, or what `save_to_disk` writes. Nulls inside a row are left out. Raises DataError with
+    A folder may hold data files, or what `save_to_disk` writes. Raises DataError with
     the reason that `datasets` gives if the data set, its configuration or its split cannot be read.
     """
     name, config, split = split_place(shown)
     try:
         for number, value in enumerate(_load(name, config or None, split or "train"), 1):
-            yield checked_row(number, without_nulls(value), f"{shown}:{number}")
+            yield checked_row(number, value, f"{shown}:{number}")
     except DataError:
         raise
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ HEAD = 1 << 16
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 PLAIN_NAMES = (".txt", ".text")
 NAMES = (*JSON_NAMES, *PLAIN_NAMES, ".parquet")
+MISNAMED = "file of indented JSON, read as such although its name says one row a line"
+# The first line of a JSON object or array that goes on in the next one, which no row on one line does.
+_INDENTED = re.compile(rb'\[[ \t\r]*\n|\[[^\n]*[,{\[][ \t\r]*\n|\{[ \t\r]*\n\s*"|\{[^\n]*[\[{,][ \t\r]*\n\s*["\[{}\]]')
 _PACKED = {
     b"PK\x03\x04": "a zip archive",
     b"BZh": "compressed with bzip2",
@@ -52,6 +56,12 @@ class DataFile:
     shown: str
     container: Container
     gzipped: bool
+
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether its name says that a line is a row, and it holds JSON over several lines."""
+        name = self.path.name.lower().removesuffix(".gz").removesuffix(".gzip")
+        return self.container in ("array", "values") and name.endswith((".jsonl", ".ndjson"))
 
     def rows(self) -> Iterator[Row | RowError]:
         """Yield rows in file order, and a RowError in the place of each one that cannot be read.
@@ -149,11 +159,23 @@ def _text_container(path: Path, shown: str, head: bytes, plain: bool) -> Contain
             f"Rename the file, or read it as plain text with {shown}:text"
         )
     body = head.removeprefix(BOM).lstrip()
-    if body.startswith(b"["):
-        return "array"
-    # A first line that ends in an opening bracket or a comma is the start of an indented object, not a row of JSONL.
+    if suffix == ".json":
+        return _json_container(body)
+    # Each line is a row, a list of turns too. A bracket alone, or before a break inside the first value, is indented.
+    if _INDENTED.match(body):
+        return "array" if body.startswith(b"[") else "values"
+    return "lines"
+
+
+def _json_container(body: bytes) -> Container:
+    """What a file called .json holds, by its beginning."""
     first = body.split(b"\n", 1)[0].rstrip()
-    if suffix == ".json" and first.endswith((b"{", b"[", b",")):
+    if body.startswith(b"["):
+        # Lists on lines of their own, one after the other, are no array.
+        second = body[len(first) :].lstrip()[:1]
+        return "lines" if first.endswith(b"]") and second in (b"[", b"{") else "array"
+    # A first line that ends in an opening bracket or a comma is the start of an indented object, not a row of JSONL.
+    if first.endswith((b"{", b"[", b",")):
         return "values"
     return "lines"
 

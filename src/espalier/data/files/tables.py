@@ -17,12 +17,13 @@ BATCH = 256
 
 
 def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
-    """Rows of a Parquet file, numbered from 1; nulls inside a row are left out, as Arrow cannot tell them from absence.
+    """Rows of a Parquet file, numbered from 1, with the nulls that they hold.
 
-    Raises DataError if the file is damaged.
+    Raises DataError if the file is damaged, or two columns have one name.
     """
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            _check_names(file.schema_arrow.names, shown)
             number = 0
             for batch in file.iter_batches(batch_size=BATCH):
                 for i in range(batch.num_rows):
@@ -34,11 +35,18 @@ def parquet_rows(path: Path, shown: str) -> Iterator[Row | RowError]:
         raise DataError(f"{shown}: broken Parquet: {reason}. Copy or download the file again") from error
 
 
+def _check_names(names: list[str], shown: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            got = f"got {names.count(name)} columns called {name!r}"
+            raise DataError(f"{shown}: {got}; expected one of each name. Rename one")
+
+
 def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
     where = f"{shown}:{number}"
     try:
         # Row by row: a value that Python cannot hold spoils its own row alone.
-        value = without_nulls(batch.slice(i, 1).to_pylist()[0])
+        value = batch.slice(i, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         got = f"byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of the string"
         return RowError("not UTF-8", where=where, got=got, expected="UTF-8", fix="Write the column again as UTF-8")
@@ -47,12 +55,3 @@ def _row(batch: Any, i: int, number: int, shown: str) -> Row | RowError:
         got = " ".join(str(error).split())
         return RowError("unreadable value", where=where, got=got, expected="a value Python can hold")
     return checked_row(number, value, where)
-
-
-def without_nulls(value: Any) -> Any:
-    """The same value without dictionary entries that are None, at every level; lists keep theirs."""
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value

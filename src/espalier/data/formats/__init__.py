@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from espalier.data.columns.ledger import Ledger
 from espalier.data.files.json_rows import Row
@@ -27,8 +27,10 @@ from espalier.data.formats import (
     steps,
     tree,
 )
-from espalier.data.formats.common import Fields, missing, template_args, wrong_type
+from espalier.data.formats.common import Fields, first_key, missing, template_args, wrong_type
 from espalier.data.formats.format import Format
+from espalier.data.formats.messages import is_turns
+from espalier.data.formats.nulls import LEFT_OUT, without_forced_nulls
 from espalier.errors import RowError
 from espalier.types import Consumes, Example, Origin
 
@@ -50,6 +52,8 @@ ALL: tuple[Format, ...] = (
 )
 """Every format, in the order in which a row is compared with them."""
 
+Notes = dict[str, int]
+"""What was done to the rows of a source, in words, and how often."""
 ReadRow = Callable[[Fields, Origin], Example | Sequence[Example]]
 ReadFile = Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]
 ReadFolder = Callable[[str, str, Ledger | None], Iterator[Example | RowError]]
@@ -102,19 +106,32 @@ def vote(rows: Sequence[Any], consumes: Consumes = "chat") -> str | None:
     return votes.most_common(1)[0][0] if votes else None
 
 
-def convert(name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False) -> Sequence[Example]:
-    """The examples of one row, at least one. Raises RowError if the row is not one of format `name`."""
+def convert(
+    name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False, notes: Notes | None = None
+) -> Sequence[Example]:
+    """The examples of one row, at least one; what was done to them is counted in `notes`. Raises RowError if the row is
+    not one of format `name`."""
     if not isinstance(row, dict):
         raise wrong_type("", row, "a JSON object")
     if name == alpaca.FORMAT.name and alpaca_prompt:
         read: Any = alpaca.read_alpaca(row, origin, prompt=True)
     else:
         read = FORMATS[name](row, origin)
-    examples: list[Any] = read if isinstance(read, list) else [read]
     given = template_args(row)
-    if given:
-        examples = [replace(one, template_args=given) if hasattr(one, "template_args") else one for one in examples]
+    examples: list[Any] = []
+    for example in read if isinstance(read, list) else [read]:
+        example, count = without_forced_nulls(example)
+        if count and notes is not None:
+            notes[LEFT_OUT] = notes.get(LEFT_OUT, 0) + count
+        if given and hasattr(example, "template_args"):
+            example = replace(cast(Any, example), template_args=given)
+        examples.append(example)
     return examples
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a row is not an object but the list of turns of one conversation."""
+    return is_turns(value) and isinstance(value, list) and first_key(value[0], ("role", "from")) is not None
 
 
 def unknown(row: Any, proposal: str = "") -> RowError:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from espalier.data.formats.common import Fields, check_turns, empty_answer, first_key, string, tools, wrong_type
 from espalier.data.formats.format import Format
+from espalier.data.formats.lead import answer_of, context_of, history, plain_prompt, with_context, with_system
+from espalier.data.formats.sharegpt import turns
 from espalier.errors import RowError
 from espalier.types import Chat, Consumes, Message, Origin
 
-OUTPUTS = ("output", "response")
-INPUTS = ("input", "context")
+OUTPUTS = ("output", "response", "completion", "answer")
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has an instruction and an output."""
-    return "instruction" in row and first_key(row, (*OUTPUTS, "instances")) is not None
+    asked = first_key(row, ("instruction",))
+    return asked is not None and first_key(row, (*OUTPUTS, "instances")) is not None
 
 
 def alpaca_prompt(instruction: str, context: str) -> str:
@@ -28,11 +32,6 @@ def alpaca_prompt(instruction: str, context: str) -> str:
         lead, task = "an instruction that describes a task", f"### Instruction:\n{instruction}"
     request = "Write a response that appropriately completes the request."
     return f"Below is {lead}. {request}\n\n{task}\n\n### Response:"
-
-
-def plain_prompt(instruction: str, context: str) -> str:
-    """The instruction, then the input on a new line, either of which may be empty."""
-    return "\n".join(part for part in (instruction, context) if part)
 
 
 def read_alpaca(row: Fields, origin: Origin, *, prompt: bool = False) -> list[Chat]:
@@ -56,7 +55,9 @@ def read_alpaca(row: Fields, origin: Origin, *, prompt: bool = False) -> list[Ch
 def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: bool) -> Chat:
     """The conversation of one instance; `field` is its place in the row, with a dot at the end."""
     instruction = string(row, ("instruction",))
-    context = string(instance, INPUTS, field, default="")
+    context = context_of(instance, "instruction", field)
+    if instance is not row:
+        context = plain_prompt(context, context_of(row, "instruction"))
     output = string(instance, OUTPUTS, field)
     # Some tasks are all input; the instruction alone may be empty.
     if not (instruction.strip() or context.strip()):
@@ -64,32 +65,12 @@ def _chat(row: Fields, instance: Fields, field: str, origin: Origin, prompt: boo
         raise RowError("empty prompt", field="instruction", got=got, expected="an instruction")
     if not output.strip():
         raise empty_answer(f"{field}output", output)
-    messages = history(row, prompt)
-    system = string(row, ("system",), default="")
-    if system:
-        messages.insert(0, Message("system", system))
-    wording = alpaca_prompt if prompt else plain_prompt
-    messages += [Message("user", wording(instruction, context)), Message("assistant", output)]
+    text = alpaca_prompt(instruction, context) if prompt else with_context(instruction, context)
+    earlier = history(row, turns)
+    if prompt:
+        earlier = [replace(m, content=alpaca_prompt(m.content, "")) if m.role == "user" else m for m in earlier]
+    messages = with_system(row, [*earlier, Message("user", text), answer_of(row, output)])
     return Chat(check_turns(messages, "history"), tools(row), origin)
-
-
-def history(row: Fields, prompt: bool = False) -> list[Message]:
-    """The earlier turns of a row, from `history`; `prompt` as for `read_alpaca`. Raises RowError."""
-    pairs = row.get("history")
-    if pairs is None:
-        return []
-    if not isinstance(pairs, list):
-        raise wrong_type("history", pairs, "a list of [instruction, response] pairs")
-    messages = []
-    for i, pair in enumerate(pairs):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise wrong_type(f"history[{i}]", pair, "a pair of strings [instruction, response]")
-        instruction, response = pair
-        if not response.strip():
-            raise empty_answer(f"history[{i}][1]", response)
-        messages.append(Message("user", alpaca_prompt(instruction, "") if prompt else instruction))
-        messages.append(Message("assistant", response))
-    return messages
 
 
 FORMAT = Format("alpaca", read_alpaca, looks)

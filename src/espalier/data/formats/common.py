@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,14 @@ from espalier.types import Message, Role
 Fields = Mapping[str, Any]
 WEIGHTS = ("weight", "loss_weight")
 TEMPLATE_ARGS = "chat_template_kwargs"
+FLAGS = ("train", "training", "trainable", "loss")
+"""Keys of a message that say whether it is trained; a `loss` that is another number is a weight."""
 SHOWN_KEYS = 20
+
+
+class Given(dict[str, Any]):
+    """An object of a tool call or a function schema that the row holds as an object, not as JSON in a string: a table
+    may have put null keys into it that belong to other rows."""
 
 
 def shown(value: Any) -> str:
@@ -56,17 +64,20 @@ def empty_answer(field: str, text: str) -> RowError:
 
 def role_of(name: str, roles: Mapping[str, Role], field: str) -> Role:
     """The role that a format calls `name`. Raises RowError if it is not one of `roles`."""
-    if name not in roles:
+    role = roles.get(name.strip().lower())
+    if role is None:
         fix = nearest(name, roles)
         raise RowError("unknown role", field=field, got=shown(name), expected=", ".join(roles), fix=fix)
-    return roles[name]
+    return role
 
 
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:
-    """The first of `keys` that `row` holds with a value other than null; it counts as read once it is looked up."""
+    """The first of `keys` that `row` holds with a value other than null, written so or with a capital (`Question`); it
+    counts as read once it is looked up."""
     for key in keys:
-        if peek(row, key) is not None:
-            return _offered(row, key, keys)
+        for name in (key, key.capitalize()):
+            if peek(row, name) is not None:
+                return _offered(row, name, keys)
     return None
 
 
@@ -102,33 +113,50 @@ def string(row: Fields, keys: Sequence[str], field: str = "", default: str | Non
 
 
 def weight(row: Fields, field: str) -> float | None:
-    """A message's own loss weight: `weight` or `loss_weight`, a number from 0 up, or `train`, true (1) or false (0).
-
-    None if it has neither. Raises RowError, also if the two contradict each other.
+    """A message's own loss weight: `weight` or `loss_weight`, a number from 0 up, or one of `FLAGS`, true (1) or false
+    (0). None if it has none of them. Raises RowError, also if they contradict each other.
     """
-    key, train = first_key(row, WEIGHTS), row.get("train")
-    number = None if key is None else _weight_number(row[key], f"{field}.{key}")
-    if train is None:
-        return number
-    if not isinstance(train, bool):
-        raise wrong_type(f"{field}.train", train, "true or false")
-    if number is None:
-        return float(train)
-    if train != (number > 0):
-        got = f"train {str(train).lower()} with {key} {number:g}"
-        raise RowError("contradicting weight", field=field, got=got, expected="one that agrees", fix="Keep one of them")
-    return number
+    key = first_key(row, WEIGHTS)
+    said = {} if key is None else {key: _weight_number(row[key], f"{field}.{key}")}
+    for name in FLAGS:
+        value = row.get(name)
+        if value is None:
+            continue
+        if name == "loss" and isinstance(value, int | float):
+            said[name] = _weight_number(float(value), f"{field}.loss")
+        elif value in (0, 1):
+            said[name] = float(value)
+        else:
+            raise wrong_type(f"{field}.{name}", value, "true or false")
+    if len({number > 0 for number in said.values()}) > 1:
+        got = " with ".join(f"{name} {json.dumps(row[name])}" for name in said)
+        raise RowError("contradicting weight", field=field, got=got, expected="ones that agree", fix="Keep one of them")
+    # A weight says more than a flag does.
+    return next(iter(said.values()), None)
 
 
 def _weight_number(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong_type(field, value, "a number from 0 up")
-    if not (math.isfinite(value) and value >= 0):
-        raise RowError("impossible weight", field=field, got=str(value), expected="a number from 0 up")
-    return float(value)
+    number = finite(value)
+    if number is None or number < 0:
+        got = clipped(str(value))
+        raise RowError("impossible weight", field=field, got=got, expected="a number from 0 up")
+    return number
+
+
+def finite(value: float) -> float | None:
+    """A number as a finite float; None if it is none: infinite, nan, or a whole number too large for one."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 # ------------------------------------------------------------------------------------------------------------- tools
+
+TOOLS = ("tools", "functions")
 
 
 def _json(value: Any, field: str, expected: str) -> Any:
@@ -139,36 +167,41 @@ def _json(value: Any, field: str, expected: str) -> Any:
     return value
 
 
-def tools(row: Fields) -> tuple[dict[str, Any], ...]:
+def tools(row: Fields, field: str = "") -> tuple[dict[str, Any], ...]:
     """The functions on offer, from `tools` or `functions`: a list or its JSON, each in its OpenAI wrapper or bare.
+    `field` is the place of `row` in the whole row, with a dot at the end.
 
     A bare schema `{"name": ...}` becomes `{"type": "function", "function": {"name": ...}}`. Raises RowError.
     """
-    key = first_key(row, ("tools", "functions"))
+    key = first_key(row, TOOLS)
     if key is None or (isinstance(row[key], str) and not row[key].strip()):
         return ()
     expected = "a list of function schemas, or its JSON"
-    entries = _json(plain(row[key]), key, expected)
+    here = f"{field}{key}"
+    entries = _json(plain(row[key]), here, expected)
     if entries is None:
         return ()
+    given = not isinstance(row[key], str)
     if isinstance(entries, dict):
         entries = [entries]
     if not isinstance(entries, list):
-        raise wrong_type(key, row[key], expected)
-    return tuple(_tool(entry, f"{key}[{i}]") for i, entry in enumerate(entries))
+        raise wrong_type(here, row[key], expected)
+    return tuple(_tool(entry, f"{here}[{i}]", given) for i, entry in enumerate(entries))
 
 
-def _tool(entry: Any, field: str) -> dict[str, Any]:
+def _tool(entry: Any, field: str, given: bool) -> dict[str, Any]:
     tool = _json(entry, field, "a function schema, or its JSON")
     if not isinstance(tool, dict):
         raise wrong_type(field, tool, "an object")
-    schema = tool.get("function", tool)
+    schema = tool.get("function")
+    bare = schema is None
+    if bare:
+        schema = {key: value for key, value in tool.items() if key != "function"} if "function" in tool else tool
     if not isinstance(schema, dict):
         raise wrong_type(f"{field}.function", schema, "an object")
     string(schema, ("name",), f"{field}.")
-    if "function" in tool:
-        return dict(tool)
-    return {"type": "function", "function": tool}
+    wrapped = {"type": "function", "function": schema} if bare else dict(tool)
+    return Given(wrapped) if given and not isinstance(entry, str) else wrapped
 
 
 def tool_call_id(row: Fields, field: str) -> str | None:
@@ -212,24 +245,28 @@ def calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     expected = "a tool call {name, arguments}, a list of them, or the JSON of either"
     # As plain objects: a call is kept as it is, so that all its keys are read.
     decoded = _json(plain(value), field, expected)
+    given = not isinstance(value, str)
     if not isinstance(decoded, list):
-        return (_call(decoded, field, expected),)
+        return (_call(decoded, field, expected, given),)
     if not decoded:
         raise RowError("empty tool calls", field=field, got="an empty list", expected=expected)
-    return tuple(_call(entry, f"{field}[{i}]", expected) for i, entry in enumerate(decoded))
+    return tuple(_call(entry, f"{field}[{i}]", expected, given) for i, entry in enumerate(decoded))
 
 
-def _call(entry: Any, field: str, expected: str) -> dict[str, Any]:
+def _call(entry: Any, field: str, expected: str, given: bool) -> dict[str, Any]:
     call = _json(entry, field, expected)
+    given = given and not isinstance(entry, str)
     if not isinstance(call, dict):
         raise wrong_type(field, call, expected)
-    function = call.get("function", call)
+    function = call.get("function")
+    if function is None:
+        function = call
     if not isinstance(function, dict):
         raise wrong_type(f"{field}.function", function, "an object")
     name = string(function, ("name",), f"{field}.")
     if not name:
         raise RowError("empty tool name", field=f"{field}.name", got="an empty string", expected="a name")
-    result = {"type": "function", "function": {"name": name, "arguments": _arguments(function, field)}}
+    result = {"type": "function", "function": {"name": name, "arguments": _arguments(function, field, given)}}
     own = call.get("id")
     if isinstance(own, str | int) and not isinstance(own, bool) and own != "":
         # First, as templates that print a whole call show its keys in their order.
@@ -237,15 +274,16 @@ def _call(entry: Any, field: str, expected: str) -> dict[str, Any]:
     return result
 
 
-def _arguments(function: Fields, field: str) -> dict[str, Any]:
-    """The arguments of a call, empty if it has none or an empty string."""
+def _arguments(function: Fields, field: str, given: bool) -> dict[str, Any]:
+    """The arguments of a call, empty if it has none or an empty string; `given` says that the row holds them, and what
+    they stand in, as objects."""
     key = first_key(function, ("arguments", "parameters"))
     if key is None or function[key] == "":
         return {}
     arguments = _json(function[key], f"{field}.{key}", "the JSON of an object")
     if not isinstance(arguments, dict):
         raise wrong_type(f"{field}.{key}", arguments, "an object, or its JSON")
-    return arguments
+    return Given(arguments) if given and not isinstance(function[key], str) else arguments
 
 
 # ------------------------------------------------------------------------------------------------------------- turns

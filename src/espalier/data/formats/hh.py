@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from espalier.data.formats.common import Fields, empty_answer, first_key, shown, string
 from espalier.data.formats.format import Format
 from espalier.data.formats.judged import pair_keys, ranking, split_pair
-from espalier.data.formats.prompt import PROMPTS
+from espalier.data.formats.prompt import QUESTIONS
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Ranking, Response, Role
 
@@ -28,7 +28,7 @@ def looks(row: Fields, consumes: Consumes) -> bool:
 def is_transcripts(row: Fields) -> bool:
     """As `looks`, whatever a run learns from."""
     keys = pair_keys(row)
-    if keys is None or first_key(row, PROMPTS) is not None:
+    if keys is None or first_key(row, QUESTIONS) is not None:
         return False
     return all(isinstance(row[key], str) and row[key].lstrip().startswith("Human:") for key in keys)
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from espalier.data.formats.alpaca import INPUTS, history, plain_prompt
+from espalier.data.files.json_rows import clipped
 from espalier.data.formats.common import (
     Fields,
     blank,
     check_turns,
     empty_answer,
+    finite,
     first_key,
-    missing,
     shown,
     string,
     wrong_type,
 )
-from espalier.data.formats.messages import KEYS as TURNS
-from espalier.data.formats.messages import message_list
-from espalier.data.formats.prompt import PROMPTS
-from espalier.data.formats.sharegpt import turn_list
+from espalier.data.formats.messages import decoded_turns
+from espalier.data.formats.prompt import Asked
+from espalier.data.formats.sharegpt import turns
+from espalier.data.formats.transcripts import stripped
 from espalier.data.render.trees import rank_error
 from espalier.errors import RowError
 from espalier.types import Message, Origin, Ranking, Response
@@ -33,8 +32,10 @@ PAIRS = (
     ("chosen_messages", "rejected_messages"),
     ("chosen_response", "rejected_response"),
     ("preferred", "dispreferred"),
+    ("preferred_output", "non_preferred_output"),
+    ("response", "rejected_response"),
+    ("response_j", "response_k"),
 )
-ASKS = (*PROMPTS, "instruction", *TURNS)
 TEXTS = ("text", "content", "response", "completion", "answer", "output", "value")
 WORDS = {"good": True, "bad": False, "true": True, "false": False}
 NUMBER = "a number, or null if not judged"
@@ -43,46 +44,25 @@ NUMBER = "a number, or null if not judged"
 def pair_keys(row: Fields) -> tuple[str, str] | None:
     """Under which keys a row has its two answers, the preferred one first; None if it has no pair."""
     for chosen, rejected in PAIRS:
-        if chosen in row and rejected in row:
-            return chosen, rejected
+        keys = first_key(row, (chosen,)), first_key(row, (rejected,))
+        if keys[0] and keys[1]:
+            return keys[0], keys[1]
     return None
 
 
-def turns(value: Any, field: str) -> list[Message]:
-    """Messages of a list in either style, `role` and `content` or `from` and `value`, in unchecked order."""
-    if isinstance(value, list) and any(isinstance(turn, dict) and "from" in turn for turn in value):
-        return turn_list(value, field)
-    return message_list(value, field)
+def answer(value: Any, field: str, prompt: Asked | None = None) -> Message:
+    """An assistant message from a text, a message, or a list of one. Raises RowError, also if it is empty.
 
-
-def prompt_of(row: Fields) -> list[Message]:
-    """What is to be answered: `prompt` (`question`, `query`), a text or turns; `instruction` with its `input` and
-    `history`; or the turns of `messages` (`conversations`). A text in `system` stands before it.
-
-    Raises RowError if there is none.
+    Of a `prompt` that is a transcript the answer goes on: space around it is not part of it.
     """
-    system = string(row, ("system",), default="")
-    messages = [Message("system", system)] if system else []
-    key = first_key(row, ASKS)
-    if key is None:
-        raise missing("prompt", row, " or ".join(ASKS))
-    if isinstance(row[key], list):
-        messages += turns(row[key], key)
-    elif key == "instruction":
-        text = plain_prompt(string(row, ("instruction",)), string(row, INPUTS, default=""))
-        messages += [*history(row), Message("user", text)]
-    else:
-        messages.append(Message("user", string(row, (key,))))
-    return messages
-
-
-def answer(value: Any, field: str) -> Message:
-    """An assistant message from a text, a message, or a list of one. Raises RowError, also if it is empty."""
+    value = decoded_turns(value, field)
     if isinstance(value, str):
+        if prompt and prompt.transcript:
+            value = stripped(value, prompt.messages)
         return check_answer(Message("assistant", value), field)
     if isinstance(value, dict):
-        if not {"role", "from"} & value.keys():
-            return check_answer(Message("assistant", string(value, TEXTS, f"{field}.")), field)
+        if not first_key(value, ("role", "from")):
+            return answer(string(value, TEXTS, f"{field}."), field, prompt)
         value = [value]
     messages = turns(value, field)
     if not messages:
@@ -124,13 +104,14 @@ def score(value: Any, field: str, scale: Scale | None = None) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong_type(field, value, NUMBER)
-    if not math.isfinite(value):
-        raise RowError("score not finite", field=field, got=str(value), expected=NUMBER)
-    if scale and not scale[0] <= value <= scale[1]:
+    number = finite(value)
+    if number is None:
+        raise RowError("score not finite", field=field, got=clipped(str(value)), expected=NUMBER)
+    if scale and not scale[0] <= number <= scale[1]:
         expected = f"a score from {scale[0]:g} to {scale[1]:g}"
         fix = "Write null for an answer that is not judged"
-        raise RowError("score out of range", field=field, got=f"{value:g}", expected=expected, fix=fix)
-    return float(value)
+        raise RowError("score out of range", field=field, got=f"{number:g}", expected=expected, fix=fix)
+    return number
 
 
 def is_word(value: Any) -> bool:
@@ -160,7 +141,7 @@ def ranks(values: Sequence[Any], field: str) -> list[int | None]:
     """
     counted: list[int | None] = []
     for i, value in enumerate(values):
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and value == math.floor(value)
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and is_whole(value)
         if value is not None and not (whole and value >= 0):
             raise wrong_type(f"{field}[{i}]", value, "a whole number from 0 (the best) up, or null")
         counted.append(None if value is None else int(value))
@@ -171,6 +152,11 @@ def ranks(values: Sequence[Any], field: str) -> list[int | None]:
     if error:
         raise error
     return counted
+
+
+def is_whole(value: float) -> bool:
+    """Whether a number is a whole one, infinity and nan not being any."""
+    return isinstance(value, int) or value.is_integer()
 
 
 def listed(row: Fields, key: str, count: int) -> list[Any]:

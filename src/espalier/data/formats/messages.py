@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+from espalier.data.columns.watched import peek
+from espalier.data.files.json_rows import decode_string
 from espalier.data.formats.common import (
     Fields,
     calls,
@@ -15,23 +18,33 @@ from espalier.data.formats.common import (
     shown,
     string,
     tool_call_id,
-    tools,
     weight,
     wrong_type,
 )
 from espalier.data.formats.format import Format
+from espalier.data.formats.lead import ReadTurns, is_pair, tools_of, turns_with_context, with_history, with_system
 from espalier.errors import RowError, nearest
 from espalier.types import Chat, Consumes, Message, Origin, Role
 
 KEYS = ("messages", "conversation", "conversations")
+LATER = ("dialog", "dialogue", "items")
+"""Where turns may stand, too, if there are none under KEYS; other columns are called so as well."""
 ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
+    "human": "user",
     "assistant": "assistant",
+    "gpt": "assistant",
+    "chatbot": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
     "tool": "tool",
     "function": "tool",
+    "ipython": "tool",
 }
+# A list of turns that a table without nested columns holds as text.
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"\s*:')
 _REASONING = ("reasoning", "thinking")
 _TEXT = ("text", "output_text", "input_text")
 _CALL = ("tool_call", "function")
@@ -46,13 +59,39 @@ Content = tuple[str, str, tuple[dict[str, Any], ...]]
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has turns with a `role`. If they have neither it nor `from`, the name of their list decides."""
-    key = first_key(row, KEYS)
+    key = turns_key(row)
     if key is None:
         return False
-    turn = _first_object(row[key])
-    if "role" in turn or "from" in turn:
-        return "role" in turn
-    return key != "conversations"
+    turn = _first_object(decoded_turns(row[key], key))
+    if first_key(turn, ("role", "from")):
+        return first_key(turn, ("role",)) is not None
+    return key.lower() in ("messages", "conversation") and not is_pair(turn)
+
+
+def turns_key(row: Fields) -> str | None:
+    """Under which key a row has its turns; None if it has none."""
+    key = first_key(row, KEYS)
+    if key is not None:
+        return key
+    for name in LATER:
+        key = first_key(row, (name,))
+        if key is not None and is_turns(peek(row, key)):
+            return key
+    return None
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of objects, or looks like the JSON of a list of turns."""
+    if isinstance(value, str):
+        return _JSON_TURNS.match(value) is not None
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def decoded_turns(value: Any, field: str) -> Any:
+    """The list of turns whose JSON a value is; every other value as it is. Raises RowError for broken JSON."""
+    if isinstance(value, str) and is_turns(value):
+        return decode_string(value, field, "a list of turns, or its JSON")
+    return value
 
 
 def _first_object(turns: Any) -> Fields:
@@ -63,19 +102,36 @@ def _first_object(turns: Any) -> Fields:
 
 
 def read_messages(row: Fields, origin: Origin) -> Chat:
-    """A Chat from `messages` (or `conversation`, `conversations`) and optional `tools`. Raises RowError.
+    """A Chat from `messages` (or `conversation`, `conversations` ...), and, beside it, a system text, earlier turns, a
+    context (`lead`) and `tools`. Raises RowError.
 
     Blocks of type text, reasoning and tool_call become content, reasoning and tool calls. `Message` holds them in this
     order, so blocks in another order are refused instead of being moved.
     """
-    key = first_key(row, KEYS)
+    key = turns_key(row)
     if key is None:
         raise missing(KEYS[0], row, " or ".join(KEYS))
-    return Chat(check_turns(message_list(row[key], key), key), tools(row), origin)
+    return conversation(row, key, message_list, origin)
+
+
+def conversation(row: Fields, key: str, read_turns: ReadTurns, origin: Origin) -> Chat:
+    """The Chat of the turns under `key`, with what stands beside them. Raises RowError."""
+    listed = decoded_turns(row[key], key)
+    messages = read_turns(listed, key)
+    # Checked without what comes before, so that an error counts turns as the file does.
+    turns = check_turns(messages, key)
+    context = row.get("context")
+    if isinstance(context, str):
+        messages = turns_with_context(messages, context)
+    messages = with_system(row, with_history(row, messages, read_turns))
+    if len(messages) > len(turns):
+        messages = list(check_turns(messages, key))
+    return Chat(tuple(messages), tools_of(row, listed, key), origin)
 
 
 def message_list(value: Any, field: str) -> list[Message]:
     """The messages of a list, without a check of their order."""
+    value = decoded_turns(value, field)
     if not isinstance(value, list):
         raise wrong_type(field, value, "a list of messages")
     messages = []

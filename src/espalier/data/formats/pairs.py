@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from espalier.data.formats.common import Fields, first_key, missing, tools
+from espalier.data.formats.common import Fields, first_key, missing
 from espalier.data.formats.format import Format
 from espalier.data.formats.hh import is_transcripts, read_hh
 from espalier.data.formats.judged import (
     answer,
     check_answer,
     pair_keys,
-    prompt_of,
     ranking,
     scale_of,
     score,
     split_pair,
-    turns,
 )
-from espalier.data.formats.prompt import PROMPTS
+from espalier.data.formats.lead import tools_of, with_history, with_system
+from espalier.data.formats.messages import conversation, decoded_turns, turns_key
+from espalier.data.formats.prompt import QUESTIONS, asked
+from espalier.data.formats.sharegpt import turns
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Ranking, Response
 
@@ -27,57 +29,86 @@ SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"),
+    ("chosen-rating", "rejected-rating"),
 )
+
+
+REJECTED = ("rejected_response", "rejected_messages", "rejected")
+"""Where the rejected answer stands beside a conversation that ends in the chosen one."""
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has a chosen and a rejected answer."""
-    return pair_keys(row) is not None
+    return pair_keys(row) is not None or _beside_turns(row) is not None
+
+
+def _beside_turns(row: Fields) -> tuple[str, str] | None:
+    """Under which keys a row has a conversation that ends in the chosen answer, and the rejected one."""
+    chosen, rejected = turns_key(row), first_key(row, REJECTED)
+    return (chosen, rejected) if chosen and rejected else None
 
 
 def read_pairs(row: Fields, origin: Origin) -> Ranking:
     """A Ranking of the chosen answer (rank 0) and the rejected one (rank 1).
 
-    The answers are texts, messages, or turns `{from, value}`, and the prompt stands apart (`judged.prompt_of`); or each
+    The answers are texts, messages, or turns `{from, value}`, and the prompt stands apart (`prompt.asked`); or each
     is a whole conversation, whose longest common run of turns is the prompt. If a prompt stands beside those, its turns
-    must be among the shared ones. Transcripts in one string are read as `hh.read_hh` does.
+    must be among the shared ones. Transcripts in one string are read as `hh.read_hh` does. The chosen answer may also
+    be the last turn of `messages`, and the rejected one `rejected_response` (`rejected_messages`).
 
     If both have scores (`score_chosen` and `score_rejected`, or `chosen_score` ...), these take the place of the ranks,
     so that gaps and margins can be taken from them: equal scores are a tie.
 
     Raises RowError if the prompts differ, the answers are the same or empty, or the scores prefer the rejected one.
     """
-    keys = pair_keys(row)
+    beside, keys = None, pair_keys(row)
+    if keys is None:
+        keys = beside = _beside_turns(row)
     if keys is None:
         raise missing("chosen", row, "chosen and rejected")
-    if is_transcripts(row):
-        return read_hh({"chosen": row[keys[0]], "rejected": row[keys[1]]}, origin)
     field = " and ".join(keys)
-    if any(isinstance(row[key], list) and len(row[key]) > 1 for key in keys):
-        prompt, answers = _whole(row, keys, field)
+    sides = [decoded_turns(row[key], key) for key in keys]
+    offered = tools_of(row, sides[0], keys[0])
+    if is_transcripts(row):
+        pair = read_hh({"chosen": sides[0], "rejected": sides[1]}, origin)
+        prompt, answers = pair.prompt, [response.message for response in pair.responses]
+        prompt = tuple(with_system(row, [*prompt]))
+    elif beside and isinstance(sides[1], str):
+        *before, last = read_chat_turns(row, keys[0])
+        prompt, answers = tuple(before), [check_answer(last, keys[0]), answer(sides[1], keys[1])]
+    elif any(isinstance(side, list) and len(side) > 1 for side in sides):
+        prompt, answers = _whole(row, keys, sides, field)
     else:
-        prompt = tuple(prompt_of(row))
-        answers = [answer(row[key], key) for key in keys]
+        question = asked(row)
+        prompt, offered = tuple(question.messages), question.tools or offered
+        answers = [answer(row[key], key, question) for key in keys]
     scores = _scores(row)
     if scores is None:
         responses = [Response(message, rank=rank) for rank, message in enumerate(answers)]
     else:
         responses = [Response(message, scores=(own,)) for message, own in zip(answers, scores, strict=True)]
-    return ranking(prompt, responses, origin, field=field, tools=tools(row))
+    return ranking(prompt, responses, origin, field=field, tools=offered)
 
 
-def _whole(row: Fields, keys: tuple[str, str], field: str) -> tuple[tuple[Message, ...], list[Message]]:
+def read_chat_turns(row: Fields, key: str) -> tuple[Message, ...]:
+    """The turns of a row's conversation, with what stands beside it. Raises RowError."""
+    return conversation(row, key, turns, Origin()).messages
+
+
+def _whole(
+    row: Fields, keys: tuple[str, str], values: Sequence[Any], field: str
+) -> tuple[tuple[Message, ...], list[Message]]:
     """The prompt and the two answers of whole conversations."""
     sides = []
-    for key in keys:
-        value = row[key]
+    for key, value in zip(keys, values, strict=True):
         sides.append(turns([value] if isinstance(value, dict) else value, key))
     chosen, rejected = sides
     prompt = split_pair(chosen, rejected, field)
-    prompt_key = first_key(row, PROMPTS)
+    prompt_key = first_key(row, QUESTIONS)
     if prompt_key:
-        _check_shared(prompt_of(row), prompt, prompt_key)
-    return prompt, [check_answer(chosen[-1], keys[0]), check_answer(rejected[-1], keys[1])]
+        _check_shared(asked(row, QUESTIONS).messages, prompt, prompt_key)
+    answers = [check_answer(chosen[-1], keys[0]), check_answer(rejected[-1], keys[1])]
+    return tuple(with_system(row, with_history(row, [*prompt], turns))), answers
 
 
 def _check_shared(prompt: Sequence[Message], shared: Sequence[Message], field: str) -> None:

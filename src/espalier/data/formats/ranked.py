@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from espalier.data.formats.common import Fields, first_key, first_list, missing, tools, wrong_type
+from espalier.data.formats.common import Fields, first_key, first_list, missing, wrong_type
 from espalier.data.formats.format import Format
-from espalier.data.formats.judged import Scale, answer, flag, listed, prompt_of, ranking, ranks, scale_of, score
+from espalier.data.formats.judged import Scale, answer, flag, listed, ranking, ranks, scale_of, score
+from espalier.data.formats.prompt import asked
 from espalier.errors import RowError
 from espalier.types import Consumes, Origin, Ranking, Response
 
-KEYS = ("responses", "answers", "completions", "candidates", "response", "answer", "completion")
+KEYS = ("responses", "answers", "completions", "candidates", "generations", "response", "answer", "completion")
 RANKS = ("ranks", "rank")
 # `score` is in both: its numbers are scores, its true and false are labels.
-SCORES = ("scores", "rewards", "pred_score", "score")
+SCORES = ("scores", "rewards", "pred_score", "ratings", "rating", "score")
 GOOD = ("good", "correct", "labels", "score")
 AUTHORS = ("model", "author", "source")
 BESIDE_AUTHORS = ("models", "authors")
@@ -42,7 +43,7 @@ def is_ranked(row: Fields) -> bool:
 
 def _is_object(response: Any) -> bool:
     """Whether a response is an object with a text and judgements, which a message is not."""
-    return isinstance(response, dict) and "role" not in response and "from" not in response
+    return isinstance(response, dict) and first_key(response, ("role", "from")) is None
 
 
 def read_ranked(row: Fields, origin: Origin) -> Ranking:
@@ -67,7 +68,8 @@ def read_ranked(row: Fields, origin: Origin) -> Ranking:
     if objects and len(objects) < len(entries):
         got = f"{len(objects)} objects among {len(entries)} responses"
         raise RowError("mixed responses", field=key, got=got, expected="all texts, or all objects")
-    messages = [answer(entry, f"{key}[{i}]") for i, entry in enumerate(entries)]
+    question = asked(row)
+    messages = [answer(entry, f"{key}[{i}]", question) for i, entry in enumerate(entries)]
     judged = _own_judgements(objects, key) if objects else _judgements_beside(row, len(entries))
     dimensions, scores = _scores(judged.scores, scale)
     labels = [flag(value, f"{judged.good.field}, response {i}") for i, value in enumerate(judged.good.values)]
@@ -76,7 +78,8 @@ def read_ranked(row: Fields, origin: Origin) -> Ranking:
         messages, ranks(judged.ranks.values, judged.ranks.field), scores, labels, judged.authors.values, strict=True
     ):
         responses.append(Response(message, rank, own_scores, good, author if isinstance(author, str) else ""))
-    return ranking(prompt_of(row), responses, origin, field=key, dimensions=dimensions, tools=tools(row))
+    prompt, offered = question.messages, question.tools
+    return ranking(prompt, responses, origin, field=key, dimensions=dimensions, tools=offered)
 
 
 class _Column(NamedTuple):

@@ -8,74 +8,73 @@ from typing import Any
 from espalier.data.formats.common import (
     Fields,
     calls,
-    check_turns,
-    first_key,
     missing,
     role_of,
     string,
     tool_call_id,
-    tools,
     weight,
     wrong_type,
 )
 from espalier.data.formats.format import Format
-from espalier.data.formats.messages import KEYS
+from espalier.data.formats.lead import is_pair, pair_of
+from espalier.data.formats.messages import ROLES as MESSAGE_ROLES
+from espalier.data.formats.messages import conversation, decoded_turns, message_list, turns_key
 from espalier.data.formats.messages import looks as looks_like_messages
-from espalier.errors import RowError
 from espalier.types import Chat, Consumes, Message, Origin, Role
 
 CALLS = ("function_call", "tool_call")
 ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
+    **MESSAGE_ROLES,
     # Assistants whose conversations people shared.
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
-    "model": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
-    "tool": "tool",
 }
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has turns that are not OpenAI messages."""
-    return first_key(row, KEYS) is not None and not looks_like_messages(row, consumes)
+    return turns_key(row) is not None and not looks_like_messages(row, consumes)
 
 
 def read_sharegpt(row: Fields, origin: Origin) -> Chat:
-    """A Chat from `conversations` (or `conversation`, `messages`), with optional `system` and `tools`. Raises RowError.
+    """A Chat from `conversations` (or `conversation`, `messages` ...), with what stands beside it as `read_messages`
+    takes it. Raises RowError.
 
     A `function_call` turn becomes an assistant turn that has tool calls and no content; a `gpt` turn right after it
-    stays a turn of its own.
+    stays a turn of its own. An object of a question and its answer ({"input": ..., "output": ...}) is two turns.
     """
-    key = first_key(row, ("conversations", *KEYS))
+    key = turns_key(row)
     if key is None:
         raise missing("conversations", row, "conversations")
-    messages = turn_list(row[key], key)
-    system = string(row, ("system",), default="")
-    if system:
-        if messages and messages[0].role == "system":
-            got = "a system column and a system turn"
-            raise RowError("two system turns", field="system", got=got, expected="one", fix="Keep one of them")
-        # Checked without the system turn first, so that an error counts turns as the file does.
-        check_turns(messages, key)
-        messages.insert(0, Message("system", system))
-    return Chat(check_turns(messages, key), tools(row), origin)
+    return conversation(row, key, turn_list, origin)
 
 
 def turn_list(value: Any, field: str) -> list[Message]:
     """The messages of a list, without a check of their order."""
+    value = decoded_turns(value, field)
     if not isinstance(value, list):
         raise wrong_type(field, value, "a list of turns")
-    return [_turn(turn, f"{field}[{i}]") for i, turn in enumerate(value)]
+    messages = []
+    for i, turn in enumerate(value):
+        here = f"{field}[{i}]"
+        messages += pair_of(turn, here) if is_pair(turn) else [_turn(turn, here)]
+    return messages
+
+
+def turns(value: Any, field: str) -> list[Message]:
+    """Messages of a list in either style, `role` and `content` or `from` and `value`, in unchecked order."""
+    value = decoded_turns(value, field)
+    if isinstance(value, list) and any(
+        isinstance(turn, dict) and (turn.get("from") or is_pair(turn)) for turn in value
+    ):
+        return turn_list(value, field)
+    return message_list(value, field)
 
 
 def _turn(row: Any, field: str) -> Message:
@@ -87,7 +86,7 @@ def _turn(row: Any, field: str) -> Message:
     value = row.get("value")
     if value is None:
         raise missing(f"{field}.value", row, "value")
-    if name in CALLS:
+    if name.lower() in CALLS:
         return Message(role, "", tool_calls=calls(value, f"{field}.value"), weight=own_weight)
     answered = tool_call_id(row, field) if role == "tool" else None
     if role == "tool" and isinstance(value, dict | list):

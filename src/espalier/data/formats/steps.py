@@ -8,7 +8,7 @@ from typing import Any
 from espalier.data.formats.common import Fields, blank, first_key, first_list, missing, shown, string, wrong_type
 from espalier.data.formats.format import Format
 from espalier.data.formats.messages import KEYS as TURNS
-from espalier.data.formats.messages import message_list
+from espalier.data.formats.prompt import asked
 from espalier.data.formats.ranked import is_ranked
 from espalier.errors import RowError, nearest
 from espalier.types import Consumes, Message, Origin, Steps
@@ -88,21 +88,12 @@ def _as_row(solution: Any) -> dict[str, Any]:
 
 
 def _prompt(row: Fields) -> tuple[Message, ...]:
-    key = first_key(row, PROMPTS)
-    if key is None:
-        raise missing(PROMPTS[0], row, " or ".join(PROMPTS))
-    system = string(row, ("system",), default="")
-    lead = [Message("system", system)] if system else []
-    if isinstance(row[key], list):
-        messages = [*lead, *message_list(row[key], key)]
-        if not messages or messages[-1].role not in ("user", "tool"):
-            got = f"the role {messages[-1].role} at the end" if messages else "an empty list"
-            raise RowError("prompt without a question", field=key, got=got, expected="a user turn at the end")
-        return tuple(messages)
-    text = string(row, (key,))
-    if not text.strip():
-        raise blank("empty prompt", key, text, "a text to answer")
-    return (*lead, Message("user", text))
+    messages = asked(row, PROMPTS).messages
+    key = first_key(row, PROMPTS) or PROMPTS[0]
+    if not messages or messages[-1].role not in ("user", "tool"):
+        got = f"the role {messages[-1].role} at the end" if messages else "an empty list"
+        raise RowError("prompt without a question", field=key, got=got, expected="a user turn at the end")
+    return tuple(messages)
 
 
 def _solution(row: Fields, field: str, prompt: tuple[Message, ...], origin: Origin) -> Steps:

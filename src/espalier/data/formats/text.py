@@ -15,6 +15,11 @@ def looks(row: Fields, consumes: Consumes) -> bool:
     return first_key(row, KEYS) is not None and not has_substance(row, KEYS)
 
 
+def text_key(row: Fields) -> str | None:
+    """Under which key a row has a text; None if it has none."""
+    return first_key(row, KEYS)
+
+
 def read_text(row: Fields, origin: Origin) -> Text:
     """A Text; paragraphs are joined by line ends. Raises RowError."""
     paragraphs = row.get("paragraphs")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from espalier.data.formats.common import Fields, empty_answer, first_key, role_of, string, wrong_type
 from espalier.data.formats.format import Format
+from espalier.data.formats.judged import is_whole
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Role, Tree, TreeNode
 
@@ -86,7 +87,7 @@ def rank_of(row: Fields, field: str) -> int | None:
     if rank is None:
         return None
     # A column of whole numbers with gaps is often stored as floating point: 1.0 is rank 1.
-    if isinstance(rank, bool) or not isinstance(rank, int | float) or rank < 0 or rank != int(rank):
+    if isinstance(rank, bool) or not isinstance(rank, int | float) or rank < 0 or not is_whole(rank):
         raise wrong_type(f"{field}.rank".removeprefix("."), rank, "a whole number from 0 (the best) up, or null")
     return int(rank)
 

@@ -1,0 +1,40 @@
+"""A prompt that is a transcript is turns; a text that begins like one is not."""
+
+import doctest
+
+import pytest
+
+from conversations import one, turns
+from espalier.data.formats import transcripts
+from espalier.types import Ranking
+
+ASKED = [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
+
+
+def test_worked_examples() -> None:
+    assert doctest.testmod(transcripts).failed == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:",
+        "Human: Hi\nAssistant: Hello\nHuman: Why?\nAssistant: ",
+        "### Human: Hi### Assistant: Hello### Human: Why?### Assistant:",
+        "USER: Hi\n\nASSISTANT: Hello\n\nUSER: Why?\n\nASSISTANT:",
+    ],
+)
+def test_a_transcript_in_a_prompt_is_its_turns(text: str) -> None:
+    assert turns("prompt", {"prompt": text, "completion": " So. "}) == [*ASKED, ("assistant", "So.")]
+    pair: Ranking = one("pairs", {"prompt": text, "chosen": " So.", "rejected": " No."})
+    assert [(m.role, m.content) for m in pair.prompt] == ASKED
+    assert [r.message.content for r in pair.responses] == ["So.", "No."]
+    ranked = one("ranked", {"prompt": text, "answers": [{"answer": " So.", "rank": 1}, {"answer": "No.", "rank": 2}]})
+    assert [(m.role, m.content) for m in ranked.prompt] == ASKED
+
+
+def test_a_name_inside_a_turn_begins_none() -> None:
+    text = "Human: What does\nHuman: mean?\n\nAssistant:"
+    assert turns("prompt", {"prompt": text, "completion": "A."})[0] == ("user", "What does\nHuman: mean?")
+    text = "Human: what does this mean?"
+    assert turns("prompt", {"prompt": text, "completion": " A."}) == [("user", text), ("assistant", " A.")]
