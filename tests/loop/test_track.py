@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from espalier.errors import ConfigError, EspalierError
+from espalier.errors import ConfigError
 from espalier.loop.track import Trackers, redact, run_id
 
 
@@ -101,9 +102,72 @@ def test_a_tracker_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: 
         raise RuntimeError("no key for https://u:secret@host\nsecond line")
 
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
-    with pytest.raises(EspalierError) as error:
-        Trackers(tmp_path, ("trackio",), {}, rank=0)
-    assert str(error.value) == "trackio did not start: no key for https://***@host, or drop --track trackio"
+    notes: list[str] = []
+    trackers = Trackers(tmp_path, ("trackio",), {}, rank=0, note=notes.append)
+    assert notes == [
+        "trackio did not start and is switched off (no key for https://***@host); the run goes on, metrics.jsonl has "
+        "its numbers"
+    ]
+    trackers.log(1, {"loss": 1.0})
+    trackers.close()
+    assert scalars(tmp_path) == [(1, 1.0)] and len(notes) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(1), ValueError("")])
+def test_a_tracker_that_fails_is_switched_off(tmp_path: Path, runs: list[Recorder], error: BaseException) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise error
+
+    notes: list[str] = []
+    calls: list[int] = []
+    trackers = Trackers(tmp_path, ("wandb", "trackio"), {}, rank=0, note=notes.append)
+    runs[0].log, runs[1].finish = fail, fail  # type: ignore[method-assign]
+    for step in (1, 2, 3):
+        trackers.log(step, {"loss": 0.5})
+    assert len(calls) == 1 and len(runs[1].logged) == 3
+    trackers.close()
+    trackers.close()
+    assert len(calls) == 2 and [note.split(" and is")[0] for note in notes] == [
+        "wandb failed at step 1",
+        "trackio could not be closed",
+    ]
+
+
+def test_an_interrupt_is_no_failure_of_a_tracker(tmp_path: Path, runs: list[Recorder]) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    trackers = Trackers(tmp_path, ("wandb",), {}, rank=0)
+    runs[0].log = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trackers.log(1, {"loss": 0.5})
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_tensorboard_without_its_folder_or_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], gone: bool
+) -> None:
+    """Its thread meets the error; a run neither ends by it nor prints a traceback, and does not wait for ever."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    notes: list[str] = []
+    trackers = Trackers(tmp_path, (), {}, rank=0, note=notes.append)
+    trackers.log(1, {"loss": 0.5})
+    if gone:
+        shutil.rmtree(tmp_path / "tensorboard")
+    else:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(RecordWriter, "write", full)
+        monkeypatch.setattr(RecordWriter, "flush", full)
+    for step in range(2, 60):
+        trackers.log(step, {"loss": 0.5, "lr": 1.0})
+    trackers.close()
+    assert len(notes) == 1 and notes[0].startswith("tensorboard failed at step "), notes
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_secrets_are_cut_out_and_nothing_else() -> None:

@@ -273,7 +273,7 @@ def test_resume_is_refused_by_name(place: Place, tmp_path: Path) -> None:
         assert refused.code == 2 and f"would not continue bit for bit: {name}" in refused.err, refused
         assert "--accept-changes" in refused.err
     for file, change, name in (
-        (place.data, changed.read_bytes(), "data changed: plan "),
+        (place.data, changed.read_bytes(), f"data files changed: {place.data} "),
         (place.model / "model.safetensors", None, f"model changed: {place.model.name}/model.safetensors "),
     ):
         original = file.read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from espalier import files
 from espalier.assembly.runs import RunConfig
@@ -88,33 +88,14 @@ def _enter(session: Session, run: RunDir) -> None:
 
 def _pin(session: Session, run: RunDir) -> None:
     """Rank 0's part of `_enter`."""
-    from espalier.assembly.data import cache_folder
-    from espalier.assembly.learner import budget
-    from espalier.assembly.model import weights_of
+    from espalier.assembly.pins import pins
     from espalier.data.store.report import write_rejected
 
-    config, opened, plan = session.config, session.opened, session.dataset.plan
-    held = [f"{store.key} {size}" for store, size in zip(opened.held_out, opened.sizes_held, strict=True)]
-    run.pin("data", {"plan": plan.fingerprint, "steps": session.dataset.steps, "validation": held})
-    cache = cache_folder(config.data.cache)
-    run.pin("model", weights_of(session.model.loaded, config.model.adapter, cache))
-    run.pin("machine", _machine(session, budget(config, session.device)))
+    run.pin_all(pins(session))
+    opened = session.opened
     if any(store.stats.rejected for store in opened.all):
         run.create(run.rejected)
         write_rejected(opened.all, run.rejected)
-
-
-def _machine(session: Session, budget: int) -> dict[str, Any]:
-    """What a rerun needs to repeat the bits."""
-    import torch
-
-    on_cuda = session.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
-        "threads": 0 if on_cuda else torch.get_num_threads(),
-        "ranks": session.processes.size,
-        "tokens_per_microbatch": budget,
-    }
 
 
 def _judge(session: Session, run: RunDir) -> Path:
@@ -147,8 +128,8 @@ def _train(session: Session, run: RunDir) -> Finished:
     metrics = MetricsFile(run.metrics) if main else None
     if metrics is not None and start is None:
         metrics.truncate_to(0)
-    trackers = Trackers(run.path, config.loop.track, flat(config), step=first, rank=session.processes.rank)
-    progress = Progress(steps, rank=session.processes.rank)
+    rank, progress = session.processes.rank, Progress(steps, rank=session.processes.rank)
+    trackers = Trackers(run.path, config.loop.track, flat(config), step=first, rank=rank, note=progress.note)
     settings = {"warmup": round(config.optim.warmup * steps)}
     watch = PreferenceWatch(**settings).see if session.traits.consumes == "ranking" else None
     try:

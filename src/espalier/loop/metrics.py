@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ class MetricsFile:
             fsync_dir(path.parent)
         self._length = self._end_of_lines()
         os.ftruncate(self._fd, self._length)
+        self._sha256 = self._digest_of(self._length)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line. Floats read back exactly; NaN and infinities are written as `line_of` says.
@@ -41,8 +43,8 @@ class MetricsFile:
         A disk that fills up in the middle of the line leaves the file without any of it. Raises EspalierError then,
         and TypeError for a value that JSON does not have (a tensor, say).
         """
-        rest = memoryview(line_of(record).encode())
-        size = len(rest)
+        line = line_of(record).encode()
+        rest, size = memoryview(line), len(line)
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -53,20 +55,26 @@ class MetricsFile:
                 message += f"; {free_bytes(self.path.parent)} bytes are free: free some, then continue with --resume"
             raise EspalierError(message) from error
         self._length += size
+        self._sha256.update(line)
 
     def length(self) -> int:
         """Bytes of all lines so far: what a checkpoint stores and `truncate_to` takes."""
         return self._length
 
+    def digest(self) -> str:
+        """sha256 of all lines so far, which a checkpoint stores beside their length."""
+        return self._sha256.hexdigest()
+
     def sync(self) -> None:
         """Flush all lines to the disk; done before a checkpoint stores `length`."""
         os.fsync(self._fd)
 
-    def truncate_to(self, length: int) -> None:
+    def truncate_to(self, length: int, digest: str = "") -> None:
         """Drop every line after the first `length` bytes.
 
-        Raises CheckpointError if the file is shorter than that, or `length` falls inside a line: then it is not the
-        file that the checkpoint was written with.
+        Raises CheckpointError, and changes nothing, if the file is shorter than that, `length` falls inside a line, or
+        those bytes do not have the sha256 `digest` (empty: not known): then it is not the file that the checkpoint was
+        written with.
         """
         if length > self._length:
             raise CheckpointError(
@@ -78,9 +86,27 @@ class MetricsFile:
                 f"{self.path} has no line end at byte {length}, where the checkpoint expects one, so it was changed "
                 "after the checkpoint was written; put the original file back"
             )
+        kept = self._digest_of(length)
+        if digest and kept.hexdigest() != digest:
+            raise CheckpointError(
+                f"the first {length} bytes of {self.path} have sha256 {kept.hexdigest()[:16]}... and had "
+                f"{digest[:16]}... when the checkpoint was written, so a line was changed since; put the original file "
+                "back, or take it as it is with --accept-changes"
+            )
         os.ftruncate(self._fd, length)
         os.fsync(self._fd)
-        self._length = length
+        self._length, self._sha256 = length, kept
+
+    def _digest_of(self, length: int) -> hashlib._Hash:
+        """sha256 of the first `length` bytes, a MB in memory at a time."""
+        digest, at = hashlib.sha256(), 0
+        while at < length:
+            data = os.pread(self._fd, min(1 << 20, length - at), at)
+            if not data:
+                break
+            digest.update(data)
+            at += len(data)
+        return digest
 
     def close(self) -> None:
         if self._fd >= 0:

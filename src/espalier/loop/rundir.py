@@ -16,7 +16,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -238,8 +238,8 @@ class RunDir:
         """Raise ConfigError if the config reads from an entry that is about to be deleted."""
         going = [(self.path / name).resolve() for name in self._list.entries if name not in manifests.STAY]
         for name, value in _flat(config, self.config).items():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and name != "out" and _reads_from(text, going):
+            for text in _strings(value) if name != "out" else ():
+                if _reads_from(text, going):
                     raise ConfigError(
                         f"{name}: {text} is part of the run in {self.path}, which this one would remove; choose "
                         "another out, or copy it elsewhere first",
@@ -278,6 +278,15 @@ def _is_lock(path: Path) -> bool:
     if path.is_symlink() or not path.is_file() or path.stat().st_size > 32:
         return False
     return re.fullmatch(rb"\d*\n?", path.read_bytes()) is not None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a value of a config."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _strings(entry)
 
 
 def _reads_from(text: str, entries: list[Path]) -> bool:

@@ -11,7 +11,7 @@ import math
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class TrainState:
     counters: totals since the first step (samples, tokens and the like).
     state: the algorithm's own numbers.
     best, best_step: the best evaluation so far and its step; None before the first. stale: evaluations since then.
-    lengths: bytes of the append-only files, by name.
+    lengths, digests: bytes of the append-only files and sha256 of these bytes, by name.
     """
 
     step: int
@@ -41,6 +41,7 @@ class TrainState:
     best_step: int | None
     stale: int
     lengths: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """JSON from which `from_json` gives an equal state; floats keep all their bits.
@@ -60,6 +61,8 @@ class TrainState:
             raise CheckpointError(f"{where} is not JSON: {error}") from error
         if not isinstance(entries, dict):
             raise CheckpointError(f"{where} holds {type(entries).__name__}, expected an object")
+        # Older versions kept no digests.
+        entries = {"digests": {}, **entries}
         _check(entries, where)
         return cls(**entries)
 
@@ -74,6 +77,7 @@ _ENTRIES = {
     "best_step": "a count or null",
     "stale": "a count",
     "lengths": "counts by name",
+    "digests": "texts by name",
 }
 
 
@@ -85,6 +89,10 @@ def _is(kind: str, value: Any) -> bool:
         return _is_table("a count", value)
     if kind == "finite floats by name":
         return _is_table("a finite float", value)
+    if kind == "texts by name":
+        return _is_table("a text", value)
+    if kind == "a text":
+        return isinstance(value, str)
     if kind == "a finite float":
         return isinstance(value, float) and math.isfinite(value)
     # bool is a subclass of int.

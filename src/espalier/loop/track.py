@@ -1,20 +1,23 @@
 """Trackers: TensorBoard always, Weights & Biases and trackio as extras.
 
-They show a run while it trains; its record is metrics.jsonl.
+They show a run while it trains; its record is metrics.jsonl. So none of them ends a run: one that fails is named once,
+with its error, and not called again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
+import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from espalier.errors import ConfigError, EspalierError
+from espalier.errors import ConfigError
 from espalier.files import write_atomic
 
 FOLDER = "trackers"
@@ -41,40 +44,60 @@ class Trackers:
     `out` is the run directory, `names` the extras to use beside TensorBoard, `config` the flat config, of which
     trackers get a copy without secrets. `step` is the last step that is already done, 0 in a new run: on resume,
     TensorBoard hides what was logged for later steps, and the others continue under the id in `trackers/id.json`.
-    `rank` is that of this process, unless given the environment's RANK.
+    `rank` is that of this process, unless given the environment's RANK. `note` takes a line for the user: a tracker
+    that does not start, fails or cannot be closed is switched off, and the run goes on.
 
-    Raises ConfigError if an extra is not installed, EspalierError if a tracker cannot start.
+    Raises ConfigError if an extra is not installed.
     """
 
     def __init__(
-        self, out: Path, names: Sequence[str], config: Mapping[str, Any], *, step: int = 0, rank: int | None = None
+        self,
+        out: Path,
+        names: Sequence[str],
+        config: Mapping[str, Any],
+        *,
+        step: int = 0,
+        rank: int | None = None,
+        note: Callable[[str], None] = print,
     ):
-        self._adapters: list[Adapter] = []
+        self._adapters: dict[str, Adapter] = {}
+        self._note = note
         if rank is None:
             rank = int(os.environ.get("RANK", "0"))
         if rank:
             return
         modules = {name: _extra(name) for name in names}
         public = redact(dict(config))
-        self._adapters.append(TensorBoard(out, step))
+        with self._switched_off_if_it_fails("tensorboard", "did not start"):
+            self._adapters["tensorboard"] = TensorBoard(out, step)
         for name, module in modules.items():
-            try:
-                self._adapters.append(EXTRAS[name](module, out, public))
-            # The extras raise errors of many kinds: no network, no key, a bad project.
-            except Exception as error:
-                self.close()
-                raise EspalierError(_did_not_start(name, error)) from error
+            with self._switched_off_if_it_fails(name, "did not start"):
+                self._adapters[name] = EXTRAS[name](module, out, public)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of one step."""
-        for adapter in self._adapters:
-            adapter.log(step, metrics)
+        for name, adapter in [*self._adapters.items()]:
+            with self._switched_off_if_it_fails(name, f"failed at step {step}"):
+                adapter.log(step, metrics)
 
     def close(self) -> None:
         """Flush and end every tracker."""
-        for adapter in self._adapters:
-            adapter.close()
-        self._adapters = []
+        for name, adapter in [*self._adapters.items()]:
+            with self._switched_off_if_it_fails(name, "could not be closed"):
+                adapter.close()
+        self._adapters = {}
+
+    @contextlib.contextmanager
+    def _switched_off_if_it_fails(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        # Trackers raise errors of many kinds: a full disk, a folder that is gone, no network, no key. Some end the
+        # process by SystemExit. An interrupt is the user's, and passes.
+        except (Exception, SystemExit) as error:
+            adapter = self._adapters.pop(name, None)
+            if isinstance(adapter, TensorBoard):
+                adapter.give_up()
+            self._note(_switched_off(name, what, error))
 
 
 class TensorBoard:
@@ -85,14 +108,32 @@ class TensorBoard:
 
         # Readers drop events of this step and later ones from earlier files.
         purge = step + 1 if step else None
+        self._own_thread_fails_quietly()
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        # Its thread writes; what that could not write is known after a flush, and to nobody without one.
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def give_up(self) -> None:
+        """End the thread that writes, whatever it still holds."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+
+    def _own_thread_fails_quietly(self) -> None:
+        """An error of the thread that writes reaches `log`, which reports it; the thread need not print it as well."""
+        before = threading.excepthook
+
+        def hook(args: Any) -> None:
+            if args.thread is None or type(args.thread).__name__ != "_AsyncWriterThread":
+                before(args)
+
+        threading.excepthook = hook
 
 
 class Wandb:
@@ -182,9 +223,9 @@ def _extra(name: str) -> Any:
         raise ConfigError(f"track: {name} is not installed; {way_out}") from None
 
 
-def _did_not_start(name: str, error: Exception) -> str:
-    """The message for a tracker that did not start: the first line of its error, without secrets, and the way out."""
+def _switched_off(name: str, what: str, error: BaseException) -> str:
+    """The line about a tracker that failed: the first line of its error, without secrets, and the way out."""
     lines = str(error).splitlines()
     reason = redact(lines[0]) if lines else type(error).__name__
     way_out = "; WANDB_MODE=offline keeps it on this machine" if name == "wandb" else ""
-    return f"{name} did not start: {reason}{way_out}, or drop --track {name}"
+    return f"{name} {what} and is switched off ({reason}){way_out}; the run goes on, metrics.jsonl has its numbers"

@@ -119,7 +119,9 @@ class Trainer:
             self.reference.load(saved.path)
         load_rng(saved.path, self.world.rank)
         if self.metrics is not None:
-            self.metrics.truncate_to(state.lengths["metrics.jsonl"])
+            name = self.metrics.path.name
+            digest = "" if self.loop.accept_changes else state.digests.get(name, "")
+            self.metrics.truncate_to(state.lengths[name], digest)
         self.state = self._saved = state
 
     def run(self) -> Finished:
@@ -267,7 +269,9 @@ class Trainer:
         if self._saved != self.state:
             if self.metrics is not None:
                 self.metrics.sync()
-                self.state = replace(self.state, lengths={"metrics.jsonl": self.metrics.length()})
+                name = self.metrics.path.name
+                lengths, digests = {name: self.metrics.length()}, {name: self.metrics.digest()}
+                self.state = replace(self.state, lengths=lengths, digests=digests)
             checkpoint.save(self.root, self.state, self._write, world=self.world)
             self._saved = self.state
         self._prune()
