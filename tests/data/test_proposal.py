@@ -31,6 +31,7 @@ TURNS = [{"role": "user", "content": ASK}]
         ("chat", {"lang": "en", "first": ASK, "second": ANSWER, "third": BAD}, "prompt=first response=second"),
         ("chat", {"inner": {"q": ASK, "reply": GOOD}, "n": 1}, "prompt=inner.q response=inner.reply"),
         ("chat", {"ask": ASK, "replies_given": [GOOD]}, "prompt=ask 'response=replies_given[0]'"),
+        ("chat", {"ask": ASK, "replies": {"text": [GOOD], "at": [3]}}, "prompt=ask 'response=replies.text[0]'"),
         (
             "chat",
             {"the_talk": [*TURNS, {"role": "assistant", "content": GOOD}], "seed": 3},
@@ -103,6 +104,8 @@ def test_a_mapping_is_proposed_and_reads_the_row(
     [
         ("chat", {"id": 3, "label": 1}),
         ("chat", {"finish": "found_error", "problem": ASK}),  # a code is no answer
+        ("chat", {"problem": ASK, "label": {"finish": "found_error", "seconds": 3}}),
+        ("chat", {"question": ASK, "passage": GOOD}),  # what is read before a question does not answer it
         ("chat", {"ask": ASK, "out_1": GOOD, "out_2": BAD}),  # nobody says which one is right
         ("chat", {"task": "talk", "log": "Human: Hi there\n\nAssistant: Hello"}),  # a transcript is no answer
         ("chat", {"q": ASK, "reply": GOOD, "images": ["a.png"]}),  # would be refused all the same

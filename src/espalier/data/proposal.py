@@ -8,7 +8,7 @@ from typing import Any
 
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
-from espalier.data.columns.propose import propose
+from espalier.data.columns.propose import mappings
 from espalier.data.columns.watched import watched
 from espalier.data.formats import FORMATS, convert, sniff
 from espalier.data.formats.expand import expand
@@ -24,10 +24,10 @@ def proposal(row: Any, consumes: Consumes) -> str:
     """
     if not isinstance(row, Mapping):
         return ""
-    fields = propose(row, consumes)
-    if not fields or not _reads(Columns.parse(fields), row, consumes):
-        return ""
-    return " ".join(("--columns", *map(shlex.quote, fields)))
+    for fields in mappings(row, consumes):
+        if _reads(Columns.parse(fields), row, consumes):
+            return " ".join(("--columns", *map(shlex.quote, fields)))
+    return ""
 
 
 def _reads(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> bool:

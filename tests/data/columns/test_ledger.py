@@ -134,6 +134,23 @@ def test_text_that_was_read_under_another_name_is_no_loss(row: dict[str, Any], t
     assert ledger.unread and not ledger.dropped
 
 
+def test_a_template_filled_with_what_was_read_is_no_loss(tmp_path: Path) -> None:
+    frame = (
+        "Here is a task that somebody wrote down for you. Write down what completes it.\n\n# Task\n{}\n\n# Answer\n{}"
+    )
+    rows = []
+    for i in range(8):
+        task, answer = f"Name a red fruit, please ({i}).", f"Number {i} is a cherry."
+        rows.append({"instruction": task, "output": answer, "text": frame.format(task, answer)})
+    assert not account(tmp_path, rows).dropped
+    # Other words around it in every row are words that were not read.
+    for i, row in enumerate(rows):
+        row["text"] += f" It took the writer {i} hours."
+    assert list(account(tmp_path, rows).dropped) == ["text"]
+    # The same words in every row that have nothing of what was read are a text like any other.
+    assert list(account(tmp_path, [row | {"text": LONG} for row in rows]).dropped) == ["text"]
+
+
 def test_text_in_objects_counts_with_their_column(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "response": "a", "meta": {"id": 3, "notes": [{"remark": LONG}]}}]
     assert list(account(tmp_path, rows).dropped) == ["meta"]

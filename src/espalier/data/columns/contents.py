@@ -59,7 +59,14 @@ def contents(name: str, value: Any) -> Contents:
     >>> contents("url", "https://example.org/" + 100 * "a").length, contents("note", "Ask about fruit.").length
     (0, 16)
     """
+    # Most values are numbers and short texts, and every row has some: these two go first.
+    if isinstance(value, bool | int | float):
+        return Contents()
     value = decoded(value)
+    if isinstance(value, str):
+        text = value.strip()
+        length = len(text) if text and is_prose(text) else 0
+        return Contents(bool(text) and name.lower() in MEDIA, False, length, (value,), not text)
     if is_empty(value):
         return Contents(empty=True)
     texts = tuple(leaves(value))

@@ -16,6 +16,10 @@ EARLY = 1000
 """Rows after which texts that nobody read refuse a source; media and turns do at once."""
 NAMES = 300
 """Most columns and keys that are counted by name; the others together are OTHERS."""
+REWORDED = 10
+"""Characters of a text that makes another one its template, if it stands in it."""
+FRAMES = 8
+"""Templates that are remembered of a column."""
 OTHERS = "(other keys)"
 SHOWN = 12
 """Most columns that are listed on one line."""
@@ -27,6 +31,7 @@ class Unread:
     longest texts there.
 
     `texts` counts rows whose text stands neither inside what was read nor under another name of a field that was read,
+    nor is a template with what was read in it,
     `long` those of LONG characters and more; `media` and `turns` count rows that have some, and `first` is the line of
     the first one.
     """
@@ -62,6 +67,8 @@ class Ledger:
     mapped: dict[str, int] = field(default_factory=dict)
     judges_text: bool = True
     notes: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, set[str]] = field(default_factory=dict, compare=False)
+    """The words around what was read, by column; only while rows are read."""
 
     def add(self, line: int, row: WatchedRow) -> None:
         """Count a row that was read."""
@@ -151,7 +158,7 @@ class Ledger:
             yield f"{note} ({count:,})"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "frames"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Ledger:
@@ -247,12 +254,28 @@ class _OneRow:
             if (length or turns) and not read:
                 read = _folded(self.texts)
             same = name in self.rivals or all(_is_inside(found.texts, read) for found in several)
+            if length >= LONG and not same:
+                same = all(self._rewords(name, text) for found in several for text in found.texts)
             unread.texts += bool(length and not same)
             unread.long += bool(length >= LONG and not same)
             unread.media += media
             unread.turns += turns and not same
             if (media or (turns and not same)) and not unread.first:
                 unread.first = self.line
+
+    def _rewords(self, name: str, text: str) -> bool:
+        """Whether a text is what was read, in words that stood around it in earlier rows, too: a filled-in template."""
+        rest, stands = _folded([text]), False
+        for part in sorted(map(_one, self.texts), key=len, reverse=True):
+            if part and part in rest:
+                stands = stands or len(part) >= REWORDED
+                rest = rest.replace(part, "\0", 1)
+        frames = self.ledger.frames.setdefault(name, set())
+        if not stands or rest in frames:
+            return stands
+        if len(frames) < FRAMES:
+            frames.add(rest)
+        return False
 
 
 def entered(row: WatchedRow) -> bool:
@@ -264,6 +287,10 @@ def _entered(value: Any) -> bool:
     if isinstance(value, list):
         return any(_entered(inner) for inner in value)
     return isinstance(value, WatchedRow) and entered(value)
+
+
+def _one(text: str) -> str:
+    return _folded([text])
 
 
 def _folded(texts: Iterable[str]) -> str:

@@ -30,6 +30,11 @@ PROMPT_LIKE = (
 )
 ANSWER_LIKE = ("summary", "code", "translation", "generation", "attempt", "highlights", "explanation", "label")
 SYSTEM = ("system",)
+REASONING = ("reasoning", "cot", "thinking", "thought", "thoughts")
+CONTEXT = ("context", "passage", "article", "document", "background", "history", "title", "name")
+"""Names of what is read before a question, and never answers it."""
+ANY_TEXT = {"text", "texts", "content", "value", "full"}
+"""Words of names that say nothing of what a text is."""
 CHOSEN = ("chosen", "preferred", "better", "winner", "accepted", "positive", "pos", "good", "best")
 REJECTED = ("rejected", "dispreferred", "worse", "loser", "negative", "neg", "bad", "worst", "unpreferred")
 LABEL = ("label", "good", "correct", "desirable", "upvoted", "thumbs")
@@ -52,8 +57,10 @@ class _Column:
 
     @property
     def words(self) -> list[str]:
-        """The words of its own name, in lower case and the singular."""
-        return [word.lower() for word in _WORD.findall(self.path.rpartition(".")[2])]
+        """The words of its own name, in lower case; of the column that holds it, if its own is that of any text."""
+        above, _, own = self.path.rpartition(".")
+        words = _words(own)
+        return _words(above) if above and set(words) <= ANY_TEXT else words
 
     @property
     def about_the_row(self) -> bool:
@@ -64,7 +71,7 @@ class _Column:
         """The place of the first of `names` that its name holds, whole names before parts; a large number if none."""
         words, best = self.words, 1000
         for place, name in enumerate(names):
-            singular = [word.removesuffix("s") for word in words]
+            singular = [re.sub(r"ie$", "y", word.removesuffix("s")) for word in words]
             if words == [name] or singular == [name]:
                 best = min(best, place)
             elif name in words or name in singular:
@@ -72,14 +79,23 @@ class _Column:
         return best
 
 
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name) if not word.isdigit()]
+
+
 def propose(row: Mapping[str, Any], consumes: Consumes) -> list[str]:
-    """The mapping to try for a row, as `--columns` takes it; empty if none comes to mind.
+    """The first mapping to try for a row, as `--columns` takes it; empty if none comes to mind.
 
     >>> propose({"id": 7, "problem": "1 + 1?", "final_solution": "It is 2."}, "chat")
     ['prompt=problem', 'response=final_solution']
     >>> propose({"q": "Name a red fruit.", "good_one": "A cherry.", "bad_one": "A banana."}, "ranking")
     ['prompt=q', 'chosen=good_one', 'rejected=bad_one']
     """
+    return next(mappings(row, consumes), [])
+
+
+def mappings(row: Mapping[str, Any], consumes: Consumes) -> Iterator[list[str]]:
+    """The mappings to try for a row, the fullest first: those after it have no text before or beside the prompt."""
     columns = list(_columns(row))
     if consumes == "steps":
         fields = _steps(columns)
@@ -89,7 +105,15 @@ def propose(row: Mapping[str, Any], consumes: Consumes) -> list[str]:
             fields = _judged(columns)
     else:
         fields = _chat(columns)
-    return [f"{name}={path}" for name, path in fields.items()]
+    if not fields:
+        return
+    texts = [column for column in columns if _is_text(column.value) and column.path not in fields.values()]
+    reasoning = _best(texts, REASONING) if consumes == "chat" and "response" in fields else None
+    if reasoning is not None:
+        yield [f"{name}={path}" for name, path in {**fields, "reasoning": reasoning}.items()]
+    yield [f"{name}={path}" for name, path in fields.items()]
+    if fields.pop("system", None) is not None:
+        yield [f"{name}={path}" for name, path in fields.items()]
 
 
 def _columns(row: Mapping[str, Any], place: str = "", depth: int = 0) -> Iterator[_Column]:
@@ -187,6 +211,7 @@ def _asked(texts: Sequence[_Column]) -> tuple[str, str] | None:
     answer = answer or _best(rest, ANSWER_LIKE)
     if answer is None:
         # Words that follow one another, at the top of the row: not a code such as `found_error`.
+        rest = [column for column in rest if column.rank((*CONTEXT, *REASONING)) == 1000]
         spoken = [column for column in rest if len(column.value.split()) > 1 and "." not in column.path]
         answer = max(spoken, key=lambda column: len(column.value)).path if spoken else None
     return (prompt, answer) if prompt and answer else None
@@ -290,7 +315,7 @@ def _series(columns: Sequence[_Column], fits: Any) -> dict[str, list[str]]:
     """The columns whose names differ in their last word alone, a number or a letter, by what they have in common."""
     series: dict[str, list[str]] = {}
     for column in columns:
-        match = re.fullmatch(r"(.*?)[ _-]?(\d+|[a-z])(?:\[0\])?", column.path)
+        match = re.fullmatch(r"(.*?)[ _-]?(\d+|[a-z]|(?<=_)[A-Z])(?:\[0\])?", column.path)
         if match and fits(column.value):
             series.setdefault(match.group(1), []).append(column.path)
     return {stem: paths for stem, paths in series.items() if stem and len(paths) > 1}
