@@ -107,6 +107,16 @@ def test_the_template_check_sees_judgements_that_differ(name: str) -> None:
     assert data.template([row], renderer.render).verdict == "fail"
 
 
+@pytest.mark.parametrize(("name", "value"), [("mask", True), ("weights", 0.5), ("stop", "length")])
+def test_the_template_check_sees_that_something_else_is_trained(name: str, value: Any) -> None:
+    """Such as the tokens of an earlier run that trained other turns."""
+    renderer = Renderer(TOKENIZER, form=CASES[0][1])
+    stored = [r.sample for r in renderer.render(RANKING, 7)]
+    row = Row(RANKING, renderer.render(RANKING), stored)
+    setattr(stored[0], name, value if name == "stop" else [value] * len(stored[0]))
+    assert data.template([row], renderer.render).verdict == "fail"
+
+
 @pytest.mark.parametrize(("example", "form"), CASES)
 def test_trained_and_stop_count_judged_examples(example: Example, form: Form) -> None:
     renderer, stats = Renderer(TOKENIZER, form=form), StoreStats()

@@ -71,3 +71,33 @@ def test_a_rate_that_moves_nothing_is_seen() -> None:
     assert update({"float32": 1.0, "bfloat16": 0.3}).verdict == "pass"
     assert update({"float32": 0.1, "bfloat16": 0.0}).verdict == "fail"
     assert "masters" in update({"float32": 1.0, "bfloat16": 0.0}).way_out
+
+
+def test_a_yardstick_that_rounds_is_widened_and_a_fault_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the model's own forward may be further from float32 than the limit: that is no fault of a layout."""
+    from espalier.checks import model as checked
+
+    policy = Policy(tiny_model("llama", seed=3).train(), "forest")
+    policy.model.to(torch.bfloat16)
+    groups = [[sample(list(range(5, 40)), 20), sample([*range(5, 25), 99, 98, 97], 20)]]
+    before = [p.data for p in policy.parameters()]
+    monkeypatch.setitem(checked.LAYOUT_LIMIT, "bfloat16", 1e-6)
+    found = layout(policy, groups, torch.bfloat16)
+    assert found.verdict == "pass" and "in float32" in found.limit
+    assert all(p.data.data_ptr() == d.data_ptr() for p, d in zip(policy.parameters(), before, strict=True))
+    policy.head = replace(policy.head, softcap=2.0)
+    assert layout(policy, groups, torch.bfloat16).verdict == "fail"
+
+
+def test_widened_modules_compute_in_float32_without_a_second_copy() -> None:
+    from espalier.checks.model import one_by_one, widened
+
+    policy = Policy(tiny_model("llama").train(), "forest")
+    rows = [sample(list(range(5, 40)), 20)]
+    policy.model.to(torch.bfloat16)
+    with torch.no_grad(), widened(policy.model):
+        exact = one_by_one(policy, rows)
+    low = {p.dtype for p in policy.parameters()}
+    policy.model.float()
+    with torch.no_grad():
+        assert torch.allclose(one_by_one(policy, rows), exact, atol=1e-5) and low == {torch.bfloat16}

@@ -55,7 +55,8 @@ def test_which_checks_run_and_when() -> None:
     def at(moment: str, of: Any) -> list[str]:
         return [check.name for check in CHECKS if check.when(of) == moment]
 
-    data = ["rows", "trained", "stop", "bos", "mask", "template", "judgements", "held_out", "order"]
+    data = ["rows", "trained", "stop", "bos", "mask", "template", "judgements", "raw_rows", "held_out"]
+    data.append("order")
     layout, update = ["layout", "gradients"], ["loss", "update", "optimizer"]
     last = ["first_loss", "evaluation", "accumulation"]
     assert at("before", session("chat", 1)) == data and at("after", session("chat", 1)) == [*layout, *update, *last]

@@ -19,7 +19,7 @@ from espalier.checks.plainmath import Facts
 from espalier.types import Sample
 
 if TYPE_CHECKING:
-    from espalier.algorithms.traits import Algorithm
+    from espalier.algorithms.traits import Algorithm, Traits
 
 
 class Case(NamedTuple):
@@ -77,7 +77,7 @@ def cases(algorithm: Algorithm, groups: Groups, share: bool) -> Iterator[Case]:
         yield _scores(algorithm, groups, share)
         return
     if traits.wants != "labels":
-        yield _tokens(algorithm, [*groups[:-1], _reversed(groups[-1])], share)
+        yield _tokens(algorithm, _flipped(traits, groups), share)
         return
     yield _answers(algorithm, [_short(groups[0]), *groups[1:]], share, "single answers")
     good = [group for group in groups if group[0].label == 1]
@@ -155,6 +155,13 @@ def _short(group: list[Sample]) -> list[Sample]:
     return [replace(s, tokens=s.tokens[at:], mask=s.mask[at:], weights=s.weights[at:], reads=[], grades=[])]
 
 
+def _flipped(traits: Traits, groups: Groups) -> list[list[Sample]]:
+    """The groups, the last one as a flip leaves it; whole orders are never flipped."""
+    if traits.orders:
+        return list(groups)
+    return [*groups[:-1], _reversed(groups[-1])]
+
+
 def _reversed(group: list[Sample]) -> list[Sample]:
     """The group with every comparison the other way round, as a flip leaves it; its labels stay."""
     beats: list[list[int]] = [[] for _ in group]
@@ -175,8 +182,7 @@ def _scores(algorithm: Algorithm, groups: Groups, share: bool) -> Case:
     first = copies[0][0]
     if width > 1 and first.grades and sum(not math.isnan(x) for x in first.grades[0]) > 1:
         first.grades[0] = (math.nan, *first.grades[0][1:])  # a dimension that nobody judged
-    if traits.consumes != "steps":
-        copies[-1] = _reversed(copies[-1])
+    copies = _flipped(traits, copies)
     scores = []
     for number, group in enumerate(copies):
         for place, s in enumerate(group):

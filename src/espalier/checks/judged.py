@@ -35,8 +35,9 @@ class Claim:
 def check_judgements(evidence: Evidence) -> Outcome:
     """The stored judgements of the first rows of every source."""
     config, traits = evidence.session.config, evidence.session.traits
-    trained = claims(evidence.rows, traits, config.preference, config.labels)
-    held = claims(evidence.held_rows, traits, config.preference, config.labels)
+    unread = evidence.session.renderer.form.unread
+    trained = claims(evidence.rows, traits, config.preference, config.labels, unread)
+    held = claims(evidence.held_rows, traits, config.preference, config.labels, unread)
     return judgements(trained, held, config.preference.flip)
 
 
@@ -61,9 +62,13 @@ def judgements(trained: Iterable[Claim], held: Iterable[Claim], flip: float) -> 
 
 
 def claims(
-    rows: Iterable[Row], traits: Traits, preference: PreferenceConfig, labels: StepLabelsConfig
+    rows: Iterable[Row],
+    traits: Traits,
+    preference: PreferenceConfig,
+    labels: StepLabelsConfig,
+    unread: int | None = None,
 ) -> Iterator[Claim]:
-    """What the examples of rows say of the stored samples."""
+    """What the examples of rows say of the stored samples. unread: the token that a scalar head never reads."""
     for row in rows:
         if len(row.rendered) != len(row.stored):
             continue
@@ -76,6 +81,8 @@ def claims(
             if None not in responses:
                 known = [r for r in responses if r is not None]
                 yield from _of_ranking(row.example, known, row.stored, traits, preference, where)
+                if traits.says == "reads" or traits.wants == "grades":
+                    yield from _reads(row.stored, unread, where)
 
 
 # ------------------------------------------------------------------------------------------------------------- rankings
@@ -92,9 +99,6 @@ def _of_ranking(
     """What a ranking says of its samples, which stand in the order of `responses`."""
     for s, response in zip(stored, responses, strict=True):
         answer = f"{where}, answer {response.message.content[:40]!r}"
-        if traits.says == "reads" or s.reads:
-            last = max((t for t, trained in enumerate(s.mask) if trained), default=0)
-            yield Claim(f"{answer} is read at {s.reads} of {len(s)} tokens", len(s.reads) == 1 and s.reads[0] >= last)
         if s.grades and not all(map(math.isnan, s.grades[0])):
             grade = [math.nan if x is None else float(x) for x in response.scores]
             yield Claim(f"{answer} has the grade {s.grades[0]}", not grade or _same(s.grades[0], grade))
@@ -110,6 +114,13 @@ def _of_ranking(
             equal = (s.label is None) == (level is None)
             yield Claim(about, equal and (level is None or abs((s.label or 0.0) - level) <= CLOSE * max(1, abs(level))))
         yield from _compared(levels, stored, preference, where)
+
+
+def _reads(stored: Sequence[Sample], unread: int | None, where: str) -> Iterator[Claim]:
+    """Each answer is read once, at its last token but for those that are never read."""
+    for number, s in enumerate(stored, 1):
+        right = len(s.reads) == 1 and all(token == unread for token in s.tokens[s.reads[0] + 1 :])
+        yield Claim(f"{where}: answer {number} is read at {s.reads} of its {len(s)} tokens", right)
 
 
 def _compared(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from espalier.checks.first_groups import facts_of_parts
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float64": 1e-8, "float32": 2e-4, "bfloat16": 0.05, "float16": 0.05}
 """What rounding explains of the first loss, by dtype, relative above 1."""
+SMOOTH = ("logprobs", "rewards", "length")
+"""Metrics that differ between groups and do not jump: an accuracy does where both sides are equal."""
 INVENTED = 1e-4
 """What rounding explains of a loss at invented numbers, which are float32 in every run, relative above 1."""
 EXPLAINED = (
@@ -56,18 +60,30 @@ def check_evaluation(evidence: Evidence) -> Outcome:
     tolerance = TOLERANCE[str(session.model.compute).removeprefix("torch.")]
     batches = iter([first.groups[:1], first.groups[1:]])
     if not session.traits.likelihood:
-        numbers = evaluate_loss(session.learner, session.config.algorithm, session.reference, first.state, batches)
-        return evaluation(numbers["eval_loss"], measured(evidence, first), tolerance)
+        algorithm = session.config.algorithm
+        numbers = evaluate_loss(session.learner, algorithm, session.reference, first.state, batches)
+        terms = session.learner.measure(first.groups, algorithm.loss, first.state)
+        expected = {"eval_loss": measured(evidence, first)}
+        for name, term in terms.items():
+            if term.total and name.startswith(SMOOTH):
+                expected[f"eval_{name}"] = term.sum / term.total
+        return evaluation(numbers, expected, tolerance)
     if not evidence.knows_alone:
         return skipped("`layout` was left out, and the model is sharded now")
     parts = facts_of_parts(first.groups, evidence.alone.tolist()).parts.values()
-    expected = sum(cost for cost, _ in parts) / sum(weight for _, weight in parts)
-    return evaluation(evaluate(session.learner, batches)["eval_loss"], expected, tolerance)
+    loss = sum(cost for cost, _ in parts) / sum(weight for _, weight in parts)
+    return evaluation(evaluate(session.learner, batches), {"eval_loss": loss}, tolerance)
 
 
-def evaluation(value: float, expected: float, tolerance: float) -> Outcome:
-    """The loss that an evaluation in two batches gives, against that of all of them."""
-    return first_loss(value, expected, tolerance, "evaluation")
+def evaluation(numbers: Mapping[str, float], expected: Mapping[str, float], tolerance: float) -> Outcome:
+    """The numbers that an evaluation in two batches gives, against those of all of them; the loss is among both."""
+    limit = f"the numbers of one batch ± {tolerance:.0e}"
+    for name, of_all in expected.items():
+        value = numbers.get(name, math.nan)
+        if not abs(value - of_all) <= tolerance * max(1.0, abs(of_all)):
+            way_out = "Held-out numbers are not those of the held-out data: report this."
+            return failed(f"{name} {value:.6f}, of one batch {of_all:.6f}", limit, way_out)
+    return passed(f"eval_loss {numbers['eval_loss']:.6f}", limit)
 
 
 def measured(evidence: Evidence, first: First) -> float:

@@ -24,6 +24,7 @@ from espalier.checks import (
     optimizer,
     order,
     preference,
+    raw_rows,
     table,
 )
 from espalier.checks.table import Outcome, skipped
@@ -80,6 +81,7 @@ CHECKS = (
     Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", exact.check_mask, before),
     Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
     Check("judgements", "Stored comparisons, labels and grades follow their rows.", judged.check_judgements, before),
+    Check("raw_rows", "Samples say what the columns of their raw rows say.", raw_rows.check_raw_rows, before),
     Check("held_out", "No row and no prompt is both trained on and held out.", order.check_held_out, before),
     Check("order", "Each epoch draws every row once; shares and steps are as asked.", order.check_order, before),
     Check("layout", "The layout in use says what one-by-one forwards say.", model.check_layout, unsharded),
