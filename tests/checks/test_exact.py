@@ -176,3 +176,16 @@ def test_the_expected_turn_is_the_templates_own():
     expected = Plain(CHATML, ()).turn(CHAT.messages, 1, (), {})
     assert expected is not None and expected.bodies == (squash("three<|im_end|>"),)
     assert expected.through == (squash("<|im_start|>user one two<|im_end|><|im_start|>assistant three<|im_end|>"),)
+
+
+def test_the_date_of_the_day_and_the_form_of_calls_are_the_renderers():
+    dated = letters(template="{{ strftime_now('%d %b %Y') }}" + CHATML.chat_template)
+    assert judged(CHAT, Renderer(dated).render(CHAT), dated).verdict == "pass"
+    texts = letters(
+        template="{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    chat = Chat((user("Q"), assistant("A", tool_calls=(call,))))
+    assert judged(chat, Renderer(texts).render(chat), texts).verdict == "pass"

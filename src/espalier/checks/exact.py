@@ -305,7 +305,7 @@ def _without(left: list[Wanted], run: Run, spare: str) -> list[Wanted]:
 
 def _body(wanted: Wanted, text: str, *, cut: bool) -> str | None:
     """The body of a turn with which `text` begins; of a cut one, `text` itself if it begins the body."""
-    for body in wanted.expected.bodies:
+    for body in sorted(wanted.expected.bodies, key=len, reverse=True):
         if text.startswith(body):
             return body
         if cut and body.startswith(text):

@@ -77,21 +77,17 @@ class Plain:
         self, messages: Sequence[Mapping[str, Any]], tools: Any = None, generate: bool = False, **values: Any
     ) -> str | None:
         """The text of messages; None if the template refuses them."""
+        # What `apply_chat_template` calls; that one takes no function, and the date of today must be the fixed one.
         from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import _compile_jinja_template
 
         from espalier.data.render.turns import fixed_date
 
+        names = {**self.tokenizer.special_tokens_map, "strftime_now": fixed_date, **values}
+        names |= {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": generate}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=list(tools) if tools else None,
-                    add_generation_prompt=generate,
-                    tokenize=False,
-                    strftime_now=fixed_date,
-                    **values,
-                )
-            )
+            source = self.tokenizer.get_chat_template(tools=tools or None)
+            return str(_compile_jinja_template(source).render(**names))
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
             return None
 
@@ -104,6 +100,16 @@ class Plain:
             if text is not None and first["content"] in text:
                 return set(self._control.findall(text.partition(first["content"])[0]))
         return set()
+
+    @cached_property
+    def _header(self) -> str:
+        """What a generation prompt adds behind a question, if it holds a control token."""
+        question = {"role": "user", "content": "Zquestion"}
+        asked, prompt = self.write([question]), self.write([question], generate=True)
+        if asked is None or prompt is None or not prompt.startswith(asked):
+            return ""
+        header = prompt[len(asked) :]
+        return header if self._control.search(header) else ""
 
     def turn(self, messages: Sequence[Message], index: int, tools: Any, given: Mapping[str, Any]) -> Expected | None:
         """What the assistant message `index` must train; None if the template does not say it. given: names that the
@@ -122,10 +128,13 @@ class Plain:
                 text = self.write(asked, tools, **values)
                 if prompt is None or text is None or not text.startswith(prompt):
                     continue
-                ends = list(self._ends(asked, message, tools, values, text, len(prompt)))
-                bodies += [squash(end[len(prompt) :]) for end in ends]
+                start = len(prompt)
+                if self._header and text.startswith(self._header, start):
+                    start += len(self._header)  # a header that the template leaves out of this prompt
+                ends = list(self._ends(asked, message, tools, values, text, start))
+                bodies += [squash(end[start:]) for end in ends]
                 through += [squash(self._unmarked(end)) for end in ends]
-                lead = max(lead, leading(text[len(prompt) :]), key=len)
+                lead = max(lead, leading(text[start:]), key=len)
                 break
         return Expected(tuple(bodies), tuple(through), lead) if bodies else None
 
@@ -157,7 +166,9 @@ class Plain:
             marker = self._control.match(rest)
             if marker:
                 yield text + marker[0]
-        yield text + str(self.tokenizer.eos_token)
+        for name, i in self.special.items():
+            if i in self.known:
+                yield text + name
 
     def _followed(
         self, asked: list[dict[str, Any]], message: Message, tools: Any, values: Mapping[str, Any]

@@ -140,3 +140,27 @@ def test_a_header_without_a_generation_prompt_is_one_and_is_not_trained():
     assert asked == "<|im_start|>user\nQ<|im_end|><|im_start|>assistant\n"
     assert complete(tokenizer) == "" and shown(tokenizer, Chat(THREE.messages[:2])) == texts
     assert complete(letters(template="chatml")) == complete(letters(template=None)) == ""
+
+
+def test_a_header_that_a_prompt_lacks_is_not_trained():
+    """A template that writes no generation prompt behind a tool's result, and the header of the answer all the same."""
+    template = (
+        "{% for m in messages %}{{ {'user': '<|ask|>', 'assistant': '<|say|>\n', 'tool': '<|see|>'}[m.role] }}"
+        "{{ m.content }}{{ '<|done|>' if m.role == 'assistant' else '' }}{% endfor %}"
+        "{{ '<|say|>\n' if add_generation_prompt and messages[-1].role == 'user' else '' }}"
+    )
+    chat = Chat((user("Q"), assistant("A"), tool("T"), assistant("B")))
+    assert shown(speaking(template), chat) == ["<|ask|>Q<|say|>\n⟦A<|done|>⟧<|see|>T<|say|>\n⟦B<|done|>⟧"]
+
+
+def test_the_parts_of_a_call_are_found_where_their_names_could_complete_a_control_token():
+    template = (
+        "{% for m in messages %}{{ '<' if m.role == 'system' else '<|ask|>' }}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name + ':' + c.function.arguments.city }}{% endfor %}"
+        "{{ '<|done|>' if m.role == 'assistant' else '' }}{% endfor %}{{ '<|ask|>' if add_generation_prompt else '' }}"
+    )
+    tokenizer = speaking(template)
+    tokenizer.add_tokens([AddedToken("<function>", special=True), AddedToken("<name>", special=True)])
+    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "Rome"}}}
+    chat = Chat((user("Q"), assistant("", tool_calls=(call,))))
+    assert shown(tokenizer, chat) == ["<|ask|>Q<|ask|>⟦look:Rome<|done|>⟧"]

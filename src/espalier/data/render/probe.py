@@ -139,11 +139,12 @@ def _ends(
         closing.append(closed)
         ids += [token.id for token in (own, closed) if token is not None]
     tails = stops.tails(codec, ((texts.asked, texts.answered), (texts.answered, texts.twice)))
+    header = stops.header(codec, texts.asked, prompt)
     behind = set()
     for place in (answer, call):
         if place and (end := stops.first_written(codec, place.end, 0, ids)) >= 0:
             behind.add(place.end[end:])
-    return known, stops.TurnEnds(tuple(dict.fromkeys(ids)), closing[0], closing[1], tails, frozenset(behind))
+    return known, stops.TurnEnds(tuple(dict.fromkeys(ids)), closing[0], closing[1], tails, frozenset(behind), header)
 
 
 def _behind(text: str | None, longer: str | None, word: str, next_word: str) -> stops.Behind | None:

@@ -15,7 +15,8 @@ class TurnEnds:
     ids: the tokens that end them, each once; also those that the model stops on and that no turn holds inside.
     answer, call: what is written behind an answer and behind a tool call that the template leaves open, None if
     nothing can be. tails: what a rendering ends in that the next message takes away again, such as an end-of-text
-    token. behind: what a rendering may end in behind a stop token.
+    token. behind: what a rendering may end in behind a stop token. header: what starts an assistant turn, if it holds
+    a special token.
     """
 
     ids: tuple[int, ...] = ()
@@ -23,6 +24,7 @@ class TurnEnds:
     call: Added | None = None
     tails: tuple[str, ...] = ()
     behind: frozenset[str] = field(default_factory=frozenset)
+    header: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,14 @@ def shared(codec: Codec, some: str, other: str) -> int:
             if start < size < end:
                 size = start
     return size
+
+
+def header(codec: Codec, asked: str | None, prompt: str | None) -> str:
+    """What a generation prompt adds to a rendering, if it holds a special token, else ""."""
+    if asked is None or prompt is None:
+        return ""
+    text = prompt[shared(codec, asked, prompt) :]
+    return text if any(token.special for _, _, token in codec.written(text)) else ""
 
 
 def first_written(codec: Codec, text: str, start: int, ids: Collection[int]) -> int:

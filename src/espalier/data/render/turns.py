@@ -95,7 +95,7 @@ class SealedChat:
         # One seal for the whole row: a template may copy content from anywhere to anywhere, so that
         # the characters of the seal must occur nowhere in it, the template's own text included.
         self.seal = codec.seal(list(_strings(chat, whole)), form.source(chat.tools))
-        self.tools = [self._close(tool) for tool in chat.tools] or None
+        self.tools = [self._structure(tool) for tool in chat.tools] or None
         self._given = {name: self._close(value) for name, value in chat.template_args.items()}
         self.messages: list[dict[str, Any]] = []
         self.call_form = self._fitting(chat, call_forms)
@@ -127,6 +127,16 @@ class SealedChat:
             return [self._close(item) for item in value]
         return value
 
+    def _structure(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """A call or tool with its texts sealed, but for the names by which templates find its parts."""
+        sealed = {}
+        for key, item in value.items():
+            if key == "function" and isinstance(item, Mapping):
+                sealed[key] = {name: self._close(part) for name, part in item.items()}
+            else:
+                sealed[key] = item if (key, item) == ("type", "function") else self._close(item)
+        return sealed
+
     def _message(self, message: Message) -> dict[str, Any]:
         """A message as templates take it."""
         fields: dict[str, Any] = {
@@ -137,7 +147,7 @@ class SealedChat:
             fields["reasoning_content"] = self._close(message.reasoning)
             fields["thinking"] = fields["reasoning_content"]  # what some templates call it
         if message.tool_calls:
-            fields["tool_calls"] = [self._close(call) for call in message.tool_calls]
+            fields["tool_calls"] = [self._structure(call) for call in message.tool_calls]
         if message.name is not None:
             fields["name"] = self._close(message.name)
         if message.tool_call_id is not None:
@@ -162,16 +172,22 @@ class SealedChat:
             if text.startswith(prompt):
                 return self._stopped(index, text, self._start(text, len(prompt)), values)
         at = _first_difference(prompt, text)
+        merge = ""
+        if index and self.messages[index - 1]["role"] == "assistant":
+            merge = "--merge-turns joins consecutive answers. "
         raise RowError(
             "prompt is no prefix of the turn",
             field=f"messages[{index}]",
             got=f"{prompt[at : at + 40]!r} in the prompt, {text[at : at + 40]!r} in the turn",
             expected="a turn that begins with what the template writes to start it",
-            fix="Choose another --template, or leave the row out",
+            fix=f"{merge}Choose another --template, or leave the row out",
         )
 
     def _start(self, text: str, at: int) -> int:
-        """Where a turn behind the prompt `text[:at]` begins: behind the spaces that the prompt's last token takes."""
+        """Where a turn behind the prompt `text[:at]` begins: behind the spaces that the prompt's last token takes, and
+        behind the header of a turn, if the template leaves that out of a prompt."""
+        if self._ends.header and text.startswith(self._ends.header, at):
+            at += len(self._ends.header)
         if self._codec.ending(text[:at]) == "token":
             _, last = self._codec.last_written(text[:at])
             if last is not None and last.rstrip:
