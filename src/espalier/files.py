@@ -225,14 +225,19 @@ def disk_full(error: BaseException) -> bool:
 
 
 def copy_dir(source: Path, target: Path) -> None:
-    """Make `target` a copy of the folder `source`: written beside, flushed, renamed into place. Raises OSError."""
+    """Make `target` a copy of the folder `source`: written beside, flushed, renamed into place. Raises OSError, with
+    nothing left behind."""
     partial = beside(target, PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
     make_dir(target.parent)
-    shutil.copytree(source, partial)
-    fsync_tree(partial)
-    replace_dir(partial, target)
+    try:
+        shutil.copytree(source, partial)
+        fsync_tree(partial)
+        replace_dir(partial, target)
+    except BaseException:
+        discard(partial)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------ tensors

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -165,3 +167,42 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == b""
+
+
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full in the middle of a copy leaves nothing, and no traceback."""
+    model = tmp_path / "m"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    assert cli.main(["export", "--run", str(model), "--out", str(tmp_path / "file" / "below")]) == 2
+    assert re.search(r"^error: .*(Not a directory|--debug shows where)", capsys.readouterr().err)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "a file")
+
+    monkeypatch.setattr("espalier.files.fsync_tree", full)
+    assert cli.main(["export", "--run", str(model), "--out", str(tmp_path / "copy")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a file: No space left on device; free some space") and error.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "file"}
+
+
+def test_values_without_end_and_names_without_sense_are_one_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bomb = "lr: [&a [x, x, x, x, x, x, x, x, x, x]" + "".join(
+        f", &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 10)}]" for i in range(9)
+    )
+    (tmp_path / "bomb.yaml").write_text(bomb + "]\n")
+    (tmp_path / "odd.yaml").write_text("zzzzqqqq: 1\n")
+    (tmp_path / "null.yaml").write_text('out: "a\\0b"\nmodel: m\ndata: [d]\n')
+    for name, text in (("bomb", "lr"), ("odd", "`--help` lists them"), ("null", "without a null character")):
+        began = time.monotonic()
+        more = [] if name == "null" else ["--out", str(tmp_path / "run")]
+        flags = ["--config", str(tmp_path / f"{name}.yaml"), "--model", "m", "--data", "d", *more]
+        assert cli.main(["sft", *flags]) == 2
+        error = capsys.readouterr().err
+        assert text in error and error.count("\n") == 1 and len(error) < 600 and time.monotonic() - began < 5

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,8 @@ import espalier.data.read as data_read
 from containers import PAIR, examples
 from espalier.data import interleave
 from espalier.data.files import content
-from espalier.data.read import Source, parse_source, parse_sources, read
-from espalier.errors import ConfigError, RowError
+from espalier.data.read import Source, parse_source, parse_sources, read, refuse_missing
+from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Chat, Completion, Text
 
 
@@ -98,3 +99,15 @@ def test_the_format_is_decided_once_by_the_first_rows(tmp_path: Path) -> None:
     assert all(isinstance(e, Text) for e in got[5:]) and len(got) == 35
     path.write_text("\n".join(map(json.dumps, [{"text": "t"}, PAIR, PAIR])))
     assert [type(e).__name__ for e in examples(path)] == ["RowError", "Chat", "Chat"]
+
+
+def test_the_hub_is_not_asked_for_what_looks_like_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    refuse_missing(str(tmp_path / "rows.jsonl"))
+    refuse_missing(str(tmp_path))
+    refuse_missing("owner/name")
+    with pytest.raises(DataError, match=r"rowz.jsonl: no such file. Did you mean .*rows.jsonl"):
+        refuse_missing(str(tmp_path / "rowz.jsonl"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="not a regular file"):
+        refuse_missing(str(tmp_path / "pipe"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -342,3 +343,18 @@ def test_what_is_not_an_older_runs_own_is_named_and_stays(tmp_path: Path, file: 
     with pytest.raises(ConfigError, match=rf"holds {named}.*kept no list"):
         RunDir.open(out, CONFIG, overwrite=True)
     assert {name: digest for name, digest in contents(out).items() if name != ".lock"} == before
+
+
+def test_an_export_into_its_run_is_the_runs(tmp_path: Path) -> None:
+    from espalier.commands.main import main
+
+    out = tmp_path / "run"
+    older(out)
+    shutil.rmtree(out / "model")
+    RunDir.open(out, CONFIG, resume=True).close()
+    assert main(["export", "--run", str(out)]) == 0
+    assert "model" in json.loads((out / "manifest.json").read_text())["entries"]
+    RunDir.open(out, CONFIG, resume=True).close()
+    run = RunDir.open(out, CONFIG, overwrite=True)
+    assert not run.model.exists()
+    run.close()

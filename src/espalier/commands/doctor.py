@@ -128,9 +128,10 @@ def _device(index: int, device: Any) -> Finding:
 
 def run() -> int:
     """Print the findings. Returns 1 if one is a fault, else 0."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from espalier.loop.terminal import Terminal
 
     findings = packages(metadata.requires("espalier") or [])
     # Without torch there is nothing to ask about devices.
@@ -142,5 +143,5 @@ def run() -> int:
     for finding in findings:
         verdict = Text(finding.verdict, style=STYLES[finding.verdict])
         table.add_row(verdict, finding.name, Text(finding.value), Text(finding.advice, style="dim"))
-    Console(highlight=False).print(table)
+    Terminal(highlight=False).print(table)
     return 1 if any(finding.verdict == "fault" for finding in findings) else 0

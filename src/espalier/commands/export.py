@@ -11,6 +11,7 @@ from espalier import files
 from espalier.config.sections import ExportConfig, ModelConfig
 from espalier.errors import ConfigError
 from espalier.loop import checkpoint
+from espalier.loop.rundir import RunDir
 
 if TYPE_CHECKING:
     from espalier.models.load import Loaded
@@ -33,7 +34,10 @@ def run(config: ExportConfig) -> None:
     target = Path(config.out) if config.out else out / "model"
     if target.resolve() != source.resolve():
         _refuse_occupied(target)
-        files.copy_dir(source, target)
+        with RunDir.adopt(out) as run:
+            if target.absolute() == run.model.absolute():
+                run.create(run.model)
+            files.copy_dir(source, target)
     print(f"{target} holds the model of {source}")
 
 

@@ -18,6 +18,7 @@ from espalier.data.read import Source, read
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.errors import RowError
+from espalier.loop.terminal import Terminal
 from espalier.models.load import load_tokenizer, locate, read_limit
 from espalier.models.stops import stops_of
 
@@ -37,7 +38,7 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     adapter = Path(config.model.adapter).expanduser() if config.model.adapter else None
     stops = stops_of(locate(config.model.model, weights=False), adapter)
     renderer = renderer_of(config, tokenizer, read_limit(config.model.model), stops)
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if completed:
         console.print(completed, markup=False, soft_wrap=True)
     rows: list[tuple[str, list[Any]]] = []

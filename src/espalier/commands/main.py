@@ -17,6 +17,7 @@ from espalier.checks.start import NAMES as CHECK_NAMES
 from espalier.config.options import Parser
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
 from espalier.errors import ConfigError, EspalierError, nearest
+from espalier.files import disk_full
 
 Arguments = list[str]
 _FLAGS = "[--config F.yaml] [--field value ...]"
@@ -138,8 +139,24 @@ def main(argv: Arguments | None = None) -> int:
         # The reader of our output went away (`| head`); what Python flushes at exit must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug:
+            raise
+        _complain("error", _of_system(error))
+        return 2
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
+
+
+def _of_system(error: OSError) -> str:
+    """One line about what the operating system refused: a full disk, a permission, a name."""
+    # shutil.Error holds a list of (from, to, reason).
+    causes = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    if causes:
+        return f"{causes[0][0]} was not copied: {causes[0][-1]} (--debug shows where)"
+    place = f"{error.filename}: " if error.filename else ""
+    way_out = "free some space" if disk_full(error) else "check that it is there, and that you may read and write it"
+    return f"{place}{error.strerror or error}; {way_out} (--debug shows where)"
 
 
 def _dispatch(argv: Arguments) -> int:
@@ -157,11 +174,12 @@ def _dispatch(argv: Arguments) -> int:
 
 
 def _overview() -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from espalier.loop.terminal import Terminal
+
+    console = Terminal(highlight=False)
     console.print(Text.assemble(("Usage: ", "bold"), "espalier COMMAND [--field value ...]"))
     console.print("\nPost-training for language models.\n")
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -173,11 +191,12 @@ def _overview() -> None:
 
 def _complain(kind: str, message: str) -> None:
     """One line on stderr; processes of a torchrun other than the first say which they are."""
-    from rich.console import Console
     from rich.text import Text
+
+    from espalier.loop.terminal import Terminal
 
     rank = os.environ.get("RANK", "0")
     line = " ".join(message.splitlines())
     prefix = kind if rank == "0" else f"rank {rank}: {kind}"
     # soft_wrap keeps the line whole, so that it can be searched for and copied.
-    Console(stderr=True, highlight=False).print(Text.assemble((f"{prefix}: ", "bold red"), line), soft_wrap=True)
+    Terminal(stderr=True, highlight=False).print(Text.assemble((f"{prefix}: ", "bold red"), line), soft_wrap=True)

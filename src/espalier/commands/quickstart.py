@@ -16,6 +16,7 @@ from espalier.assembly.runs import RUNS, RunConfig
 from espalier.commands.train import train
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
+from espalier.loop.terminal import Terminal
 from espalier.toy import Problem, Score, problems, score, write_instructions
 
 ROWS = 1500
@@ -36,7 +37,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, float]:
     Returns the accuracies: `base_text`, `base_chat`, `sft_chat`. Raises ConfigError if the run directory holds a run
     that is not a quickstart.
     """
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     out = Path(config.out)
     _refuse_other_runs(out)
     data = _write_data(out, config.seed, console)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
 from espalier.assembly.answer import Chatter
 from espalier.config.sections import ModelConfig, SampleConfig, TurnsConfig
+from espalier.loop.terminal import Terminal
 
 
 def run(config: SampleConfig) -> None:
@@ -27,7 +27,7 @@ def run(config: SampleConfig) -> None:
         temperature=config.temperature,
         seed=config.seed,
     )
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for prompt, answer in zip(config.prompt, answers, strict=True):
         console.print(Text(prompt, style="bold"))
         console.print(answer + "\n", markup=False, emoji=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
@@ -176,13 +177,19 @@ def _number(text: str) -> float:
         return math.nan
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 2, 12, 12, 12
+_SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 100, 100, 100
+
+
 def show(value: Any) -> str:
     """A value as an error prints it: short, on one line."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    # Cut before it is written out: lists that hold one another many times have no end.
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -81,7 +81,9 @@ def build(cls: type[T], values: Mapping[str, Any | Value]) -> T:
             way_out = nearest(key, known)
             if isinstance(entry.value, dict):
                 way_out = " Configs are flat: its keys stand at the top level."
-            raise ConfigError(f"{entry.place}: no such key.{way_out}", key=key)
+            way_out = way_out or " `--help` lists them: flags without their dashes, with _ for -."
+            place = entry.place if len(entry.place) <= 120 else f"{entry.place[:117]}..."
+            raise ConfigError(f"{place}: no such key.{way_out}", key=key)
     for key, option in known.items():
         if option.info.is_required() and key not in given:
             what = " ".join((option.info.description or expected(option.info)).split())
@@ -173,7 +175,10 @@ def read(path: str | Path) -> dict[str, Value]:
         return entries
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {error.problem}. Write `key: value` with plain text, numbers and lists"
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
 

@@ -16,7 +16,7 @@ from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
 from espalier.data.files.content import content_key
 from espalier.data.plan import REPLAY, Plan, PlanSource
-from espalier.data.read import Source, parse_sources, read
+from espalier.data.read import Source, parse_sources, read, refuse_missing
 from espalier.data.store.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError
 from espalier.types import Consumes, Sample
@@ -127,6 +127,7 @@ def open_data(
 
     def store(source: Source, renderer: Renderer) -> Store:
         ledger = Ledger()
+        refuse_missing(source.path)
         return open_store(
             source,
             lambda: read(source, ledger),

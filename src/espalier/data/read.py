@@ -104,6 +104,15 @@ def _is_hub(path: str) -> bool:
     return bool(_HUB.fullmatch(path))
 
 
+def refuse_missing(path: str) -> None:
+    """Raise DataError for a path that is no file, no folder and no name of a hub data set, before the hub is asked."""
+    if os.path.isfile(path) or _is_folder(path) or _is_hub(path):
+        return
+    if os.path.exists(path):
+        raise DataError(f"{path}: is not a regular file, so it cannot be read twice; write its rows into a file")
+    open_file(Path(path), path, plain=False)
+
+
 def parse_source(spec: str) -> Source:
     """Read `PATH`, `PATH:FORMAT`, `PATH=PROPORTION` or `PATH:FORMAT=PROPORTION`.
 

@@ -31,7 +31,7 @@ from espalier.loop.state import STATE, TrainState, read_json, rng_name, save_rng
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned"
 FORMAT = 1
-_STEP = re.compile(r"step-(\d{6,})")
+_STEP = re.compile(r"step-([0-9]{6,})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +298,7 @@ def choose(root: Path, resume_from: str = "", *, world: World | None = None) -> 
 def _choose(root: Path, resume_from: str) -> Checkpoint | None:
     clean(root)
     if resume_from:
-        name = step_name(int(resume_from)) if resume_from.isdecimal() else resume_from
+        name = step_name(int(resume_from)) if resume_from.isascii() and resume_from.isdecimal() else resume_from
         if not _STEP.fullmatch(name):
             raise CheckpointError(f"resume_from: got {resume_from}, expected a name like step-000100; {_offer(root)}")
         return verify(root / name)

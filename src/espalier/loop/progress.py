@@ -16,6 +16,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from espalier.loop.terminal import Terminal, visible
+
 FIRST = 3
 """The first steps always get a plain line: whoever starts a run wants to see that it runs."""
 
@@ -45,7 +47,7 @@ class Progress:
         if rank is None:
             rank = int(os.environ.get("RANK", "0"))
         self.quiet = rank != 0
-        self.console = console or Console(highlight=False, width=_width())
+        self.console = console or Terminal(highlight=False, width=_width())
         self.live = self.console.is_terminal and not self.quiet
         self._start: tuple[float, int] | None = None
         self._last_line, self._updates = -math.inf, 0
@@ -116,10 +118,11 @@ class Progress:
         """Print a table; columns of numbers are aligned to the right."""
         if self.quiet:
             return
-        table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        heading = Text(visible(title))
+        table = Table(title=heading, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
         for index, name in enumerate(columns):
             numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
-            table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+            table.add_column(Text(visible(name)), justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*[_cell(value) for value in row])
         self.console.print(table)
@@ -139,7 +142,7 @@ def _cell(value: object) -> Text:
     """A cell's text; whole numbers with commas between thousands."""
     if isinstance(value, int) and _is_number(value):
         return Text(f"{value:,}")
-    return Text(str(value))
+    return Text(visible(str(value)))
 
 
 def _width() -> int | None:

@@ -88,6 +88,8 @@ class RunDir:
         outside `MAY_CHANGE`, or the `versions` differ.
         """
         run = cls(path)
+        if "\0" in str(path):
+            raise ConfigError(f"out: got {str(path)!r}, expected a path without a null character", key="out")
         try:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"out: {path} is a file, expected a folder; choose another name", key="out")
@@ -132,6 +134,20 @@ class RunDir:
                 self._list.tidy(name)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written: {error.strerror}; {resumption(self.path)}") from error
+
+    @classmethod
+    def adopt(cls, path: Path) -> RunDir:
+        """The run in `path`, locked, for a command that writes one more entry with `create`.
+
+        Raises ConfigError if the run is in use, or its manifest cannot be read; a folder without a run is not locked,
+        and gets no list.
+        """
+        run = cls(path)
+        listed = manifests.read(path)
+        if listed is not None:
+            run._take_lock()
+            run._list = listed
+        return run
 
     def pin(self, name: str, facts: Mapping[str, Any]) -> None:
         """`pin_all` of one name."""

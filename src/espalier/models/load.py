@@ -32,6 +32,7 @@ from espalier.models import heads
 from espalier.models.adapter_files import is_adapter, merge_command, read_settings, refuse_mixture
 from espalier.models.adapters import quantization
 from espalier.models.dropouts import zero_dropouts
+from espalier.models.json_files import read_model_config
 from espalier.models.stored import stored_dtype, stored_tensor, weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -259,7 +260,7 @@ def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool
             f"{path} holds weights quantised with {method}, which cannot be trained. Give the unquantised model"
         )
     declared = raw.get("architectures") or []
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or raw.get("auto_map", {}).get("AutoModelForCausalLM")
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or (raw.get("auto_map") or {}).get("AutoModelForCausalLM")
     # BERT and its kin have a causal class too, which is right only if the config says that the
     # model is a decoder.
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
@@ -288,11 +289,7 @@ def _raw_config(path: str, folder: Path) -> dict[str, Any]:
         )
     if not file.is_file():
         raise ModelError(f"{path} has no config.json; expected a directory written by save_pretrained")
-    try:
-        raw: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    return raw
+    return read_model_config(file)
 
 
 def _refuse_incomplete(path: str, info: dict[str, Any]) -> None:
@@ -345,6 +342,8 @@ def _limits(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None
     if not isinstance(limit, int) or limit <= 0:
         # transformers writes 1e30 for a tokenizer without a bound.
         bound = tokenizer.model_max_length
+        if not isinstance(bound, int | float):
+            raise ModelError(f"tokenizer_config.json: model_max_length is {bound!r}, expected a number of tokens")
         limit = int(bound) if bound < 1_000_000_000 else None
     rope = getattr(text, "rope_parameters", None) or {}
     original = getattr(text, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
