@@ -134,7 +134,8 @@ class Steps:
 
     `labels`: 1 good, 0 bad, 0.5 neutral, None not labelled; one a step. `solved`: whether the solution as a whole is
     right, None if unknown. The solution is the steps joined with `separator`; several solutions of one problem
-    are several examples with the same prompt. `template_args` are as in `Chat`.
+    are several examples with the same prompt. `template_args` are as in `Chat`. `soft` says that labels are chances
+    that a step is good, from 0 to 1, which are trained as they are: 0.5 is not neutral.
     """
 
     prompt: tuple[Message, ...]
@@ -144,6 +145,7 @@ class Steps:
     separator: str = "\n"
     origin: Origin = Origin()
     template_args: dict[str, Any] = field(default_factory=dict)
+    soft: bool = False
 
 
 @dataclass(frozen=True, slots=True)

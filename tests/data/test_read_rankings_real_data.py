@@ -75,7 +75,7 @@ def test_labels_of_kto(shared: Path) -> None:
     assert Counter(r.responses[0].good for r in found) == {True: 150, False: 150}
     assert found[0].prompt[0].content.startswith("The Federal Trade Commission is going after spyware")
     chats, errors = split(path, "chat")  # bad answers are not trained on
-    assert len(chats) == 150 and Counter(e.reason for e in errors) == {"no good response": 150}
+    assert len(chats) == 150 and not errors
 
 
 def test_grades_of_rubrics(shared: Path) -> None:

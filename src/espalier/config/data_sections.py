@@ -41,6 +41,8 @@ class DataConfig:
     """What to do with an unusable row: stop, or skip it and list it in rejected.jsonl."""
     alpaca_prompt: bool = False
     """Wrap Alpaca rows in the Alpaca instruction template instead of passing the bare instruction."""
+    keep_wrong: bool = False
+    """Train sft on answers that their rows call wrong (correct: false, label: 0), too, instead of skipping them."""
     cache: str = ""
     """Folder of tokenised data, keyed by content; empty takes the user's cache folder."""
 

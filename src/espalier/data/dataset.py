@@ -57,6 +57,7 @@ def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
         prompt, sources = config.alpaca_prompt, []
         for source in parse_sources(specs):
             source = replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
+            source = replace(source, keep_wrong=config.keep_wrong)
             columns = source.columns if part == REPLAY else everywhere.updated(source.columns)
             sources.append(replace(source, columns=columns))
         return tuple(sources)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from espalier.config.data_source import DataSource
 from espalier.data.columns.ledger import Ledger
@@ -18,14 +19,17 @@ from espalier.data.columns.watched import watched
 from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import MISNAMED, NAMES, open_file
-from espalier.data.formats import FILES, FOLDERS, KNOWN, Notes, convert, sniff, sniff_folder, unknown, vote
-from espalier.data.formats.expand import expand
-from espalier.data.formats.unwrap import unwrapped
+from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
+from espalier.data.formats.expand import WRONG, expand
+from espalier.data.formats.marked import refuse_marks
+from espalier.data.formats.scale import Notes, SourceScale, add
+from espalier.data.formats.unwrap import at_least_one, drained, unwrapped
+from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, graded, verdict
 from espalier.data.proposal import proposal
-from espalier.errors import ConfigError, DataError, RowError, nearest
+from espalier.errors import ConfigError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 6
+READ_VERSION = 7
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""
@@ -50,6 +54,7 @@ class Source:
     alpaca_prompt: rows of format alpaca are worded as `alpaca.alpaca_prompt` does.
     consumes: what the run learns from.
     columns: the fields that the user maps, and the columns that are not read.
+    keep_wrong: answers that their rows call wrong are conversations all the same.
     """
 
     path: str
@@ -61,6 +66,7 @@ class Source:
     alpaca_prompt: bool = False
     consumes: Consumes = "chat"
     columns: Columns = AS_THEY_ARE
+    keep_wrong: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -75,7 +81,8 @@ class Source:
     def options(self) -> str:
         """How its rows are read, beyond `format`: part of the key that its tokens are cached under."""
         options = f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
-        return f"{options} {self.columns.text}".rstrip()
+        kept = " keep_wrong" if self.keep_wrong else ""
+        return f"{options} {self.columns.text}".rstrip() + kept
 
 
 def _name(path: str) -> str:
@@ -200,6 +207,7 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
     missing, empty, broken off or of a kind that is not read: at once if the first bytes show it, else later.
     """
     name, path = source.read_as, source.path
+    notes: Notes = {} if ledger is None else ledger.notes
     _check_known(name, path)
     if os.path.isdir(path):
         folder_format = sniff_folder(path) if name == AUTO else name
@@ -208,13 +216,18 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
                 raise ConfigError(f"{path}: columns are given, but {folder_format} reads a folder by its own names")
             if ledger is not None:
                 ledger.format, ledger.guessed, ledger.ignored = folder_format, name == AUTO, source.columns.ignored
-            return _expanded(source, FOLDERS[folder_format](path, source.name, ledger), lambda: "")
+            return _expanded(
+                source,
+                FOLDERS[folder_format](path, source.name, ledger),
+                lambda: "",
+                {} if ledger is None else ledger.notes,
+            )
     if name in FOLDERS:
         raise ConfigError(f"{path}: got format {name}, which reads a folder; expected the path of one")
     # Plain text has no columns to account for.
-    name, rows, is_plain = _open(path, name, {} if ledger is None else ledger.notes)
-    reading = _Reading(source, None if is_plain else ledger)
-    return _expanded(source, reading.examples(name, _at_least_one(rows, path)), reading.proposal)
+    name, rows, is_plain = _open(path, name, notes)
+    reading = _Reading(source, None if is_plain else ledger, notes)
+    return _expanded(source, reading.examples(name, at_least_one(rows, path)), reading.proposal, reading.notes)
 
 
 def _open(path: str, name: str, notes: Notes) -> tuple[str, Iterator[Row | RowError], bool]:
@@ -235,26 +248,19 @@ def _open(path: str, name: str, notes: Notes) -> tuple[str, Iterator[Row | RowEr
     return name, unwrapped(file.rows(), notes), file.container == "plain"
 
 
-def _at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | RowError]:
-    """The rows. Raises DataError at their end if there were none."""
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise DataError(f"{path}: it holds no rows; expected at least one")
-
-
 def _expanded(
-    source: Source, examples: Iterator[Example | RowError], proposal: Callable[[], str]
+    source: Source, examples: Iterator[Example | RowError], proposal: Callable[[], str], notes: Notes
 ) -> Iterator[Example | RowError]:
     """The examples in the form that the run consumes; `proposal` is a mapping that gives the last row that form."""
     for example in examples:
         if isinstance(example, RowError):
             yield example
             continue
-        for item in expand(example, source.consumes):
+        for item in expand(example, source.consumes, keep_wrong=source.keep_wrong):
             if isinstance(item, RowError):
+                if source.consumes == "chat" and item.reason in WRONG:
+                    add(notes, SKIPPED)
+                    continue
                 if item.reason in FORMLESS and proposal():
                     item.fix = f"{item.fix}, or try {proposal()}".removeprefix(", or ")
                 item = item.at(f"{source.path}:{example.origin.line}")
@@ -264,11 +270,18 @@ def _expanded(
 class _Reading:
     """One pass over the rows of a source."""
 
-    def __init__(self, source: Source, ledger: Ledger | None) -> None:
+    def __init__(self, source: Source, ledger: Ledger | None, notes: Notes) -> None:
         self.source, self.ledger, self.columns = source, ledger, source.columns
-        self.notes: Notes = {} if ledger is None else ledger.notes
+        self.notes, self._graded = notes, frozenset[str]()
+        self._scale = SourceScale(self._all_rows, notes)
         self._row: object = None
         self._proposal: str | None = None
+
+    def _all_rows(self) -> Iterator[object]:
+        """The rows of the source once more, as formats are compared with them."""
+        for row in _open(self.source.path, "steps", {})[1]:
+            if isinstance(row, Row):
+                yield self._sniffed(row.value)
 
     def proposal(self) -> str:
         """A mapping to try, from the first row for which it is asked; empty if there is none, or columns are mapped."""
@@ -292,8 +305,9 @@ class _Reading:
             first = [row for row in window if isinstance(row, Row)]
             self._check_columns(first)
             if name == AUTO:
+                self._graded = graded([row.value for row in first])
                 known = vote([self._sniffed(row.value) for row in first], self.source.consumes)
-            rows = chain(_drained(window), rows)
+            rows = chain(drained(window), rows)
         for row in rows:
             if known is None and isinstance(row, Row):
                 known = sniff(self._sniffed(row.value), self.source.consumes)
@@ -363,8 +377,11 @@ class _Reading:
             if name is None:
                 raise unknown(self._sniffed(row.value), self.proposal())
             value = row.value if prepared is None else prepared.row
+            if source.consumes == "chat" and self._skips(name, value):
+                return []
+            prompt, scale = source.alpaca_prompt, self._scale.of(value) if name == "steps" else None
             origin = Origin(source.name, row.line)
-            examples = convert(name, value, origin, alpaca_prompt=source.alpaca_prompt, notes=self.notes)
+            examples = convert(name, value, origin, alpaca_prompt=prompt, scale=scale, notes=self.notes)
         except RowError as error:
             if name and source.read_as == AUTO and sniff(self._sniffed(row.value), source.consumes) != name:
                 guess = f"It is read as {name}, guessed from the first {WINDOW} rows; PATH:FORMAT names another format"
@@ -377,8 +394,10 @@ class _Reading:
         self._settle(row.line, prepared)
         return examples
 
-
-def _drained(items: list[Row | RowError]) -> Iterator[Row | RowError]:
-    """The items in order, each forgotten as it is handed out."""
-    while items:
-        yield items.pop(0)
+    def _skips(self, name: str, row: Any) -> bool:
+        """Whether a run on conversations skips a row, counted. Raises RowError for a conversation of marks."""
+        refuse_marks(row)
+        wrong = name in ONE_ANSWER and not self.source.keep_wrong and verdict(row, self._graded) is not None
+        if wrong:
+            add(self.notes, SKIPPED)
+        return wrong

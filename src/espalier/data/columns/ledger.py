@@ -142,6 +142,8 @@ class Ledger:
 
     def lines(self) -> Iterator[str]:
         """What was read and what was not, a line each; none if no row was read."""
+        for note, count in self.notes.items():
+            yield f"{note} ({count:,})"
         if not self.rows:
             return
         guessed = ", guessed from the first rows" if self.guessed else ""
@@ -154,8 +156,6 @@ class Ledger:
             yield f"not read: {_clipped(words)}"
         if self.ignored:
             yield f"ignored: {', '.join(self.ignored)}"
-        for note, count in self.notes.items():
-            yield f"{note} ({count:,})"
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "frames"}

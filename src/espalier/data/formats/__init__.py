@@ -31,6 +31,7 @@ from espalier.data.formats.common import Fields, first_key, missing, template_ar
 from espalier.data.formats.format import Format
 from espalier.data.formats.messages import is_turns
 from espalier.data.formats.nulls import LEFT_OUT, without_forced_nulls
+from espalier.data.formats.scale import Notes, Scale, add
 from espalier.errors import RowError
 from espalier.types import Consumes, Example, Origin
 
@@ -52,8 +53,6 @@ ALL: tuple[Format, ...] = (
 )
 """Every format, in the order in which a row is compared with them."""
 
-Notes = dict[str, int]
-"""What was done to the rows of a source, in words, and how often."""
 ReadRow = Callable[[Fields, Origin], Example | Sequence[Example]]
 ReadFile = Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]
 ReadFolder = Callable[[str, str, Ledger | None], Iterator[Example | RowError]]
@@ -107,14 +106,23 @@ def vote(rows: Sequence[Any], consumes: Consumes = "chat") -> str | None:
 
 
 def convert(
-    name: str, row: Any, origin: Origin, *, alpaca_prompt: bool = False, notes: Notes | None = None
+    name: str,
+    row: Any,
+    origin: Origin,
+    *,
+    alpaca_prompt: bool = False,
+    scale: Scale | None = None,
+    notes: Notes | None = None,
 ) -> Sequence[Example]:
-    """The examples of one row, at least one; what was done to them is counted in `notes`. Raises RowError if the row is
+    """The examples of one row, at least one; what was done to them is counted in `notes`. `scale` is that of the
+    numbers that label steps. Raises RowError if the row is
     not one of format `name`."""
     if not isinstance(row, dict):
         raise wrong_type("", row, "a JSON object")
     if name == alpaca.FORMAT.name and alpaca_prompt:
         read: Any = alpaca.read_alpaca(row, origin, prompt=True)
+    elif name == steps.FORMAT.name:
+        read = steps.read_steps(row, origin, scale)
     else:
         read = FORMATS[name](row, origin)
     given = template_args(row)
@@ -122,7 +130,7 @@ def convert(
     for example in read if isinstance(read, list) else [read]:
         example, count = without_forced_nulls(example)
         if count and notes is not None:
-            notes[LEFT_OUT] = notes.get(LEFT_OUT, 0) + count
+            add(notes, LEFT_OUT, count)
         if given and hasattr(example, "template_args"):
             example = replace(cast(Any, example), template_args=given)
         examples.append(example)

@@ -12,18 +12,23 @@ from espalier.types import Chat, Consumes, Example, Message, Ranking, Response, 
 _KIND: dict[type, str] = {Ranking: "a ranking", Steps: "a solution in steps", Tree: "a conversation tree"}
 
 
-def expand(example: Example, consumes: Consumes) -> Sequence[Example | RowError]:
+WRONG = ("no good response", "not known to be right")
+"""Reasons of answers that are judged, and not good."""
+
+
+def expand(example: Example, consumes: Consumes, *, keep_wrong: bool = False) -> Sequence[Example | RowError]:
     """What a run that consumes chats, rankings or steps makes of an example, at least one thing.
 
     chat: a ranking is the conversation that ends in its best response, a solution in steps one that is known to be
     right; a tree stays whole. ranking: a tree is its groups of ranked siblings, a solution in steps a response that is
     good or bad as a whole. steps: solutions in steps alone. Everything else is a RowError.
+    With `keep_wrong`, a chat may end in an answer that is not good.
     """
     if consumes == "steps":
         return [_as_steps(example)]
     if consumes == "ranking":
         return rankings(example) if isinstance(example, Tree) else [_as_ranking(example)]
-    return [_as_chat(example)]
+    return [_as_chat(example, keep_wrong)]
 
 
 def _as_steps(example: Example) -> Example | RowError:
@@ -43,24 +48,24 @@ def _as_ranking(example: Example) -> Example | RowError:
     return _refused(example, "no judgement", expected, _command(example))
 
 
-def _as_chat(example: Example) -> Example | RowError:
+def _as_chat(example: Example, keep_wrong: bool) -> Example | RowError:
     match example:
         case Ranking():
-            return best(example)
+            return best(example, keep_wrong=keep_wrong)
         case Tree() if not threads(example):
             return _refused(example, "no assistant turn", "an assistant message to learn from")
         case Steps():
             right = example.solved
             if right is None:
-                right = all(label == 1 for label in example.labels)
-            if not right:
+                right = all(label is not None and label > 0.5 for label in example.labels)
+            if not right and not keep_wrong:
                 expected = "a solution that is solved, or whose steps are all good"
                 return _refused(example, "not known to be right", expected)
             return Chat((*example.prompt, _joined(example)), origin=example.origin, template_args=example.template_args)
     return example
 
 
-def best(ranking: Ranking) -> Chat | RowError:
+def best(ranking: Ranking, *, keep_wrong: bool = False) -> Chat | RowError:
     """The conversation that ends in a ranking's best response: of those labelled good if any label is known, the first
     of the highest level (`rankings.levels`, dimensions weighed alike).
 
@@ -69,6 +74,9 @@ def best(ranking: Ranking) -> Chat | RowError:
     """
     known = levels(ranking, {})
     labelled = any(response.good is not None for response in ranking.responses)
+    if keep_wrong and labelled and not any(response.good for response in ranking.responses):
+        message = ranking.responses[0].message
+        return Chat((*ranking.prompt, message), ranking.tools, ranking.origin, ranking.template_args)
     choice = [i for i, response in enumerate(ranking.responses) if not labelled or response.good]
     if not choice:
         got = f"{_count(ranking)}, none labelled good"

@@ -8,16 +8,17 @@ from espalier.data.formats.format import Format
 from espalier.data.formats.judged import flag, is_word, ranking
 from espalier.types import Chat, Consumes, Origin, Ranking, Response
 
-LABELS = ("label", "kto_tag")
+LABELS = ("label", "kto_tag", "is_safe", "is_correct", "correct")
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
-    """Whether a row is a conversation with a label that is true or false; for rankings also good or bad in words, which
-    beside a conversation to learn from could be any column."""
+    """Whether a row is a conversation with a label that is true or false; for rankings also good or bad in words, or 1
+    or 0, which beside a conversation to learn from could be any column."""
     key = first_key(row, LABELS)
     if key is None:
         return False
-    is_label = isinstance(row[key], bool) or (consumes == "ranking" and is_word(row[key]))
+    value = row[key]
+    is_label = isinstance(value, bool) or (consumes == "ranking" and (is_word(value) or value in (0, 1)))
     return is_label and is_chat(row)
 
 

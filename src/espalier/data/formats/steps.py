@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from espalier.data.formats.common import Fields, blank, first_key, first_list, missing, shown, string, wrong_type
 from espalier.data.formats.format import Format
+from espalier.data.formats.marked import is_shepherd, marked_turns, read_marked
 from espalier.data.formats.messages import KEYS as TURNS
 from espalier.data.formats.prompt import asked
 from espalier.data.formats.ranked import is_ranked
+from espalier.data.formats.scale import LABELS, RATINGS, STEPS, Scale, scale_of
 from espalier.errors import RowError, nearest
 from espalier.types import Consumes, Message, Origin, Steps
 
 PROMPTS = ("prompt", "question", "problem", "query", "input")
-STEPS = ("steps", "completions")
 SEVERAL = ("solutions", "responses", "response")
 WHOLE = ("solution", "response", "completion", "answer", "output")
 TEXTS = ("text", "content", "step", "value")
-LABELS = ("labels", "ratings")
 SOLVED = ("solved", "correct", "is_correct", "final_answer_correct")
 WORDS: dict[str, float] = {"good": 1.0, "bad": 0.0, "neutral": 0.5, "+": 1.0, "-": 0.0}
-# As PRM800K rates steps. Elsewhere 0 is bad, so that numbers are read only if the column says which scale it is.
+# As PRM800K rates steps.
 _RATINGS: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
 _LABEL = "true, false, good, bad, neutral or null"
+OUTCOMES = (*SOLVED, "score")
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
@@ -31,14 +31,25 @@ def looks(row: Fields, consumes: Consumes) -> bool:
     responses, whose texts are cut into steps."""
     if consumes == "steps" and is_ranked(row):
         return True
+    if marked_turns(row) or is_shepherd(row):
+        return True
     if first_key(row, TURNS):
         return False
     if isinstance(row.get("steps"), list):
         return True
+    if consumes == "steps" and _has_outcome(row):
+        return True
     return isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list)
 
 
-def read_steps(row: Fields, origin: Origin) -> list[Steps]:
+def _has_outcome(row: Fields) -> bool:
+    """Whether a row has a prompt, one solution or several, and whether they are right."""
+    if first_key(row, PROMPTS) is None or first_key(row, SOLVED) is None:
+        return False
+    return first_list(row, SEVERAL) is not None or first_key(row, WHOLE) is not None
+
+
+def read_steps(row: Fields, origin: Origin, scale: Scale | None = None) -> list[Steps]:
     """One Steps, or one for each of several solutions. The prompt may have a `system` turn before it.
 
     Steps stand in `steps` (BIG-bench-mistake, PRM800K, ProcessBench) or `completions` (Math-Shepherd as TRL keeps it),
@@ -46,8 +57,8 @@ def read_steps(row: Fields, origin: Origin) -> list[Steps]:
 
         mistake_index 2 (null: none)             1 1 0 - - ...   what follows a first mistake was not judged
         label 2 (-1: none), beside plain steps   1 1 0 - - ...
-        labels [true, "bad", "neutral", null]    1 0 0.5 -
-        ratings [1, -1, 0, null]                 1 0 0.5 -       as are labels and ratings of steps that are objects
+        labels [true, "bad", "neutral", null]    1 0 0.5 -       of numbers, `scale` says what they mean
+        ratings [1, -1, 0, null]                 1 0 0.5 -
         solved false                             - - - -         the outcome; the run decides what it says of steps
 
     An outcome is `solved`, `correct`, `is_correct` or `final_answer_correct` (true or false), or whether the texts
@@ -57,17 +68,24 @@ def read_steps(row: Fields, origin: Origin) -> list[Steps]:
     every line if it has none. Several (`solutions`, `responses`, a list under `response`) are texts, lists of steps
     or objects like a row; their outcomes are a list, too, which may be called `score`.
 
+    Steps may be objects with a `label` or `rating` each, turns with answers of + and - (`formats.marked`), or texts
+    with a mark behind each (Math-Shepherd). Without a `scale`, the row's own numbers decide it.
+
     Raises RowError for labels of another number than steps, an index outside them, empty steps, a number whose scale
     is not known, and a row that judges nothing.
     """
+    if marked_turns(row) or is_shepherd(row):
+        prompt, texts, marks = read_marked(row)
+        return [Steps(prompt, tuple(texts), tuple(marks), origin=origin)]
+    scale = scale or scale_of([row])
     prompt = _prompt(row)
     key = first_list(row, SEVERAL)
     if key is None or first_key(row, STEPS):
-        return [_solution(row, "", prompt, origin)]
+        return [_solution(row, "", prompt, origin, scale)]
     solutions = row[key]
     if not solutions:
         raise RowError("no solutions", field=key, got="an empty list", expected="at least one solution")
-    outcomes = first_list(row, (*SOLVED, "score"))
+    outcomes = first_list(row, OUTCOMES)
     if outcomes is not None and len(row[outcomes]) != len(solutions):
         got = f"{len(row[outcomes])} outcomes for {len(solutions)} solutions"
         raise RowError("another number of outcomes", field=outcomes, got=got, expected="one for each solution")
@@ -76,7 +94,7 @@ def read_steps(row: Fields, origin: Origin) -> list[Steps]:
         fields = _as_row(solution)
         if outcomes is not None:
             fields["solved"] = row[outcomes][i]
-        examples.append(_solution(fields, f"{key}[{i}].", prompt, origin))
+        examples.append(_solution(fields, f"{key}[{i}].", prompt, origin, scale))
     return examples
 
 
@@ -96,7 +114,7 @@ def _prompt(row: Fields) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _solution(row: Fields, field: str, prompt: tuple[Message, ...], origin: Origin) -> Steps:
+def _solution(row: Fields, field: str, prompt: tuple[Message, ...], origin: Origin, scale: Scale) -> Steps:
     """One solution; `field` is where it stands in its row, with a dot at the end."""
     key, separator = first_key(row, STEPS), string(row, ("separator",), field, default="\n")
     objects: list[Any] = []
@@ -119,13 +137,13 @@ def _solution(row: Fields, field: str, prompt: tuple[Message, ...], origin: Orig
         raise RowError("mixed steps", field=here, got=got, expected="steps that are all texts or all objects")
     solved = _solved(row, field, key)
     if objects:
-        labels = [_own(step, f"{here}[{i}]") for i, step in enumerate(objects)]
+        labels = [_own(step, f"{here}[{i}]", scale) for i, step in enumerate(objects)]
     else:
-        labels = _labels(row, len(steps), field)
+        labels = _labels(row, len(steps), field, scale)
     if solved is None and all(label is None for label in labels):
         expected = f"mistake_index, {', '.join(LABELS)}, or an outcome ({', '.join(SOLVED)}; answer and target)"
         raise RowError("no label", field=here, got="steps without a judgement", expected=expected)
-    return Steps(prompt, tuple(steps), tuple(labels), solved, separator, origin)
+    return Steps(prompt, tuple(steps), tuple(labels), solved, separator, origin, soft=scale == "soft")
 
 
 def split(text: str) -> tuple[list[str], str]:
@@ -156,23 +174,24 @@ def _text(step: Any, field: str) -> str:
     return text
 
 
-def _labels(row: Fields, count: int, field: str) -> list[float | None]:
+def _labels(row: Fields, count: int, field: str, scale: Scale) -> list[float | None]:
     """The labels that stand beside `count` steps, None for each if there are none."""
-    # Null is an answer here: a solution without a mistake.
-    if "mistake_index" in row:
+    listed = first_key(row, LABELS)
+    # Null is an answer here, a solution without a mistake, unless other labels say more: tables fill columns with null.
+    if row.get("mistake_index") is not None or ("mistake_index" in row and listed is None and row.get("label") is None):
         return _up_to(row["mistake_index"], None, count, f"{field}mistake_index")
-    if row.get("label") is not None:
+    if row.get("label") is not None and not isinstance(row["label"], list):
         return _up_to(row["label"], -1, count, f"{field}label")
-    key = first_key(row, LABELS)
-    if key is None:
+    if listed is None:
         return [None] * count
-    labels, place = row[key], field + key
+    labels, place = row[listed], field + listed
     if not isinstance(labels, list):
         raise wrong_type(place, labels, "a list with a label for each step")
     if len(labels) != count:
         got = f"{len(labels)} labels for {count} steps"
         raise RowError("another number of labels", field=place, got=got, expected="one for each step")
-    scale = _RATINGS if key == "ratings" else {}
+    if listed in RATINGS and scale == "labels":
+        scale = "ratings"
     return [_label(label, scale, f"{place}[{i}]") for i, label in enumerate(labels)]
 
 
@@ -188,16 +207,18 @@ def _up_to(index: Any, no_mistake: int | None, count: int, field: str) -> list[f
     return [1.0] * index + [0.0] + [None] * (count - index - 1)
 
 
-def _own(step: Fields, field: str) -> float | None:
-    """The label of a step that is an object, whose numbers are ratings."""
-    key = first_key(step, ("label", "rating"))
+def _own(step: Fields, field: str, scale: Scale) -> float | None:
+    """The label of a step that is an object."""
+    key = first_key(step, ("label", *RATINGS))
     if key is None:
         return None
-    return _label(step[key], _RATINGS, f"{field}.{key}")
+    if key in RATINGS and scale == "labels":
+        scale = "ratings"
+    return _label(step[key], scale, f"{field}.{key}")
 
 
-def _label(value: Any, scale: Mapping[float, float], field: str) -> float | None:
-    """A label as a number; numbers are read by `scale`, empty if 0 could be bad or neutral."""
+def _label(value: Any, scale: Scale, field: str) -> float | None:
+    """A label as a number; what a number means is said by `scale`."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -210,12 +231,13 @@ def _label(value: Any, scale: Mapping[float, float], field: str) -> float | None
         return WORDS[word]
     if not isinstance(value, int | float):
         raise wrong_type(field, value, _LABEL)
-    if not scale:
-        fix = "Name the column ratings if 0 is neutral and -1 bad, or write true and false"
-        raise RowError("label without a scale", field=field, got=shown(value), expected=_LABEL, fix=fix)
-    if value not in scale:
-        raise RowError("unknown label", field=field, got=shown(value), expected="-1, 0, 1, or a word: " + _LABEL)
-    return scale[value]
+    if scale == "ratings":
+        if value not in _RATINGS:
+            raise RowError("unknown label", field=field, got=shown(value), expected="-1, 0, 1, or a word: " + _LABEL)
+        return _RATINGS[value]
+    if not 0 <= value <= 1:
+        raise RowError("unknown label", field=field, got=shown(value), expected="0 to 1, or a word: " + _LABEL)
+    return float(value)
 
 
 def _solved(row: Fields, field: str, steps_key: str) -> bool | None:

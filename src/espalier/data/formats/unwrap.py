@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from espalier.data.files.json_rows import Row
-from espalier.data.formats import Notes, is_conversation, sniff
-from espalier.errors import RowError
+from espalier.data.formats import is_conversation, sniff
+from espalier.data.formats.scale import Notes, add
+from espalier.errors import DataError, RowError
 
 LISTS = ("data", "rows", "examples", "instances", "train", "samples", "records")
 
@@ -21,7 +22,7 @@ def unwrapped(rows: Iterator[Row | RowError], notes: Notes) -> Iterator[Row | Ro
             continue
         if isinstance(row.value, list):
             if is_conversation(row.value):
-                _add(notes, "rows that are lists of turns, read as conversations", 1)
+                add(notes, "rows that are lists of turns, read as conversations", 1)
                 row = Row(row.line, {"messages": row.value})
             yield row
             continue
@@ -30,13 +31,9 @@ def unwrapped(rows: Iterator[Row | RowError], notes: Notes) -> Iterator[Row | Ro
             yield row
             continue
         inner = row.value[key]
-        _add(notes, f"rows read from the list {key!r} that the file holds", len(inner))
+        add(notes, f"rows read from the list {key!r} that the file holds", len(inner))
         for i, value in enumerate(inner, 1):
             yield Row(i, {"messages": value} if is_conversation(value) else value)
-
-
-def _add(notes: Notes, what: str, count: int) -> None:
-    notes[what] = notes.get(what, 0) + count
 
 
 def _list_key(value: Any) -> str | None:
@@ -56,3 +53,19 @@ def _list_key(value: Any) -> str | None:
 
 def _is_known(row: Any) -> bool:
     return is_conversation(row) or any(sniff(row, consumes) for consumes in ("chat", "ranking", "steps"))
+
+
+def at_least_one(rows: Iterator[Row | RowError], path: str) -> Iterator[Row | RowError]:
+    """The rows. Raises DataError at their end if there were none."""
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path}: it holds no rows; expected at least one")
+
+
+def drained(items: list[Row | RowError]) -> Iterator[Row | RowError]:
+    """The items in order, each forgotten as it is handed out."""
+    while items:
+        yield items.pop(0)

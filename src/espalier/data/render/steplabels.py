@@ -22,11 +22,15 @@ def relabel(example: Steps, config: StepLabelsConfig) -> Steps:
         supervision outcome, outcome spread    0 0 0 0 0
         supervision outcome, outcome last      - - - - 0
 
-    This happens before tokens are packed, so that the reads a loss is divided by are those that have a label.
+    Soft labels (chances from 0 to 1) are taken as they are. This happens before tokens are packed, so that the reads a
+    loss is divided by are those that have a label.
     Raises RowError if no label is left.
     """
     if config.supervision == "outcome" or all(label is None for label in example.labels):
         labels = _from_outcome(example, config)
+    elif example.soft:
+        # Each is an estimate of its own: no step is neutral, and none is the first mistake.
+        labels = list(example.labels)
     else:
         labels = _from_steps(example.labels, config)
     if all(label is None for label in labels):

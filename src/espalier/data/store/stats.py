@@ -113,8 +113,10 @@ class StoreStats:
             labels = grades  # of one dimension: the label of the step
         elif row.labelled:
             labels = [s.label for s in samples]
-        self.good += labels.count(1.0)
-        self.bad += labels.count(0.0)
+        for label in labels:
+            # A soft label counts for the side that it is on.
+            self.good += label is not None and label > 0.5
+            self.bad += label is not None and label < 0.5
 
     def _range(self, grades: Sequence[float]) -> None:
         """Widen `lowest` and `highest` to `grades`."""
