@@ -51,8 +51,7 @@ def refuse_marks(row: Any) -> None:
     """Raise RowError for a conversation whose answers are marks, which a model would learn to say."""
     if isinstance(row, dict) and marked_turns(row):
         got, expected = "steps as questions, and answers of + and -", "a conversation"
-        fix = "These are solutions in steps, which `espalier prm` learns from"
-        raise RowError("marks of steps", got=got, expected=expected, fix=fix)
+        raise RowError("marks of steps", got=got, expected=expected)
 
 
 def read_marked(row: Fields) -> tuple[tuple[Message, ...], list[str], list[float]]:
