@@ -66,7 +66,8 @@ def _other_model(session: Session) -> tuple[Model, ModelReference]:
     learner = session.learner
     model = build_model(settings, learner.device, merged=bool(adapter))
     if adapter:
-        session.console.note(f"reference: {base} with adapter {adapter} merged into it")
+        for note in model.loaded.notes:
+            session.console.note(f"reference: {note}")
     ours, theirs = session.model.loaded.tokenizer.get_vocab(), model.loaded.tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(
