@@ -16,7 +16,7 @@ from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.trees import path
 from espalier.errors import EspalierError, RowError
-from espalier.models.stops import known_stops
+from espalier.models.stops import stops_of
 from espalier.types import Chat, Completion, Example, Message, Sample, Steps, Text, TrainOn, Tree, TreeNode
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_mask(evidence: Evidence) -> Outcome:
 def check_text(evidence: Evidence) -> Outcome:
     """The trained text of the first rows, and of rows made for the purpose."""
     session = evidence.session
-    stops = known_stops(session.model.loaded.folder)
+    stops = stops_of(session.model.loaded.folder, session.model.loaded.adapter)
     rows = [(row.example, row.rendered) for row in evidence.rows]
     tokenizer = session.model.loaded.tokenizer
     turns = session.renderer.form.turns
