@@ -71,6 +71,7 @@ def test_stores_are_opened_with_what_their_sources_know(tmp_path: Path, monkeypa
         return SimpleNamespace(stats=SimpleNamespace(dimensions=()))
 
     monkeypatch.setattr("espalier.data.dataset.open_store", opened)
+    monkeypatch.setattr("espalier.data.dataset.refuse_missing", lambda path: None)
     monkeypatch.setattr("espalier.data.dataset.content_key", lambda path, cache: f"key of {path}")
     own, held = (SimpleNamespace(name=name, form=Form("chat")) for name in ("own", "held"))
     open_data(CONFIG, own, cache=tmp_path, seed=0, held_renderer=held)  # type: ignore[arg-type]

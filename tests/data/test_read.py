@@ -13,7 +13,8 @@ import espalier.data.read as data_read
 from containers import PAIR, examples
 from espalier.data import interleave
 from espalier.data.files import content
-from espalier.data.read import Source, parse_source, parse_sources, read, refuse_missing
+from espalier.data.places import refuse_missing
+from espalier.data.read import Source, parse_source, parse_sources, read
 from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Chat, Completion, Text
 

@@ -20,8 +20,8 @@ class DataConfig:
     """Data files or hub datasets, each PATH, PATH:FORMAT or PATH=PROPORTION (PATH:FORMAT=PROPORTION); in a file also
     {path, format, columns, ignore_columns, share}."""
     format: str = "auto"
-    """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, pairs, hh, judge,
-    ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
+    """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, transcript,
+    pairs, compared, hh, judge, ranked, scores, labels, tree, nodes, steps; or, of a folder, reviews."""
     columns: Mapped = ()
     """Fields of a format and the columns they are read from, as NAME=COLUMN, NAME=a.b[0].c or NAME==TEXT (a constant);
     for all data."""

@@ -15,8 +15,9 @@ from espalier.config.sections import DataConfig
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
 from espalier.data.files.content import content_key
+from espalier.data.places import refuse_missing
 from espalier.data.plan import REPLAY, Plan, PlanSource
-from espalier.data.read import Source, parse_sources, read, refuse_missing
+from espalier.data.read import Source, parse_sources, read
 from espalier.data.store.store import Store, open_store, split
 from espalier.errors import ConfigError, DataError
 from espalier.types import Consumes, Sample

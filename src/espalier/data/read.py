@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,20 +15,20 @@ from espalier.config.data_source import DataSource
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import AS_THEY_ARE, Columns, Prepared
 from espalier.data.columns.watched import watched
-from espalier.data.files.content import split_place
 from espalier.data.files.json_rows import Row
-from espalier.data.files.rows import MISNAMED, NAMES, open_file
+from espalier.data.files.rows import MISNAMED, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import WRONG, expand
 from espalier.data.formats.marked import refuse_marks
 from espalier.data.formats.scale import Notes, SourceScale, add
 from espalier.data.formats.unwrap import at_least_one, drained, unwrapped
 from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, graded, verdict
+from espalier.data.places import is_data_name, is_folder, is_hub
 from espalier.data.proposal import proposal
 from espalier.errors import ConfigError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 7
+READ_VERSION = 8
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""
@@ -38,7 +37,6 @@ FORMLESS = ("no judgement", "no steps")
 """Reasons of rows that were read as something else than what the run consumes."""
 WINDOW = 16
 """Rows that vote on a source's format."""
-_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?(#[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,37 +85,12 @@ class Source:
 
 def _name(path: str) -> str:
     """A file's name without extensions, and everything else as it is: `a/math.jsonl.gz` is `math`."""
-    if _is_hub(path):
+    if is_hub(path):
         return path
     name = os.path.basename(path.rstrip("/")).removesuffix(".gz")
-    if _is_data_name(name):
+    if is_data_name(name):
         name = os.path.splitext(name)[0]
     return name or path
-
-
-def _is_data_name(path: str) -> bool:
-    return os.path.splitext(path.lower().removesuffix(".gz"))[1] in NAMES
-
-
-def _is_folder(path: str) -> bool:
-    return os.path.isdir(path) or os.path.isdir(split_place(path)[0])
-
-
-def _is_hub(path: str) -> bool:
-    """Whether a path that names nothing on this machine can be OWNER/NAME on the hub."""
-    owner = path.split("/")[0]
-    if os.path.exists(path) or os.path.isdir(owner) or _is_data_name(path):
-        return False
-    return bool(_HUB.fullmatch(path))
-
-
-def refuse_missing(path: str) -> None:
-    """Raise DataError for a path that is no file, no folder and no name of a hub data set, before the hub is asked."""
-    if os.path.isfile(path) or _is_folder(path) or _is_hub(path):
-        return
-    if os.path.exists(path):
-        raise DataError(f"{path}: is not a regular file, so it cannot be read twice; write its rows into a file")
-    open_file(Path(path), path, plain=False)
 
 
 def parse_source(spec: str) -> Source:
@@ -136,7 +109,7 @@ def parse_source(spec: str) -> Source:
         return Source(spec)
     rest, proportion = spec, None
     head, equals, tail = spec.rpartition("=")
-    if equals and "/" not in tail and not _is_data_name(tail):
+    if equals and "/" not in tail and not is_data_name(tail):
         rest, proportion = head, _proportion(tail, spec)
     path, colon, name = rest.rpartition(":")
     if os.path.exists(rest) or not colon or not path or not name.isidentifier():
@@ -233,7 +206,7 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
 def _open(path: str, name: str, notes: Notes) -> tuple[str, Iterator[Row | RowError], bool]:
     """The rows of a file, a data set folder or a hub data set, their format (`name`, or text for plain text), and
     whether it is plain text."""
-    if _is_folder(path) or _is_hub(path):
+    if is_folder(path) or is_hub(path):
         from espalier.data.files.hub import hub_rows
 
         return name, unwrapped(hub_rows(path), notes), False

@@ -56,8 +56,8 @@ def test_worked_examples(module: ModuleType) -> None:
 
 
 def test_formats_are_compared_in_this_order() -> None:
-    judgements = ["hh", "pairs", "judge", "tree", "nodes", "steps", "ranked", "labels", "scores"]
-    conversations = ["messages", "sharegpt", "alpaca", "prompt", "text"]
+    judgements = ["hh", "pairs", "compared", "judge", "tree", "nodes", "steps", "ranked", "labels", "scores"]
+    conversations = ["messages", "sharegpt", "alpaca", "prompt", "transcript", "text"]
     assert [form.name for form in ALL if form.looks] == [*judgements, *conversations, "reviews"]
     assert [form.name for form in ALL if not form.looks] == ["completion"]
     assert [form.name for form in chats.CHATS] == conversations

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 from conversations import one, turns
-from espalier.data.formats import transcripts
+from espalier.data.formats import sniff, transcripts
 from espalier.types import Ranking
 
 ASKED = [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
@@ -38,3 +38,9 @@ def test_a_name_inside_a_turn_begins_none() -> None:
     assert turns("prompt", {"prompt": text, "completion": "A."})[0] == ("user", "What does\nHuman: mean?")
     text = "Human: what does this mean?"
     assert turns("prompt", {"prompt": text, "completion": " A."}) == [("user", text), ("assistant", " A.")]
+
+
+def test_a_text_that_is_a_transcript_is_a_conversation() -> None:
+    row = {"text": "### Human: Hi### Assistant: Hello### Human: Why?### Assistant: So."}
+    assert sniff(row) == "transcript" and turns("transcript", row) == [*ASKED, ("assistant", "So.")]
+    assert sniff({"text": "Human: an animal that asks."}) == "text"

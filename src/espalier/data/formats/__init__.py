@@ -15,6 +15,7 @@ from espalier.data.files.json_rows import Row
 from espalier.data.formats import (
     alpaca,
     chats,
+    compared,
     completion,
     hh,
     judge,
@@ -39,6 +40,7 @@ ALL: tuple[Format, ...] = (
     # In the order in which a row is compared with them. Judgements come before the conversations that they are about.
     hh.FORMAT,
     pairs.FORMAT,
+    compared.FORMAT,
     judge.FORMAT,
     tree.FORMAT,
     nodes.FORMAT,

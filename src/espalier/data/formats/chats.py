@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from espalier.data.formats import alpaca, messages, prompt, sharegpt, text
+from espalier.data.formats import alpaca, messages, prompt, sharegpt, text, transcript
 from espalier.data.formats.common import Fields, missing
 from espalier.data.formats.format import Format
 from espalier.errors import RowError
 from espalier.types import Chat, Origin
 
 # Text comes last: many conversations have a column of that name beside them.
-CHATS: tuple[Format, ...] = (messages.FORMAT, sharegpt.FORMAT, alpaca.FORMAT, prompt.FORMAT, text.FORMAT)
+CHATS: tuple[Format, ...] = (
+    messages.FORMAT,
+    sharegpt.FORMAT,
+    alpaca.FORMAT,
+    prompt.FORMAT,
+    transcript.FORMAT,
+    text.FORMAT,
+)
 """The formats of one conversation or text, in the order in which a row is compared with them."""
 EXPECTED = (
     "instruction and output; conversations or messages; prompt (question, query) and completion (response, answer, "
