@@ -66,6 +66,11 @@ TURNS = [{"role": "user", "content": ASK}]
         ),
         (
             "ranking",
+            {"info": {"post": ASK}, "tries": [{"text": BAD, "by": "x"}, {"text": GOOD, "by": "y"}], "choice": 1},
+            "prompt=info.post 'responses=tries[].text' best=choice",
+        ),
+        (
+            "ranking",
             {"ask": ASK, "out1": BAD, "out2": GOOD, "overall_preference": 2},
             "prompt=ask responses=out1,out2 preference=overall_preference",
         ),

@@ -186,3 +186,12 @@ def test_a_place_that_no_answer_has_refuses_the_row(columns: str, value: Any, tm
     row = {"prompt": "Q", "one": "a", "two": "b", "which": value}
     (error,), _ = examples(tmp_path, [row], "responses=one,two", columns, consumes="ranking")
     assert isinstance(error, RowError) and error.reason == "unknown preference" and error.where.endswith(":1")
+
+
+def test_a_mapped_label_of_0_or_1_is_false_or_true(tmp_path: Path) -> None:
+    rows = [{"q": "Q", "a": "one", "fine": 1}, {"q": "Q", "a": "two", "fine": 0}]
+    found, _ = examples(tmp_path, rows, "prompt=q", "answer=a", "label=fine", consumes="ranking")
+    assert [r.responses[0].good for r in found if isinstance(r, Ranking)] == [True, False]
+    steps = {"q": "Q", "s": ["one", "two"], "first_bad": 1}
+    (example,), _ = examples(tmp_path, [steps], "prompt=q", "steps=s", "label=first_bad", consumes="steps")
+    assert isinstance(example, Steps) and example.labels == (1.0, 0.0)

@@ -15,6 +15,8 @@ from espalier.errors import ConfigError, RowError, nearest
 
 _PART = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
 _LETTER = re.compile(r"(?:\w+[ _-])?[a-zA-Z]")
+FLAGS = ("label", "kto_tag")
+"""Fields of which a mapped 0 or 1 is false or true."""
 COMPARED = ("best", "preference")
 """Fields that say which of `responses` is best; readers get `ranks`."""
 Trail = list[tuple[WatchedRow, str, bool]]
@@ -180,6 +182,10 @@ class Columns:
                 row[field.name] = field.value(raw, trails[field.name])
             except NoSuchColumn:
                 row.pop(field.name, None)
+        for name in FLAGS:
+            # As a column of this name 0 and 1 may be anything; mapped, they are a label, unless steps are counted.
+            if name in trails and "steps" not in trails and peek(row, name) in (0, 1):
+                row[name] = bool(row.pop(name))
         for name in COMPARED:
             if name in row and name in trails:
                 trails["ranks"] = trails[name]

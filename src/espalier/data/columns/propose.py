@@ -261,7 +261,27 @@ def _pair(columns: Sequence[_Column]) -> dict[str, str]:
 
 def _several(columns: Sequence[_Column]) -> dict[str, str]:
     """Several answers and what is said about each, or about which is best."""
-    return _listed(columns) or _numbered(columns)
+    return _listed(columns) or _chosen_by_place(columns) or _numbered(columns)
+
+
+def _chosen_by_place(columns: Sequence[_Column]) -> dict[str, str]:
+    """A list of objects with an answer each, and the place of the best one."""
+    for column in columns:
+        if not isinstance(column.value, list) or not all(isinstance(item, dict) for item in column.value):
+            continue
+        for key in (*sorted(ANY_TEXT), *ANSWER):
+            if len(column.value) < 2 or not all(_is_text(item.get(key)) for item in column.value):
+                continue
+            best = _place(columns, len(column.value))
+            fields = _prompt(columns, (column.path,)) if best else {}
+            return {**fields, "responses": f"{column.path}[].{key}", "best": best} if fields and best else {}
+    return {}
+
+
+def _place(columns: Sequence[_Column], count: int) -> str | None:
+    """The column that names one of `count` answers by its place."""
+    places = [column for column in columns if type(column.value) is int and 0 <= column.value < count]
+    return _best(places, BEST)
 
 
 def _listed(columns: Sequence[_Column]) -> dict[str, str]:
@@ -292,8 +312,7 @@ def _numbered(columns: Sequence[_Column]) -> dict[str, str]:
                 return {**fields, "scores": ",".join(judged)}
             if _Column(stem, 0).rank(WON) < 1000:
                 return {**fields, "labels": ",".join(judged)}
-        places = [column for column in columns if type(column.value) is int and 0 <= column.value < len(paths)]
-        best = _best(places, BEST)
+        best = _place(columns, len(paths))
         if best is not None:
             return {**fields, "best": best}
         signed = [column for column in columns if type(column.value) is int]

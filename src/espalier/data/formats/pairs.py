@@ -131,7 +131,8 @@ def _scores(row: Fields) -> tuple[float, float] | None:
             return None
         if chosen < rejected:
             got = f"{chosen:g} for the chosen answer, {rejected:g} for the rejected one"
-            fix, field = "Is a lower score better? Negate the scores, or leave them out", " and ".join(names)
+            ignored = f"--ignore-columns {' '.join(names)}"
+            fix, field = f"Is a lower score better? Negate the scores, or take {ignored}", " and ".join(names)
             raise RowError("ranks contradict scores", field=field, got=got, expected="one order", fix=fix)
         return chosen, rejected
     return None
