@@ -14,6 +14,7 @@ import pytest
 from espalier.data import columns
 from espalier.data.columns import ledger as ledgers
 from espalier.data.columns.ledger import Ledger
+from espalier.data.formats.alpaca import alpaca_prompt
 from espalier.data.read import Source, read
 from espalier.errors import DataError, RowError
 
@@ -149,6 +150,13 @@ def test_a_template_filled_with_what_was_read_is_no_loss(tmp_path: Path) -> None
     assert list(account(tmp_path, rows).dropped) == ["text"]
     # The same words in every row that have nothing of what was read are a text like any other.
     assert list(account(tmp_path, [row | {"text": LONG} for row in rows]).dropped) == ["text"]
+
+
+@pytest.mark.parametrize("context", ["", "Fruit on the table."])
+def test_the_words_of_alpaca_are_a_template_from_the_first_row_on(context: str, tmp_path: Path) -> None:
+    row = {"instruction": "Name a red fruit, please.", "input": context, "output": "A cherry."}
+    prompt = alpaca_prompt(row["instruction"], context)
+    assert not account(tmp_path, [row | {"text": f"{prompt}\n{row['output']}", "prompt": prompt}]).dropped
 
 
 def test_text_in_objects_counts_with_their_column(tmp_path: Path) -> None:

@@ -20,6 +20,13 @@ REWORDED = 10
 """Characters of a text that makes another one its template, if it stands in it."""
 FRAMES = 8
 """Templates that are remembered of a column."""
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request. ### Instruction: \0"
+_PAIRED = f"{_TASK}, paired with an input that provides further context. {_REQUEST} ### Input: \0 ### Response:"
+KNOWN_FRAMES = frozenset(
+    f"{frame}{answer}" for frame in (f"{_TASK}. {_REQUEST} ### Response:", _PAIRED) for answer in ("", " \0")
+)
+"""The words of Alpaca, folded, with what was read as \\0: templates from the first row on."""
 OTHERS = "(other keys)"
 SHOWN = 12
 """Most columns that are listed on one line."""
@@ -270,10 +277,10 @@ class _OneRow:
             if part and part in rest:
                 stands = stands or len(part) >= REWORDED
                 rest = rest.replace(part, "\0", 1)
-        frames = self.ledger.frames.setdefault(name, set())
+        frames = self.ledger.frames.setdefault(name, set(KNOWN_FRAMES))
         if not stands or rest in frames:
             return stands
-        if len(frames) < FRAMES:
+        if len(frames) < FRAMES + len(KNOWN_FRAMES):
             frames.add(rest)
         return False
 
