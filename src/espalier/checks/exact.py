@@ -13,7 +13,6 @@ from espalier.checks.table import Outcome, failed, passed, skipped
 from espalier.config.sections import TurnsConfig
 from espalier.data.render.bad_turns import usable
 from espalier.data.render.form import Form
-from espalier.data.render.renderer import Renderer
 from espalier.data.render.trees import path
 from espalier.errors import EspalierError, RowError
 from espalier.models.stops import stops_of
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from espalier.checks.evidence import Evidence
     from espalier.data.render.drafts import Rendered
+    from espalier.data.render.renderer import Renderer
 
 LIMIT = "content and one stop token"
 _LENGTH = 24  # tokens to which made rows are cut
@@ -332,6 +332,9 @@ def made_rows(
 ) -> Iterator[tuple[Example, list[Rendered]]]:
     """Rows with what the first rows may lack: a user who writes every markup token, a weight of 0.5, threads that share
     answers, a text above the limit, a conversation that is cut. Those that the template refuses are left out."""
+    # NumPy comes with it, and the help names the checks.
+    from espalier.data.render.renderer import Renderer
+
     markup = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special and not t.content.isspace()]
     first, second = Message("user", "one two"), Message("user", "three four five")
     answer, weighed = Message("assistant", "six seven"), Message("assistant", "eight nine ten", weight=0.5)
