@@ -43,6 +43,7 @@ SETTINGS: dict[str, list[str]] = {
     "sft": [f"sft {RUN} --data chat.jsonl"],
     "sft_all": [f"sft {RUN} --data chat.jsonl --train-on all"],
     "sft_long": [f"sft {RUN} --data chat.jsonl --max-length 40"],
+    "sft_epochs": [f"sft {RUN} --data chat.jsonl --steps 0 --epochs 2 --samples-per-step 7"],
     "sft_cut": [f"sft {RUN} --data tree.jsonl --tokens-per-microbatch 48"],
     "sft_windowed": [f"sft {WINDOWED} --data chat.jsonl"],
     "sft_bf16": [f"sft {RUN} --data chat.jsonl --dtype bfloat16 --lr 3e-3"],

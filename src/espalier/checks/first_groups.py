@@ -72,6 +72,18 @@ def facts_of_parts(groups: Groups, alone: Sequence[float]) -> Facts:
     return Facts(parts=parts)
 
 
+def within(groups: Groups, budget: int) -> list[list[Sample]]:
+    """The first groups that have at most `budget` tokens together."""
+    chosen: list[list[Sample]] = []
+    used = 0
+    for group in groups:
+        used += sum(len(s) for s in group)
+        if used > budget:
+            break
+        chosen.append(group)
+    return chosen
+
+
 def _offers(traits: Traits, group: Sequence[Sample]) -> bool:
     """Whether a group has something to learn from."""
     if traits.consumes == "steps" or traits.wants == "grades":

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from espalier.checks.first_groups import within
 from espalier.checks.losses import measured
 from espalier.checks.table import Outcome, failed, passed, skipped
 from espalier.types import Sample
@@ -24,7 +25,7 @@ same in two packings."""
 LAYOUT_GRADIENT = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.35, "float16": 0.35}
 """The same of two layouts."""
 LAYOUT_TOKENS = 512
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 KEPT = 3
 """Parameters whose gradients are kept and compared by direction; of all others norms are."""
 KEPT_NUMBERS = 1 << 20
@@ -48,7 +49,10 @@ def check_accumulation(evidence: Evidence) -> Outcome:
         return skipped("nothing to learn from in the first step")
     learner = session.learner
     budget = max(learner.options.budget, LAYOUT_TOKENS)
-    groups = _within(first.groups, min(budget, MOST_TOKENS))
+    shortest = sorted(first.groups, key=lambda group: sum(len(s) for s in group))
+    groups = within(shortest, min(budget, MOST_TOKENS))
+    if len(groups) < 2:
+        groups = within(shortest[:3], budget)
     if sum(map(len, groups)) < 2 or (learner.options.whole and len(groups) < 2):
         return skipped("a single group fills a forward")
     dtype = str(session.model.compute).removeprefix("torch.")
@@ -135,18 +139,6 @@ def relative(one: float, other: float) -> float:
     """How far two numbers are apart, relative above 1; infinite if one is not finite."""
     gap = abs(one - other) / max(1.0, abs(one))
     return gap if math.isfinite(gap) else math.inf
-
-
-def _within(groups: Sequence[list[Sample]], budget: int) -> list[list[Sample]]:
-    """The first groups that fit into one forward."""
-    chosen: list[list[Sample]] = []
-    used = 0
-    for group in groups:
-        used += sum(len(s) for s in group)
-        if used > budget:
-            break
-        chosen.append(group)
-    return chosen
 
 
 def _third(learner: Any, groups: Sequence[list[Sample]]) -> int:

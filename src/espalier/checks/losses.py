@@ -6,18 +6,21 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from espalier.checks.first_groups import facts_of_parts
+from espalier.checks.first_groups import facts_of_parts, within
 from espalier.checks.firstloss import Facts, expected_first_loss
 from espalier.checks.invented import cases
 from espalier.checks.table import Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
     from espalier.checks.evidence import Evidence, First
+    from espalier.engines.protocols import Measured
 
 TOLERANCE = {"float64": 1e-8, "float32": 2e-4, "bfloat16": 0.05, "float16": 0.05}
 """What rounding explains of the first loss, by dtype, relative above 1."""
 SMOOTH = ("logprobs", "rewards", "length")
 """Metrics that differ between groups and do not jump: an accuracy does where both sides are equal."""
+EVALUATED = 512
+"""Tokens of the groups that are evaluated, beside the first two."""
 INVENTED = 1e-4
 """What rounding explains of a loss at invented numbers, which are float32 in every run, relative above 1."""
 EXPLAINED = (
@@ -58,12 +61,13 @@ def check_evaluation(evidence: Evidence) -> Outcome:
     if first is None or len(first.groups) < 2:
         return skipped("fewer than two groups to evaluate")
     tolerance = TOLERANCE[str(session.model.compute).removeprefix("torch.")]
-    batches = iter([first.groups[:1], first.groups[1:]])
     if not session.traits.likelihood:
         algorithm = session.config.algorithm
+        groups = [*first.groups[:2], *within(first.groups[2:], EVALUATED)]
+        batches = iter([groups[:1], groups[1:]])
         numbers = evaluate_loss(session.learner, algorithm, session.reference, first.state, batches)
-        terms = session.learner.measure(first.groups, algorithm.loss, first.state)
-        expected = {"eval_loss": measured(evidence, first)}
+        terms = session.learner.measure(groups, algorithm.loss, first.state)
+        expected = {"eval_loss": _loss_of(terms)}
         for name, term in terms.items():
             if term.total and name.startswith(SMOOTH):
                 expected[f"eval_{name}"] = term.sum / term.total
@@ -72,7 +76,8 @@ def check_evaluation(evidence: Evidence) -> Outcome:
         return skipped("`layout` was left out, and the model is sharded now")
     parts = facts_of_parts(first.groups, evidence.alone.tolist()).parts.values()
     loss = sum(cost for cost, _ in parts) / sum(weight for _, weight in parts)
-    return evaluation(evaluate(session.learner, batches), {"eval_loss": loss}, tolerance)
+    numbers = evaluate(session.learner, iter([first.groups[:1], first.groups[1:]]))
+    return evaluation(numbers, {"eval_loss": loss}, tolerance)
 
 
 def evaluation(numbers: Mapping[str, float], expected: Mapping[str, float], tolerance: float) -> Outcome:
@@ -88,12 +93,13 @@ def evaluation(numbers: Mapping[str, float], expected: Mapping[str, float], tole
 
 def measured(evidence: Evidence, first: First) -> float:
     """The loss of some groups as the learner measures it, without an update."""
-    value = 0.0
     loss = evidence.session.config.algorithm.loss
-    for term in evidence.session.learner.measure(first.groups, loss, first.state).values():
-        if term.coef and term.total:
-            value += term.coef * term.sum / term.total
-    return value
+    return _loss_of(evidence.session.learner.measure(first.groups, loss, first.state))
+
+
+def _loss_of(terms: Mapping[str, Measured]) -> float:
+    """sum coef sum / total of the terms that have a total."""
+    return math.fsum(term.coef * term.sum / term.total for term in terms.values() if term.coef and term.total)
 
 
 def expect(evidence: Evidence, facts: Facts) -> float | None:
