@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     fails("b.jsonl", b" \n\n", "the file is empty")
     fails("c.jsonl", gzip.compress(b""), "the file is empty")
     fails("d.json", b"[ ]", "it holds no rows")
-    fails("e.csv", b"a,b\n", "unknown extension .csv; expected one of .json, .jsonl")
+    fails("e.xlsx", b"a,b\n", "unknown extension .xlsx; expected one of .json, .jsonl")
     fails("f", b"{}", "unknown extension (none)")
     fails("g.jsonl", b"PK\x03\x04...", "it is a zip archive")
     fails("h.parquet", b"{}", "does not start with the bytes PAR1")

@@ -101,6 +101,9 @@ def test_prompts() -> None:
 
 
 def test_rows_are_recognised_by_their_keys() -> None:
+    several = {"question": "q", "solutions": ["a", "b"], "correct": [True, False]}
+    assert [sniff(several, consumes) for consumes in ("chat", "ranking", "steps")] == ["steps"] * 3  # type: ignore[arg-type]
+    assert sniff({"problem": "q", "solution": "a", "is_correct": True}, "steps") == "steps"
     assert sniff({"input": "q", "steps": ABC, "target": "5", "answer": "4", "mistake_index": 1}) == "steps"
     assert sniff({"prompt": "q", "completions": ABC, "labels": [True, True, False]}) == "steps"
     assert sniff({"question": "q", "answer": "5", "steps": 3}) == "prompt"

@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
 
+from espalier.data.files.csv_rows import csv_rows
 from espalier.data.files.json_rows import Row, json_lines, json_values
 from espalier.data.files.plain import plain_rows
 from espalier.errors import DataError, RowError
 
-Container = Literal["lines", "array", "values", "plain", "parquet"]
-"""How the bytes of a file hold its rows: JSON Lines, one JSON array, JSON values after one another, text, Parquet."""
+Container = Literal["lines", "array", "values", "plain", "csv", "tsv", "parquet"]
+"""How the bytes of a file hold its rows: JSON Lines, one JSON array, JSON values after one another, text, tables."""
 
 BOM = b"\xef\xbb\xbf"
 HEAD = 1 << 16
 """Bytes by which a container is known."""
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 PLAIN_NAMES = (".txt", ".text")
-NAMES = (*JSON_NAMES, *PLAIN_NAMES, ".parquet")
+TABLE_NAMES = (".csv", ".tsv")
+NAMES = (*JSON_NAMES, *PLAIN_NAMES, *TABLE_NAMES, ".parquet")
 MISNAMED = "file of indented JSON, read as such although its name says one row a line"
 # The first line of a JSON object or array that goes on in the next one, which no row on one line does.
 _INDENTED = re.compile(rb'\[[ \t\r]*\n|\[[^\n]*[,{\[][ \t\r]*\n|\{[ \t\r]*\n\s*"|\{[^\n]*[\[{,][ \t\r]*\n\s*["\[{}\]]')
@@ -81,6 +83,8 @@ class DataFile:
                     yield from json_lines(stream, self.shown)
                 elif self.container == "plain":
                     yield from plain_rows(stream, self.shown)
+                elif self.container in ("csv", "tsv"):
+                    yield from csv_rows(stream, self.shown, "," if self.container == "csv" else "\t")
                 else:
                     yield from json_values(stream, self.shown, array=self.container == "array")
         except (EOFError, zlib.error, OSError) as error:
@@ -151,6 +155,8 @@ def _text_container(path: Path, shown: str, head: bytes, plain: bool) -> Contain
     suffix = os.path.splitext(name)[1]
     if suffix in PLAIN_NAMES or (plain and suffix not in NAMES):
         return "plain"
+    if suffix in TABLE_NAMES:
+        return "csv" if suffix == ".csv" else "tsv"
     if suffix == ".parquet":
         raise DataError(f"{shown}: it does not start with the bytes PAR1; expected Parquet. Copy or download it again")
     if suffix not in JSON_NAMES:

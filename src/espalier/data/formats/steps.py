@@ -37,7 +37,8 @@ def looks(row: Fields, consumes: Consumes) -> bool:
         return False
     if isinstance(row.get("steps"), list):
         return True
-    if consumes == "steps" and _has_outcome(row):
+    several = first_list(row, SEVERAL) is not None and not is_ranked(row)
+    if (consumes == "steps" or several) and _has_outcome(row):
         return True
     return isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list)
 
