@@ -56,6 +56,7 @@ def build_learner(session: Session) -> TorchLearner:
         loaded.source_dtype,
         renderer.ends if traits.says == "reads" else renderer.stop_ids,
         adapter_only=config.model.export == "adapter",
+        source=loaded.folder,
     )
     session.learner = TorchLearner(model.policy, config.optim, options, world=session.processes, export_options=export)
     return session.learner

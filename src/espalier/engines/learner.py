@@ -73,6 +73,7 @@ class ExportOptions:
     source_dtype: torch.dtype = torch.float32
     stop_ids: tuple[int, ...] = ()
     adapter_only: bool = False
+    source: Path | None = None
 
 
 class TorchLearner:
@@ -342,6 +343,7 @@ class TorchLearner:
                     source_dtype=options.source_dtype,
                     stop_ids=options.stop_ids,
                     adapter_only=options.adapter_only,
+                    source=options.source,
                     write=self.world.rank == 0,
                 )
         finally:

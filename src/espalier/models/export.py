@@ -16,10 +16,12 @@ from espalier.errors import ConfigError, ModelError
 from espalier.files import PARTIAL, beside, discard, fsync_tree, make_dir, replace_dir
 from espalier.models import heads
 from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged_state
+from espalier.models.companions import copy_companions, readable_before_5
 from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.load import quiet
 from espalier.models.padding import Padding, choose_padding
 from espalier.models.stops import as_ids
+from espalier.models.readme import Facts, write_readme
 
 
 def export(
@@ -30,6 +32,7 @@ def export(
     source_dtype: torch.dtype,
     stop_ids: Sequence[int] = (),
     adapter_only: bool = False,
+    source: Path | None = None,
     state: Iterable[tuple[str, Tensor]] | None = None,
     write: bool = True,
     shard_size: str = "5GB",
@@ -45,6 +48,9 @@ def export(
     A model with a scalar head becomes its architecture's sequence-classification model: its `logits` for right-padded
     rows, plus `espalier_reward_bias` of config.json, are the calibrated scores. `score.weight` is stored in float32
     whatever the dtype; the pad token of config and tokenizer is one that ends no response (`padding`).
+
+    `README.md` says how to load, prompt and read the model. Of the folder `source`, if it is given, files that are
+    neither weights nor written anew are copied, and the tokenizer keeps its class (`companions`).
 
     Everything is written beside `folder`, flushed to disk, and put in place by a rename; an earlier export there is
     replaced. On an OSError what stood there is untouched. The model is not changed. Under FSDP every rank calls this,
@@ -63,6 +69,7 @@ def export(
 
     def fill(partial: Path) -> None:
         saved = tokenizer
+        facts = _facts(model, stop_ids, adapter_only)
         if adapter_only:
             _write_adapter(model, weights, partial)
             # For whoever merges it: the base knows nothing of what the training stops at.
@@ -75,8 +82,38 @@ def export(
             _write_model(model, weights, partial, source_dtype, shard_size)
             _write_generation(model, partial, stop_ids)
         saved.save_pretrained(str(partial))
+        readable_before_5(partial, source)
+        if source is not None and not adapter_only:
+            copy_companions(source, partial, code=bool(getattr(model.config, "auto_map", None)))
+        write_readme(partial, facts, saved, earlier=folder)
 
     _replace(folder, fill)
+
+
+def _facts(model: Any, stop_ids: Sequence[int], adapter_only: bool) -> Facts:
+    """What the README says of a model."""
+    head = heads.scalar_head(model)
+    if head is not None:
+        kind = "reward model" if head.kind == "response" else "process reward model"
+        return Facts(heads.class_name(model), kind, stop_ids, head.calibration.bias, head.names)
+    name = _plain_class(model).__name__
+    if not adapter_only:
+        return Facts(name, "language model", stop_ids)
+    grown = model.get_input_embeddings().weight.shape[0]
+    return Facts(
+        name,
+        "adapter",
+        stop_ids,
+        base=model.peft_config[ADAPTER].base_model_name_or_path or "",
+        rows=0 if grown == _source_rows(model) else grown,
+    )
+
+
+def _source_rows(model: Any) -> int:
+    """Rows of the embedding that the source has."""
+    source: dict[str, Any] = getattr(model, "espalier_source", {})
+    rows: int = source.get("vocab_size") or source.get("text_config", {}).get("vocab_size") or _rows(model)
+    return rows
 
 
 def _refuse(model: PreTrainedModel, folder: Path, adapter_only: bool) -> None:

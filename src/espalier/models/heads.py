@@ -316,6 +316,11 @@ def exported(model: Any, config: Any) -> Any:
     return _twin(config, head.dimensions)
 
 
+def class_name(model: Any) -> str:
+    """The class that the model is exported as."""
+    return str(_class_of(model.config).__name__)
+
+
 def folded(model: Any, weight_KD: Tensor) -> Tensor:
     """The weight with the scale in it, in float32: the head is small, and keeps its precision in any export."""
     scale = torch.tensor(_required(model).calibration.scale, dtype=torch.float64, device=weight_KD.device)
