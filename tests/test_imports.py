@@ -52,7 +52,7 @@ DATA_ARROWS: dict[str, tuple[str, ...]] = {
 
 HEAVY: dict[str, tuple[str, ...]] = {
     # A library that is slow to import or may be absent  <-  the modules that may import it, lazily or not.
-    "peft": ("models.adapters", "models.continued", "models.merge"),
+    "peft": ("models.adapters", "models.continued", "models.merge", "checks.exported"),
     "bitsandbytes": ("models.adapters",),
     "datasets": ("data.files.hub",),
     "pyarrow": ("data.files.tables",),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.checks.first_groups import facts_of_scores, facts_of_tokens, first_groups, weighted
@@ -63,10 +64,11 @@ class First:
 
 
 class Evidence:
-    """What the checks of a session look at. `probe` and `first` need its learner."""
+    """What the checks of a session look at. `probe` and `first` need its learner. chosen: at the end of a run, the
+    checkpoint that was exported; the learner holds its weights."""
 
-    def __init__(self, session: Session):
-        self.session = session
+    def __init__(self, session: Session, chosen: Path | None = None):
+        self.session, self.chosen = session, chosen
         self.loaded: dict[str, Tensor] = {}
 
     def keep_loaded(self) -> None:
@@ -105,6 +107,11 @@ class Evidence:
         for source, store in zip(session.opened.held_sources, session.opened.held_out, strict=False):
             rows += islice(matched(renderer, store, _examples(source)), CHECKED_ROWS)
         return rows
+
+    def few_rows(self) -> Iterator[Row]:
+        """Rows of the first source, rendered as they are asked for."""
+        store, examples = next(self._sources())
+        return matched(self.session.renderer, store, examples)
 
     def _sources(self) -> Iterator[tuple[Store, Iterator[Example]]]:
         """Every token store with the examples of its source, in the order of the source."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from espalier.checks import (
     data,
     exact,
+    export,
     gradients,
     judged,
     judgements,
@@ -28,13 +29,14 @@ from espalier.checks import (
     table,
 )
 from espalier.checks.table import Outcome, skipped
-from espalier.errors import ConfigError
+from espalier.engines.protocols import together
+from espalier.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
     from espalier.checks.evidence import Evidence
 
-When = Literal["before", "after"]
+When = Literal["before", "after", "end"]
 
 
 def before(session: Session) -> When | None:
@@ -61,6 +63,11 @@ def judging(session: Session) -> When | None:
 def referred(session: Session) -> When | None:
     """In runs that learn from judgements against a reference."""
     return judging(session) if "ref_logprobs" in session.traits.needs else None
+
+
+def ended(session: Session) -> When | None:
+    """At the end of a run, when `model/` is written."""
+    return "end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,7 @@ CHECKS = (
         gradients.check_accumulation,
         after,
     ),
+    Check("export", "`model/`, loaded by transformers alone, is the trained model.", export.check_export, ended),
 )
 NAMES = tuple(check.name for check in CHECKS)
 
@@ -133,6 +141,20 @@ def run_checks(session: Session) -> dict[str, Outcome]:
     build_reference(session)
     _run("after", evidence, skip, outcomes)
     return {name: outcomes[name] for name in NAMES if name in outcomes}
+
+
+def check_end(session: Session, chosen: Path) -> None:
+    """Run the checks of what a run wrote from the checkpoint `chosen`, whose weights the learner holds, and print what
+    they found. Raises CheckError, on every rank, if one failed."""
+    from espalier.checks.evidence import Evidence
+
+    outcomes: dict[str, Outcome] = {}
+    evidence, skip = Evidence(session, chosen), session.config.loop.skip_checks
+    together(lambda: _run("end", evidence, skip, outcomes), "the export was not checked", session.processes, CheckError)
+    for name, o in outcomes.items():
+        if session.main and name not in skip:
+            session.console.note(f"{name}: {o.verdict}: {o.value}")
+    together(lambda: table.settle(outcomes, None), "the export is wrong", session.processes, CheckError)
 
 
 def refuse_unknown(names: Sequence[str]) -> None:

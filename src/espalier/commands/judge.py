@@ -236,9 +236,14 @@ def _outcome_scorer(session: Session, path: str) -> Callable[[Sequence[list[Samp
 
     # Where transformers reads that model: behind what the template writes after the solution.
     unread = model.loaded.model.config.get_text_config().pad_token_id
+    left_open = session.renderer.chats.tail.left_open
+
+    def read(s: Sample) -> Sample:
+        written = len(s) - (left_open and s.stop == "stop")
+        return replace(s, reads=[read_at(s.tokens[:written], unread)])
 
     def score(groups: Sequence[list[Sample]]) -> Scores:
-        groups = [[replace(s, reads=[read_at(s.tokens, unread)]) for s in group] for group in groups]
+        groups = [[read(s) for s in group] for group in groups]
         return [outputs.scores[0] for outputs in forwards.say(groups, ["scores"], calibrated=True)]
 
     return score

@@ -201,6 +201,8 @@ def _stopped(session: Session, finished: Finished, run: RunDir) -> Path:
 
 def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Put the chosen model in place; a model that scores is calibrated and judged first."""
+    from espalier.checks.start import check_end
+
     assert finished.chosen is not None
     config, name, console = session.config, finished.chosen.name, session.console
     if session.main and name != checkpoint.step_name(finished.state.step):  # written a while ago
@@ -213,6 +215,9 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
         judge.finish(session, finished, run)
     else:
         _put_model(session, finished, run)
+        if name != checkpoint.step_name(finished.state.step):
+            session.learner.load(finished.chosen)
+    check_end(session, finished.chosen)
     why = f" ({finished.stopped})" if finished.stopped else ""
     best = finished.state.best_step
     if best and checkpoint.step_name(best) != name:
@@ -237,10 +242,20 @@ def _put_model(session: Session, finished: Finished, run: RunDir) -> None:
     written = from_first((source / "adapter_config.json").is_file(), session.processes)
     if written == asked:
         if session.main:
-            files.copy_dir(source, run.model)
+            _copy_model(source, run.model)
         return
     if finished.chosen.name != checkpoint.step_name(finished.state.step):
         session.learner.load(finished.chosen)
     session.learner.export(run.model)
     kind = "the adapter alone" if asked else "merged weights"
     session.console.note(f"{run.model} is written anew as {kind}; checkpoints keep what they held")
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    """Put a checkpoint's model in place; a README there that a user wrote or edited stays."""
+    from espalier.models.readme import README, edited
+
+    kept = edited(target)
+    files.copy_dir(source, target)
+    if kept is not None:
+        files.write_atomic(target / README, kept)

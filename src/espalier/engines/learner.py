@@ -277,6 +277,11 @@ class TorchLearner:
 
     # ------------------------------------------------------------------------------------------------------- weights
 
+    @property
+    def unrounded(self) -> dict[str, Tensor]:
+        """Frozen weights that the compute dtype rounds, as they were loaded."""
+        return self._frozen
+
     @contextmanager
     def _exact(self) -> Iterator[None]:
         """The model's parameters in master precision, for reading."""

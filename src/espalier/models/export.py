@@ -20,8 +20,8 @@ from espalier.models.companions import copy_companions, readable_before_5
 from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.load import quiet
 from espalier.models.padding import Padding, choose_padding
-from espalier.models.stops import as_ids
 from espalier.models.readme import Facts, write_readme
+from espalier.models.stops import as_ids
 
 
 def export(

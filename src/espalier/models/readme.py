@@ -37,13 +37,20 @@ class Facts:
 def write_readme(folder: Path, facts: Facts, tokenizer: PreTrainedTokenizerBase, earlier: Path) -> None:
     """Write `README.md` into `folder`. One in the folder `earlier`, which this export replaces, is kept if a user wrote
     or edited it."""
-    before = earlier / README
-    if before.is_file():
-        text = before.read_text(encoding="utf-8", errors="replace")
-        if not _ours(text):
-            (folder / README).write_bytes(before.read_bytes())
-            return
+    kept = edited(earlier)
+    if kept is not None:
+        (folder / README).write_bytes(kept)
+        return
     (folder / README).write_text(_marked(readme(facts, tokenizer)), encoding="utf-8")
+
+
+def edited(folder: Path) -> bytes | None:
+    """The README in a folder, if it is not as an export wrote it; None if it is, or there is none."""
+    file = folder / README
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    return None if _ours(content.decode("utf-8", errors="replace")) else content
 
 
 def _marked(body: str) -> str:
@@ -216,6 +223,8 @@ class _Writer:
         )
 
     def _bias(self) -> str:
+        if not any(self.facts.bias):
+            return "None: `logits` are the scores."
         names = list(self.facts.dimensions) or [""]
         biases = [f"{name} {bias:+.6g}".strip() for name, bias in zip(names, self.facts.bias, strict=False)]
         return (

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Answer:
-    """A response as tokens. whole: its tokens before the cut to max_length. level: how good it is, or None."""
+    """A response as tokens. whole: its tokens before the cut to max_length. written: how many of them the template
+    writes, which may leave out the stop token. level: how good it is, or None."""
 
     rendered: Rendered
     response: Response
     whole: tuple[int, ...]
+    written: int
     level: float | None
 
 
@@ -69,7 +71,7 @@ def answers_of(chats: Chats, example: Ranking, key: int, group: RenderedGroup) -
             emptied = error
             group.drop(EMPTIED)
         else:
-            answers.append(Answer(rendered, response, whole, level))
+            answers.append(Answer(rendered, response, whole, len(whole) - draft.left_open, level))
     if emptied and not answers:
         raise emptied
     return answers

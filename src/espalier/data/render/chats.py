@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from espalier.data.render import templates
 from espalier.data.render.bad_turns import Usable, merged, usable
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHOICES = "Choose one with --template chatml, llama3, alpaca, plain or a Jinja file"
+
+
+class Tail(NamedTuple):
+    """What a template writes behind the stop token of the last answer (a line end under ChatML), and whether it leaves
+    that answer open: then it writes no stop token there."""
+
+    ids: tuple[int, ...]
+    left_open: bool
 
 
 class Chats:
@@ -110,20 +119,20 @@ class Chats:
         )
         return SealedChat(chat, self._templates, self.codec, ends, self.stop_ids, forms, whole)
 
-    def tail(self) -> tuple[int, ...]:
-        """The ids that the template writes behind the stop token of a conversation's last answer: a line end under
-        ChatML, often none. Empty, too, if there is no template that chats can use."""
+    @cached_property
+    def tail(self) -> Tail:
+        """What follows the last answer of a conversation under the template. Raises nothing: rows say what is wrong."""
         question, answer = Message("user", "Zqu"), Message("assistant", "Zqa")
         try:
             sealed = self.sealed(Chat((question, answer)))
             turn = sealed.turn(1)
-        except (ModelError, RowError):  # rows will say why
-            return ()
+        except (ModelError, RowError):
+            return Tail((), False)
         draft = Draft()
         self._turn(draft, sealed, turn, "token", 0.0)
         size = len(draft.sample)
         self._gap(draft, sealed, turn.text, turn.end, len(turn.text), "token", (), 0.0)
-        return tuple(draft.sample.tokens[size:])
+        return Tail(tuple(draft.sample.tokens[size:]), turn.left_open)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> SealedChat:
         """The turns that an answer is to follow, merged as the form says."""
@@ -296,7 +305,7 @@ class Chats:
         for turn in turns:
             follows = self._gap(draft, sealed, full, at, turn.start, follows, marks, base)
             self._turn(draft, sealed, turn, follows, weights[turn.message])
-            at, follows = turn.end, "token"
+            at, follows, draft.left_open = turn.end, "token", turn.left_open
         # What stands behind the last trained token (a line end after the stop token) belongs to the
         # next prompt. A scalar head is read behind it: transformers reads a whole text at its end.
         end = len(full)

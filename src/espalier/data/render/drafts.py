@@ -84,7 +84,8 @@ class Draft:
     """A sample that grows, with its spans.
 
     turn_at: the token at which its last turn begins. turn: the tokens of that turn. turn_text: what the model writes in
-    it, up to its stop token; `turn.starts()` are places in this text.
+    it, up to its stop token; `turn.starts()` are places in this text. left_open: the template writes no stop token
+    behind that turn unless something follows.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,7 @@ class Draft:
         self.turn_at = 0
         self.turn = Piece([], [])
         self.turn_text = ""
+        self.left_open = False
 
     def add(self, ids: list[int], weight: float, role: str = "") -> None:
         """Append tokens, trained if `weight` is above 0; a span of `role`, if one is named."""

@@ -59,7 +59,7 @@ def ranking_samples(chats: Chats, example: Ranking, key: int) -> RenderedGroup:
     for answer in answers:
         sample = answer.rendered.sample
         if form.reads or form.wants == "grades":
-            sample.reads = [read_at(sample.tokens, form.unread)]
+            sample.reads = [read_at(sample.tokens[: answer.written], form.unread)]
         group.append(answer.rendered)
     return group
 

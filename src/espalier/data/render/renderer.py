@@ -76,7 +76,7 @@ class Renderer:
     def ends(self) -> tuple[int, ...]:
         """The ids that the text of a finished answer may end in: a stop token, or what the template writes behind it.
         A reward model is read there, so that its pad token must be another one."""
-        return (*self.stop_ids, *self.chats.tail()[-1:])
+        return (*self.stop_ids, *self.chats.tail.ids[-1:])
 
     # ------------------------------------------------------------------------------------------------------ the verbs
 

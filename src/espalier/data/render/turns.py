@@ -31,6 +31,7 @@ class Turn(NamedTuple):
     text: str
     start: int
     end: int
+    left_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ class SealedChat:
             if stop is None:
                 raise self._no_stop(text[start:])
             text = text.rstrip() if stop.lstrip else text
-            return Turn(index, text + stop.text, start, len(text) + len(stop.text))
+            return Turn(index, text + stop.text, start, len(text) + len(stop.text), left_open=True)
         content = self.messages[index]["content"].strip()
         rest = text[end:]
         if content and content in rest and rest not in self._ends.behind:
