@@ -21,6 +21,21 @@ from espalier.engines import processes
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference
 from espalier.loop.progress import Progress
+from espalier.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What a reward model was calibrated on: groups of training answers, the scores of every answer before and, of the
+    first groups, after; whether all answers count (`every`) or the best of each group, by the dimensions' `weights` if
+    the loss learns from grades; whether the deviation was made 1 (`scale`)."""
+
+    groups: list[list[Sample]]
+    before: list[list[tuple[float, ...]]]
+    after: list[list[tuple[float, ...]]]
+    every: bool
+    scale: bool
+    weights: tuple[float, ...] | None
 
 
 @dataclass(slots=True)
@@ -42,6 +57,7 @@ class Session:
     console: Progress
     learner: TorchLearner = field(init=False)
     reference: Reference | None = None
+    calibrated: Calibrated | None = None
 
     @property
     def traits(self) -> Traits:

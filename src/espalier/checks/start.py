@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from espalier.checks import (
+    adapter,
+    calibration,
     data,
     exact,
     export,
@@ -70,6 +72,16 @@ def ended(session: Session) -> When | None:
     return "end"
 
 
+def continued(session: Session) -> When | None:
+    """In runs that continue an adapter, before its weights are cast or sharded."""
+    return "before" if session.config.model.adapter else None
+
+
+def calibrated(session: Session) -> When | None:
+    """At the end of runs whose scores are calibrated."""
+    return "end" if session.traits.calibration is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One check: its name, what must hold, the function that finds out, and when it runs (None: not in this run)."""
@@ -98,6 +110,7 @@ CHECKS = (
         gradients.check_gradients,
         unsharded,
     ),
+    Check("adapter", "An adapter that is continued starts from its file.", adapter.check_adapter, continued),
     Check("loss", "The first loss is finite and better than twice a uniform guess.", model.check_loss, after),
     Check("update", "One step changes most weights that have a gradient.", model.check_update, after),
     Check("optimizer", "The update is AdamW's, and moves and decays what it should.", optimizer.check_optimizer, after),
@@ -116,6 +129,12 @@ CHECKS = (
         "Loss and gradient are the same in one forward and in three.",
         gradients.check_accumulation,
         after,
+    ),
+    Check(
+        "calibration",
+        "Reference answers have mean 0 (and deviation 1 if asked) after training.",
+        calibration.check_calibration,
+        calibrated,
     ),
     Check("export", "`model/`, loaded by transformers alone, is the trained model.", export.check_export, ended),
 )

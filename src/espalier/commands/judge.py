@@ -13,7 +13,7 @@ import torch
 
 from espalier import files
 from espalier.assembly.model import HeadSpec, build_model
-from espalier.assembly.session import Session
+from espalier.assembly.session import Calibrated, Session
 from espalier.checks.order import refuse_side
 from espalier.config.sections import ModelConfig
 from espalier.data.render.answers import read_at
@@ -91,7 +91,14 @@ def _calibrate(session: Session) -> None:
     calibration = session.traits.calibration
     if calibration is None:
         return
-    scores = _calibrated_scores(session, every=calibration.on == "all")
+    groups = trained_on(session, CALIBRATED)
+    weights = session.traits.weights if session.traits.wants == "grades" else None
+    every = calibration.on == "all"
+    before = _by_answer(session, groups)
+    scores: Scores = []
+    for (_, group), of_group in zip(groups, before, strict=True):
+        best = chosen(group, weights)
+        scores += [of_group[place] for place in range(len(group)) if every or place in best]
     if not scores:
         session.console.note(
             "not calibrated: no answer of the data is better than another to its prompt; use --calibrate-on all"
@@ -102,6 +109,10 @@ def _calibrate(session: Session) -> None:
         heads.recalibrate(model, torch.tensor(scores, dtype=torch.float64), calibration.scale)
     except ValueError as error:
         raise ConfigError(f"calibrate_scale: {error}", key="calibrate_scale") from error
+    # Packed as before, so that what differs is the calibration alone.
+    after = _by_answer(session, groups[:CHUNK])
+    samples = [group for _, group in groups]
+    session.calibrated = Calibrated(samples, before, after, every, calibration.scale, weights)
     stored = heads.calibration_of(model)
     numbers = [f"scale {s:.4g} bias {b:+.4g}" for s, b in zip(stored.scale, stored.bias, strict=True)]
     session.console.note(
@@ -109,20 +120,12 @@ def _calibrate(session: Session) -> None:
     )
 
 
-def _calibrated_scores(session: Session, *, every: bool) -> Scores:
-    """Scores of training answers: of all, or of the best one of each group."""
-    weights = session.traits.weights if session.traits.wants == "grades" else None
-    scores: Scores = []
-    trained = trained_on(session, CALIBRATED)
-    refuse_side(session.opened, [group for _, group in trained], held=False)
-    for groups in _chunks(trained):
-        reads = iter(_scores(session, [group for _, group in groups]))
-        for _, group in groups:
-            best = chosen(group, weights)
-            for place in range(len(group)):
-                of_answer = next(reads)
-                if every or place in best:
-                    scores += of_answer
+def _by_answer(session: Session, groups: Groups) -> list[Scores]:
+    """The score of every answer of every group."""
+    scores: list[Scores] = []
+    for chunk in _chunks(groups):
+        reads = iter(_scores(session, [group for _, group in chunk]))
+        scores += [[next(reads)[0] for _ in group] for _, group in chunk]
     return scores
 
 
