@@ -55,6 +55,8 @@ ALL: tuple[Format, ...] = (
 )
 """Every format, in the order in which a row is compared with them."""
 
+LONGEST = 16 << 20
+"""Characters of an example's texts: tokenising takes some 200 bytes of memory for each."""
 ReadRow = Callable[[Fields, Origin], Example | Sequence[Example]]
 ReadFile = Callable[[Iterable[Row | RowError], str, str], Iterator[Example | RowError]]
 ReadFolder = Callable[[str, str, Ledger | None], Iterator[Example | RowError]]
@@ -133,10 +135,23 @@ def convert(
         example, count = without_forced_nulls(example)
         if count and notes is not None:
             add(notes, LEFT_OUT, count)
+        _check_size(example)
         if given and hasattr(example, "template_args"):
             example = replace(cast(Any, example), template_args=given)
         examples.append(example)
     return examples
+
+
+def _check_size(example: Any) -> None:
+    """Raise RowError for an example whose texts are too long to be tokenised in bounded memory."""
+    texts = [getattr(example, "text", ""), *getattr(example, "steps", ())]
+    messages = [*getattr(example, "messages", ()), *getattr(example, "prompt", ())]
+    messages += [response.message for response in getattr(example, "responses", ())]
+    texts += [message.content for message in messages if not isinstance(message, str)]
+    size = sum(map(len, texts))
+    if size > LONGEST:
+        got, expected = f"{size:,} characters", f"at most {LONGEST:,}"
+        raise RowError("row too long", got=got, expected=expected, fix="Split the row")
 
 
 def is_conversation(value: Any) -> bool:

@@ -123,7 +123,7 @@ def weight(row: Fields, field: str) -> float | None:
         if value is None:
             continue
         if name == "loss" and isinstance(value, int | float):
-            said[name] = _weight_number(float(value), f"{field}.loss")
+            said[name] = _weight_number(float(value) if isinstance(value, bool) else value, f"{field}.loss")
         elif value in (0, 1):
             said[name] = float(value)
         else:
