@@ -115,6 +115,7 @@ def test_a_mapping_is_proposed_and_reads_the_row(
         ("chat", {"task": "talk", "log": "Human: Hi there\n\nAssistant: Hello"}),  # a transcript is no answer
         ("chat", {"q": ASK, "reply": GOOD, "images": ["a.png"]}),  # would be refused all the same
         ("ranking", {"q": ASK, "reply": GOOD}),
+        ("ranking", {"q": ASK, "steps": [GOOD, BAD], "labels": [0.9, 0.1]}),  # steps do not compete
         ("steps", {"q": ASK, "steps": ["a", "b"], "marks": [1]}),
         ("chat", ["no", "object"]),
     ],

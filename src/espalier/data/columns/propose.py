@@ -287,7 +287,8 @@ def _place(columns: Sequence[_Column], count: int) -> str | None:
 def _listed(columns: Sequence[_Column]) -> dict[str, str]:
     """A list of answers, and one of as many numbers beside it."""
     lists = [column for column in columns if isinstance(column.value, list) and len(column.value) > 1]
-    answers = [column for column in lists if all(map(_is_text, column.value)) and not column.about_the_row]
+    texts = [column for column in lists if all(map(_is_text, column.value)) and not column.about_the_row]
+    answers = [column for column in texts if column.rank(STEPS) == 1000]
     for answer in sorted(answers, key=lambda column: -len(str(column.value))):
         for scores in lists:
             numbers = len(scores.value) == len(answer.value) and all(map(_is_number, scores.value))
