@@ -195,3 +195,10 @@ def test_a_mapped_label_of_0_or_1_is_false_or_true(tmp_path: Path) -> None:
     steps = {"q": "Q", "s": ["one", "two"], "first_bad": 1}
     (example,), _ = examples(tmp_path, [steps], "prompt=q", "steps=s", "label=first_bad", consumes="steps")
     assert isinstance(example, Steps) and example.labels == (1.0, 0.0)
+
+
+def test_a_preference_without_a_list_of_answers_is_the_formats_to_read(tmp_path: Path) -> None:
+    row = {"prompt": "Q", "response_1": "a", "response_2": "b", "strength": -2}
+    (ranking,), ledger = examples(tmp_path, [row], "preference_strength=strength", consumes="ranking")
+    assert isinstance(ranking, Ranking) and [r.rank for r in ranking.responses] == [0, 1]
+    ledger.refuse("rows.jsonl")

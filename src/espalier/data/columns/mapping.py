@@ -187,7 +187,8 @@ class Columns:
             if name in trails and "steps" not in trails and peek(row, name) in (0, 1):
                 row[name] = bool(row.pop(name))
         for name in COMPARED:
-            if name in row and name in trails:
+            # Without a list of answers, a format of its own reads them.
+            if name in row and name in trails and isinstance(peek(row, "responses"), list):
                 trails["ranks"] = trails[name]
                 value, responses = row.pop(name), peek(row, "responses")
                 row["ranks"] = [0] if sniffed else ranks_of(name, value, responses)
