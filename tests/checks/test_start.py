@@ -56,7 +56,7 @@ def test_which_checks_run_and_when() -> None:
     def at(moment: str, of: Any) -> list[str]:
         return [check.name for check in CHECKS if check.when(of) == moment]
 
-    data = ["rows", "trained", "stop", "bos", "mask", "template", "judgements", "raw_rows", "held_out"]
+    data = ["rows", "trained", "stop", "bos", "mask", "controls", "template", "judgements", "raw_rows", "held_out"]
     data.append("order")
     layout, update = ["layout", "gradients"], ["loss", "update", "optimizer"]
     last = ["first_loss", "evaluation", "accumulation"]

@@ -17,7 +17,20 @@ from espalier.loop.metrics import read_lines
 from tiny import tiny_model, tiny_tokenizer
 
 LETTERS = 8
-CHECKS = ("rows", "trained", "stop", "bos", "mask", "template", "layout", "loss", "update", "preferences", "first_loss")
+CHECKS = (
+    "rows",
+    "trained",
+    "stop",
+    "bos",
+    "mask",
+    "controls",
+    "template",
+    "layout",
+    "loss",
+    "update",
+    "preferences",
+    "first_loss",
+)
 Rows = list[dict[str, Any]]
 
 

@@ -11,7 +11,7 @@ from espalier.assembly.runs import RunConfig
 from espalier.config.sections import ModelConfig
 from espalier.data.files.content import content_hash
 from espalier.data.render.renderer import Renderer
-from espalier.data.render.templates import apply_template, complete
+from espalier.data.render.templates import apply_template, complete, markup_of
 from espalier.errors import ConfigError, ModelError
 from espalier.models import heads, layout
 from espalier.models.adapter_files import is_adapter, read_adapter
@@ -67,7 +67,8 @@ def build_model(
         loaded = load_model(config, device=device, head=head is not None)
     if head is not None:
         put_head(loaded, head, seed)
-    frozen = prepare(loaded, config, seed=seed)
+    markup = markup_of(loaded.tokenizer, config.add_tokens, config.template)
+    frozen = prepare(loaded, config, seed=seed, markup=markup)
     apply_template(loaded.tokenizer, config.template)
     completed = complete(loaded.tokenizer)
     chosen, reason = layout.choose(loaded.model, config.layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 STOP_SHARE = 0.99
 TRUNCATED_SHARE = 0.1
+_STOPS = re.compile(r"(\s*<[^<>\s]{1,60}>)+\s*\Z")
 
 
 def check_rows(evidence: Evidence) -> Outcome:
@@ -166,7 +168,9 @@ def _claims(
 
 def _inside(contents: Iterable[str], text: str, fault: str) -> Iterator[Claim]:
     for content in contents:
-        yield content, _squash(content) in text, fault
+        # Where strings become control tokens, the stop token at the end of an answer is the template's own.
+        holds = any(_squash(part) in text for part in (content, _STOPS.sub("", content)))
+        yield content, holds, fault
 
 
 def _step_claims(example: Steps, sample: Sample, decode: Callable[[list[int]], str]) -> Iterator[Claim]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from espalier.checks import (
     adapter,
     calibration,
+    controls,
     data,
     exact,
     export,
@@ -98,6 +99,12 @@ CHECKS = (
     Check("stop", "Answers that are not cut train a stop token.", data.check_stop, before),
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
     Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", exact.check_mask, before),
+    Check(
+        "controls",
+        "Strings that look like control tokens are not in what is trained, added tokens are used.",
+        controls.check_controls,
+        before,
+    ),
     Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
     Check("judgements", "Stored comparisons, labels and grades follow their rows.", judged.check_judgements, before),
     Check("raw_rows", "Samples say what the columns of their raw rows say.", raw_rows.check_raw_rows, before),

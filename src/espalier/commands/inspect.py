@@ -16,11 +16,12 @@ from espalier.data.columns.ledger import Ledger
 from espalier.data.dataset import sources_of
 from espalier.data.read import Source, read
 from espalier.data.render.renderer import Renderer
-from espalier.data.render.templates import apply_template, complete
+from espalier.data.render.templates import apply_template, complete, markup_of
 from espalier.errors import RowError
 from espalier.loop.terminal import Terminal
 from espalier.models.load import load_tokenizer, locate, read_limit
 from espalier.models.stops import stops_of
+from espalier.models.tokens import add_to_tokenizer
 
 
 def run(config: RunConfig, view: InspectConfig) -> None:
@@ -29,8 +30,8 @@ def run(config: RunConfig, view: InspectConfig) -> None:
     Raises DataError after that if they hold something that a run would not leave out without a word.
     """
     tokenizer = load_tokenizer(config.model.model, trust_remote_code=config.model.trust_remote_code)
-    if config.model.add_tokens:
-        tokenizer.add_special_tokens({"additional_special_tokens": list(config.model.add_tokens)})
+    added, template = config.model.add_tokens, config.model.template
+    add_to_tokenizer(tokenizer, added, markup_of(tokenizer, added, template))
     if config.model.adapter:
         _adopt_tokens(tokenizer, config)
     apply_template(tokenizer, config.model.template)

@@ -60,7 +60,8 @@ class ModelConfig:
     template: str = ""
     """Chat template: a built-in name (chatml, llama3, alpaca, plain) or a Jinja file; empty keeps the tokenizer's."""
     add_tokens: Names = ()
-    """New control tokens to add, initialised with the mean embedding and trained even under LoRA."""
+    """New tokens to add, initialised with the mean embedding and trained even under LoRA. Those that the chat template
+    writes around turns never come from content; answers that hold the others (<think>) are trained on them."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships."""
     adapter: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from espalier.config.sections import ModelConfig
 from espalier.errors import ConfigError
 from espalier.models import heads
@@ -15,11 +17,11 @@ from espalier.models.load import Loaded, tokenizer_beside
 from espalier.models.tokens import add_control_tokens
 
 
-def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSummary:
+def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0, markup: Collection[str] = ()) -> FreezeSummary:
     """Apply what `config` asks of the trained model, in place and in the order that keeps it right.
 
-    Control tokens, the LoRA adapter (a function of `seed`), frozen parameters, dropouts. Lines for the user are added
-    to `loaded.notes`.
+    Control tokens (those in `markup` are not special, answers may hold them), the LoRA adapter (a function of `seed`),
+    frozen parameters, dropouts. Lines for the user are added to `loaded.notes`.
 
     Raises ConfigError for a combination that cannot be trained.
     """
@@ -34,7 +36,7 @@ def prepare(loaded: Loaded, config: ModelConfig, *, seed: int = 0) -> FreezeSumm
         theirs = tokenizer_beside(adapter.folder, trust_remote_code=config.trust_remote_code)
         loaded.adapter = adapter.folder
         loaded.notes += adopt(loaded.model, loaded.tokenizer, adapter, theirs, template=not config.template)
-    ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens)
+    ids = add_control_tokens(loaded.model, loaded.tokenizer, config.add_tokens, markup)
     if ids:
         tokens = [f"{name} = {i}" for name, i in zip(config.add_tokens, ids, strict=True)]
         loaded.notes.append("control tokens: " + ", ".join(tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from espalier.errors import ConfigError
 
 
-def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[int]:
-    """Add special tokens `names` to both, in place; returns their ids in order. Known names keep their id and row.
+def add_control_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], markup: Collection[str] = ()
+) -> list[int]:
+    """Add tokens `names` to both, in place; returns their ids in order. Known names keep their id and row.
+
+    They are special, so that no content ever becomes one, but for those that are `markup` (`<think>`), which answers
+    may hold (see `data.render.templates.markup_of`).
 
     A new token's input row, output row and output bias are the mean of the rows of the tokens known before, in
     float32: such a token starts with a logit near the average one, while a random row could start anywhere. The
     matrices grow only if the ids do not fit into rows the model keeps spare.
 
-    Raises ConfigError if a name is empty, or is ordinary text of the vocabulary: making that special would change how
-    existing text is split; and if the model has a LoRA adapter already.
+    Raises ConfigError if a name is empty, or is ordinary text of the vocabulary: making that a token of its own would
+    change how existing text is split; and if the model has a LoRA adapter already.
     """
+    vocabulary = tokenizer.get_vocab()
+    new = _new(tokenizer, names)
+    known = torch.tensor(sorted(set(vocabulary.values())))
+    if new and hasattr(model, "peft_config"):
+        raise ConfigError("add_tokens must come before a LoRA adapter is put on the model")
+    add_to_tokenizer(tokenizer, names, markup)
+    vocabulary = tokenizer.get_vocab()
+    if new:
+        ids = [int(vocabulary[name]) for name in new]
+        rows = _tables(model)[0].shape[0]
+        if max(ids) >= rows:
+            # Without mean_resizing, which draws rows from the mean and covariance of the old ones.
+            model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+        mean_rows(model, known, torch.tensor(ids))
+    return [vocabulary[name] for name in names]
+
+
+def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], markup: Collection[str] = ()) -> None:
+    """The tokenizer's part of `add_control_tokens`."""
+    for name in _new(tokenizer, names):
+        special = name not in markup
+        tokenizer.add_tokens([AddedToken(name, special=special, normalized=False)], special_tokens=special)
+
+
+def _new(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[str]:
+    """The names that the tokenizer lacks. Raises ConfigError for one that cannot be added."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     special = added | set(tokenizer.all_special_tokens)
     vocabulary = tokenizer.get_vocab()
@@ -33,21 +64,7 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
                 f"add_tokens got {name!r}, which is ordinary text (token {vocabulary[name]}) in "
                 "this tokenizer. Choose a name that no text contains, such as <|name|>"
             )
-    known = torch.tensor(sorted(set(vocabulary.values())))
-    new = [name for name in dict.fromkeys(names) if name not in vocabulary]
-    if new:
-        if hasattr(model, "peft_config"):
-            raise ConfigError("add_tokens must come before a LoRA adapter is put on the model")
-        tokens = [AddedToken(name, special=True, normalized=False) for name in new]
-        tokenizer.add_tokens(tokens, special_tokens=True)
-        ids = [int(tokenizer.get_vocab()[name]) for name in new]
-        rows = _tables(model)[0].shape[0]
-        if max(ids) >= rows:
-            # Without mean_resizing, which draws rows from the mean and covariance of the old ones.
-            model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-        mean_rows(model, known, torch.tensor(ids))
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[name] for name in names]
+    return [name for name in dict.fromkeys(names) if name not in vocabulary]
 
 
 def mean_rows(model: Any, known: torch.Tensor, rows: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from espalier.data.render import templates
 from espalier.data.render.bad_turns import Usable, merged, usable
 from espalier.data.render.calls import Habits
 from espalier.data.render.control import Codec, Whole, opened
+from espalier.data.render.controls import Lookout
 from espalier.data.render.drafts import Draft, Drafts, Mark
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.probe import Probe
@@ -69,8 +70,9 @@ class Chats:
             self.codec = Codec(tokenizer)
         else:
             # A header that the template writes without a generation prompt is part of the prompt all the same.
+            plain, tools = templates.both(tokenizer)
             header = templates.missing_prompt(tokenizer)
-            plain, tools = (templates.with_prompt(source, header) for source in templates.both(tokenizer))
+            plain, tools = templates.with_prompt(plain, header), templates.with_prompt(tools, header)
             given = form.turns.template_values
             self._templates = Templates(plain, tools, {**tokenizer.special_tokens_map, **given}, frozenset(given))
             literals = [*templates.literals(plain), *templates.literals(tools)]
@@ -85,6 +87,7 @@ class Chats:
                 self.codec = Codec(tokenizer, turn_ends=turn_ends, literals=literals)
         known = self._probe.known if self._probe else ()
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*turn_ends, self.eos, *known)))
+        self.lookout = Lookout(self.codec, self.stop_ids, form.turns.parse_control)
         self.bos_id = self.bos
         if self._probe and self.bos is None and tokenizer.bos_token and self._probe.opens_with(self._bos_text):
             self.bos_id = int(tokenizer.bos_token_id)
@@ -112,11 +115,8 @@ class Chats:
         dropped = self._habits.dropped(chat.messages)
         if dropped is not None:
             raise RowError(f"{DROPS} {dropped}", fix=f"{self._habits.drops[dropped]}, or choose another --template")
-        forms, parsed = self._habits.forms(chat.messages), self.form.turns.parse_control
-        whole: tuple[Whole, Whole] = (
-            "all" if "prompt" in parsed else "none",
-            "all" if "completion" in parsed else "markup",
-        )
+        forms, answers = self._habits.forms(chat.messages), self.lookout.whole("completion")
+        whole: tuple[Whole, Whole] = (self.lookout.whole("prompt"), "markup" if answers == "none" else answers)
         return SealedChat(chat, self._templates, self.codec, ends, self.stop_ids, forms, whole)
 
     @cached_property
@@ -144,7 +144,7 @@ class Chats:
         apart: turns that are not trained are encoded on their own, too, so that conversations which share messages
         share their tokens.
         """
-        fitting = usable(chat.messages, self.form.turns, self.train_on)
+        fitting = usable(self._unstopped(chat.messages), self.form.turns, self.train_on)
         try:
             sealed, fitting = self._rendered(chat, fitting)
             drafts = self._drafts(sealed, replace(chat, messages=fitting.messages), fitting.leading, apart)
@@ -156,6 +156,16 @@ class Chats:
         if sealed.call_form.ids:
             drafts.noted["tool calls with ids made"] = 1
         return drafts
+
+    def _unstopped(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages without the stop tokens that answers end in, if those would become tokens."""
+        result = []
+        for i, message in enumerate(messages):
+            content = message.content
+            if message.role == "assistant":
+                content = self.lookout.without_stop(content, f"messages[{i}]")
+            result.append(message if content == message.content else replace(message, content=content))
+        return result
 
     def _rendered(self, chat: Chat, fitting: Usable) -> tuple[SealedChat, Usable]:
         """The conversation under its template, without the assistant turns that open it if the template does not write

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from espalier.data.render.chats import Chats
 from espalier.data.render.control import closed
-from espalier.data.render.drafts import EMPTIED, Draft, Drafts, Rendered, RenderedGroup
+from espalier.data.render.drafts import EMPTIED, Draft, Drafts, RenderedGroup
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.ranking_samples import ranking_samples
 from espalier.data.render.step_samples import step_samples
@@ -80,12 +80,20 @@ class Renderer:
 
     # ------------------------------------------------------------------------------------------------------ the verbs
 
-    def render(self, example: Example, key: int = 0) -> list[Rendered]:
+    def render(self, example: Example, key: int = 0) -> RenderedGroup:
         """The group of samples that `example` becomes; `key` is the key and the group of them all.
 
         Raises RowError, with a reason that can be counted, if it cannot be used, and ModelError if the tokenizer has no
         template that chats could use.
         """
+        group = self._group(example, key)
+        ordinary, tokens = self.chats.lookout.see(example)
+        group.controls = ordinary
+        group.noted |= tokens
+        return group
+
+    def _group(self, example: Example, key: int) -> RenderedGroup:
+        """The samples of an example, by its form."""
         match self.form.consumes, example:
             case "chat", Chat():
                 return self._whole(self.chats.drafts(example), key)
@@ -146,21 +154,41 @@ class Renderer:
         last, content, _ = parts[-1]
         if not content:
             raise RowError("nothing to train", field=last, got="an empty string")
-        codec = self.chats.codec
+        codec, lookout = self.chats.codec, self.chats.lookout
+        wholes = [lookout.whole(role) for role, _, _ in parts]
+        if last == "completion":
+            content = lookout.without_stop(content, last) + (self._stop_of(content) if wholes[-1] == "all" else "")
+        texts = [*(text for _, text, _ in parts[:-1]), content]
+        seal = codec.seal(list(zip(texts, wholes, strict=True)))
+        sealed = [closed(text, seal, whole) for text, whole in zip(texts, wholes, strict=True)]
+        stopped = wholes[-1] == "all" and self._stops_at(sealed[-1])
+        if stopped:
+            sealed[-1] = sealed[-1].rstrip()
         draft = Draft()
         follows: Follows = "start"
-        seal = codec.seal([(text, "none") for _, text, _ in parts])
-        draft.add(self.chats.head(""), parts[0][2])
+        draft.add(self.chats.head("".join(sealed)), parts[0][2])
         # Each part is encoded on its own, as a sampler is given the ids of the prompt and goes on
         # from there.
-        for role, text, weight in parts:
+        for text, whole, (role, _, weight) in zip(sealed, wholes, parts, strict=True):
+            if follows == "token" and codec.added[draft.sample.tokens[-1]].rstrip:
+                text = text.lstrip()  # the token before takes the spaces behind it
             if text:
-                ids = codec.encode(closed(text, seal), seal, follows).ids
-                if role == last:
+                ids = codec.encode(text, seal, follows).ids
+                if role == last and not stopped:
                     ids = [*ids, self.chats.eos]
                 draft.add(ids, weight, role)
-                follows = "text"
+                follows = codec.ending(text) if whole == "all" else "text"
         return draft
+
+    def _stops_at(self, sealed: str) -> bool:
+        """Whether a text ends in a stop token, white space behind it aside."""
+        end, token = self.chats.codec.last_written(sealed)
+        return token is not None and token.id in self.stop_ids and not sealed[end:].strip()
+
+    def _stop_of(self, completion: str) -> str:
+        """The stop token that a completion ends in; empty if it ends in none."""
+        _, token = self.chats.codec.last_written(completion)
+        return token.text if token is not None and self._stops_at(completion) else ""
 
     def _windows(self, draft: Draft) -> list[Draft]:
         """A text in samples of at most max_length tokens, so that every token is scored once; the last one stops.

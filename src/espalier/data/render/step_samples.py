@@ -28,6 +28,9 @@ def step_samples(chats: Chats, example: Steps, key: int) -> RenderedGroup:
     if len(example.labels) != len(example.steps):
         raise RowError("steps without labels", got=f"{len(example.labels)} labels", expected=str(len(example.steps)))
     example = relabel(example, chats.form.labels)
+    if example.steps:
+        *earlier, last = example.steps
+        example = replace(example, steps=(*earlier, chats.lookout.without_stop(last, f"steps[{len(earlier)}]")))
     text = example.separator.join(example.steps)
     prompt = tuple(replace(message, weight=0.0) for message in example.prompt)
     solution = Message("assistant", text, weight=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -96,6 +96,34 @@ def _file(name: str) -> str:
     except ModelError as e:
         raise ConfigError(f"template {name}: {e}") from e
     return source
+
+
+def markup_of(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], template: str = "") -> frozenset[str]:
+    """Those of `names` that answers may hold: all that a chat template does not write around turns (in a user turn,
+    first in the header of an answer, or behind an answer). None of them, if the template cannot be asked.
+
+    template: as for `apply_template`. Raises ConfigError and ModelError as that does.
+    """
+    if template in BUILT_IN:
+        source = _built_in(template)
+    elif template:
+        source = _file(template)
+    elif tokenizer.chat_template is None:
+        return frozenset()
+    else:
+        source, _ = both(tokenizer)
+    values = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "strftime_now": lambda form: form}
+    asked, answer = {"role": "user", "content": "Zqu"}, {"role": "assistant", "content": "Zqa"}
+    try:
+        question = write(source, {**values, "messages": [asked], "add_generation_prompt": False})
+        prompt = write(source, {**values, "messages": [asked], "add_generation_prompt": True})
+        whole = write(source, {**values, "messages": [asked, answer], "add_generation_prompt": False})
+    except RowError:
+        return frozenset()
+    around = {name for name in names if name in question or name in whole.rpartition("Zqa")[2]}
+    header = prompt.removeprefix(question)
+    around |= {name for name in names if header.lstrip().startswith(name) or name in BUILT_IN.get(template, ())}
+    return frozenset(names) - around
 
 
 def _control_tokens(source: str) -> list[str]:
