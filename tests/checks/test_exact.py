@@ -6,6 +6,7 @@ import pytest
 
 from espalier.checks.exact import exact, made_rows
 from espalier.checks.expected import Plain, squash
+from espalier.config.sections import TurnsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.types import Chat, Completion, Ranking, Response, Steps, Text, Tree, TreeNode
@@ -189,3 +190,23 @@ def test_the_date_of_the_day_and_the_form_of_calls_are_the_renderers():
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     chat = Chat((user("Q"), assistant("A", tool_calls=(call,))))
     assert judged(chat, Renderer(texts).render(chat), texts).verdict == "pass"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_it_passes_on_control_strings_that_become_tokens(bos):
+    tokenizer = letters(template="chatml", bos=bos)
+    turns = TurnsConfig(parse_control=("prompt", "completion", "text"))
+    renderer = Renderer(tokenizer, form=Form(turns=turns))
+    rendered = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    for example in (
+        Text("<s>" * bos + rendered + "A<|im_end|>\n"),
+        Text("no end"),
+        Completion(rendered, "A<|im_end|>"),
+        Completion("Q", "A"),
+        Chat((user("Q"), assistant("A<|im_end|>"))),
+        Chat((user("Q"), assistant("A</s>\n"))),
+    ):
+        group = renderer.render(example)
+        assert exact([(example, group)], tokenizer, (), "assistant", turns).verdict == "pass", example
+        group[0].sample.tokens[-1] = tokenizer.convert_tokens_to_ids("x")
+        assert exact([(example, group)], tokenizer, (), "assistant", turns).verdict == "fail", example

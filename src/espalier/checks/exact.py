@@ -155,7 +155,7 @@ class Reader:
             return 0
         if fitting.leading:  # whether such turns are kept and trained depends on the template
             return 0
-        example = replace(example, messages=fitting.messages)
+        example = replace(example, messages=self._unstopped(fitting.messages))
         if not self.turns.parse_control:
             self._controls(example, samples)
         messages = example.messages
@@ -260,6 +260,8 @@ class Reader:
         content = example.text if isinstance(example, Text) else example.completion
         text = squash(str(self.plain.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)))
         expected = squash(content) + eos
+        if ("text" if isinstance(example, Text) else "completion") in self.turns.parse_control:
+            expected = self._parsed(content, tokens, eos)
         unknown = self.plain.tokenizer.unk_token_id
         if unknown is not None and unknown in tokens:
             return 0
@@ -271,6 +273,32 @@ class Reader:
             sizes = f"{len(text)} characters, expected {len(expected)}"
             raise Fault(f"trained text of {sizes}: {_difference(text, expected)}")
         return 1
+
+    def _unstopped(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """Messages without the control tokens that answers end in, if those are tokens: the template writes its own."""
+        if "completion" not in self.turns.parse_control:
+            return tuple(messages)
+        result = []
+        for message in messages:
+            content, before = message.content, ""
+            while message.role == "assistant" and content != before:
+                before = content
+                for name in self.plain.special:
+                    if content.rstrip().endswith(name):
+                        content = content.rstrip().removesuffix(name)
+            result.append(replace(message, content=content))
+        return tuple(result)
+
+    def _parsed(self, content: str, tokens: Sequence[int], eos: str) -> str:
+        """What is trained of a text whose control strings become tokens: one begin-of-text token, which `_text` leaves
+        out, and the stop token that it ends in, or else the end-of-text token."""
+        bos = str(self.plain.tokenizer.bos_token or "")
+        if bos:
+            content = content.removeprefix(bos)
+        for name, i in self.plain.special.items():
+            if content.rstrip().endswith(name) and tokens and tokens[-1] == i:
+                return squash(content)
+        return squash(content) + eos
 
 
 def _without(left: list[Wanted], run: Run, spare: str) -> list[Wanted]:
