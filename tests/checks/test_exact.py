@@ -210,3 +210,11 @@ def test_it_passes_on_control_strings_that_become_tokens(bos):
         assert exact([(example, group)], tokenizer, (), "assistant", turns).verdict == "pass", example
         group[0].sample.tokens[-1] = tokenizer.convert_tokens_to_ids("x")
         assert exact([(example, group)], tokenizer, (), "assistant", turns).verdict == "fail", example
+
+
+def test_turns_that_do_not_fit_are_no_fault():
+    tokenizer = letters(template=FORGETFUL)
+    chat = Chat((user("Q"), assistant("A", reasoning="x"), user("R" * 40), assistant("B", reasoning="y")))
+    group = Renderer(tokenizer, max_length=60).render(chat)
+    assert len(group) == 1 and judged(chat, group, tokenizer).verdict == "pass"
+    assert judged(chat, list(group), tokenizer).verdict == "fail"  # nothing says that a turn was left out

@@ -12,6 +12,7 @@ from espalier.checks.expected import Expected, Plain, leading, squash
 from espalier.checks.table import Outcome, failed, passed, skipped
 from espalier.config.sections import TurnsConfig
 from espalier.data.render.bad_turns import usable
+from espalier.data.render.drafts import RenderedGroup
 from espalier.data.render.form import Form
 from espalier.data.render.trees import path
 from espalier.errors import EspalierError, RowError
@@ -126,29 +127,30 @@ class Reader:
     def check(self, example: Example, group: Sequence[Rendered]) -> int:
         """The number of trained turns that are right; 0 if the example cannot be compared. Raises Fault."""
         samples = [rendered.sample for rendered in group]
+        lost = isinstance(group, RenderedGroup) and bool(group.dropped)  # said and counted elsewhere
         if isinstance(example, Text | Completion):
             return self._text(example, samples)
         if self.plain.tokenizer.chat_template is None or self.train_on == "all":
             return 0
         if isinstance(example, Tree):
-            return self._turns(self._tree(example), samples)
+            return self._turns(self._tree(example), samples, lost)
         if isinstance(example, Chat):
-            return self._chat(example, samples)
+            return self._chat(example, samples, lost)
         if isinstance(example, Steps):
             answer = Message("assistant", example.separator.join(example.steps))
-            return self._chat(Chat((*example.prompt, answer)), samples, only_last=True)
+            return self._chat(Chat((*example.prompt, answer)), samples, lost, only_last=True)
         count = 0
         for rendered in group:
             if rendered.response is not None:
                 messages = (*example.prompt, rendered.response.message)
                 chat = Chat(messages, example.tools, template_args=example.template_args)
-                count += self._chat(chat, [rendered.sample], only_last=True)
+                count += self._chat(chat, [rendered.sample], lost, only_last=True)
         return count
 
     # -------------------------------------------------------------------------------------------------- what is wanted
 
-    def _chat(self, example: Chat, samples: Sequence[Sample], only_last: bool = False) -> int:
-        """The number of trained turns of a conversation that are right."""
+    def _chat(self, example: Chat, samples: Sequence[Sample], lost: bool, only_last: bool = False) -> int:
+        """The number of trained turns of a conversation that are right. lost: some of its turns were left out."""
         try:
             fitting = usable(example.messages, self.turns, self.train_on)
         except RowError:
@@ -172,7 +174,7 @@ class Reader:
             if expected is None or message.role != "assistant":
                 return 0  # a trained question, or a turn that transformers does not render
             wanted.append(Wanted(expected, weight, message.content))
-        return self._turns(wanted, samples)
+        return self._turns(wanted, samples, lost)
 
     def _tree(self, example: Tree) -> list[Wanted] | None:
         """The answers of a tree, each wanted once; None if one cannot be compared."""
@@ -216,7 +218,7 @@ class Reader:
         kept = list(ids[1:] if ids and ids[0] in self._bos else ids)
         return str(self.plain.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
-    def _turns(self, wanted: list[Wanted] | None, samples: Sequence[Sample]) -> int:
+    def _turns(self, wanted: list[Wanted] | None, samples: Sequence[Sample], lost: bool) -> int:
         """Match each trained run with a wanted turn, each once. Raises Fault."""
         if not wanted:
             return 0
@@ -229,7 +231,7 @@ class Reader:
             whole &= sample.stop != "length"
             for run in self._runs(sample):
                 left = _without(left, run, self.plain.spare)
-        if left and whole and len(samples) and not _lost(wanted, left, samples):
+        if left and whole and samples and not lost:
             raise Fault(f"{left[0].content[:40]!r} is trained in no sample")
         return len(wanted) - len(left)
 
@@ -339,12 +341,6 @@ def _body(wanted: Wanted, text: str, *, cut: bool) -> str | None:
         if cut and body.startswith(text):
             return text
     return None
-
-
-def _lost(wanted: Sequence[Wanted], left: Sequence[Wanted], samples: Sequence[Sample]) -> bool:
-    """Whether turns are missing because their samples were left out, which is counted elsewhere: each turn that is
-    there has a sample of its own, as many as turns."""
-    return len(samples) == len(wanted) - len(left) and len(samples) > 1
 
 
 def _difference(got: str, expected: str) -> str:

@@ -129,8 +129,9 @@ class Plain:
                 if prompt is None or text is None or not text.startswith(prompt):
                     continue
                 start = len(prompt)
-                if self._header and text.startswith(self._header, start):
-                    start += len(self._header)  # a header that the template leaves out of this prompt
+                left_out = self._header and self.write(asked[:-1], tools, **values) == prompt
+                if left_out and text.startswith(self._header, start):
+                    start += len(self._header)
                 ends = list(self._ends(asked, message, tools, values, text, start))
                 bodies += [squash(end[start:]) for end in ends]
                 through += [squash(self._unmarked(end)) for end in ends]

@@ -171,7 +171,7 @@ class SealedChat:
             text = self.write(index + 1, values=values)
             prompt = self.write(index, generate=True, values=values)
             if text.startswith(prompt):
-                return self._stopped(index, text, self._start(text, len(prompt)), values)
+                return self._stopped(index, text, self._start(index, text, len(prompt)), values)
         at = _first_difference(prompt, text)
         merge = ""
         if index and self.messages[index - 1]["role"] == "assistant":
@@ -184,11 +184,12 @@ class SealedChat:
             fix=f"{merge}Choose another --template, or leave the row out",
         )
 
-    def _start(self, text: str, at: int) -> int:
+    def _start(self, index: int, text: str, at: int) -> int:
         """Where a turn behind the prompt `text[:at]` begins: behind the spaces that the prompt's last token takes, and
         behind the header of a turn, if the template leaves that out of a prompt."""
-        if self._ends.header and text.startswith(self._ends.header, at):
-            at += len(self._ends.header)
+        header = self._ends.header
+        if header and text.startswith(header, at) and self.write(index, generate=True) == self.write(index):
+            at += len(header)
         if self._codec.ending(text[:at]) == "token":
             _, last = self._codec.last_written(text[:at])
             if last is not None and last.rstrip:
