@@ -27,10 +27,10 @@ JUDGED = [{**row, "labels": [True, False]} for row in STEPS]
         (CHATS, ("dpo", "kto", "reward", "prm"), ("espalier sft",)),
         (PAIRS, ("prm",), ("espalier dpo", "espalier reward")),
         (LABELS, ("prm",), ("espalier kto", "espalier bco")),
-        (STEPS, ("dpo", "kto"), ("espalier prm", "solutions in steps")),
+        (STEPS, ("dpo", "kto"), ("espalier prm", "Solutions in steps")),
         (JUDGED, ("dpo",), ("espalier prm", "Solutions in steps")),
     ],
-    ids=["labels", "chats", "pairs", "labels to prm", "steps without a scale", "steps"],
+    ids=["labels", "chats", "pairs", "labels to prm", "steps in numbers", "steps"],
 )
 def test_the_command_that_fits_is_named(
     desk: Desk, rows: list[dict[str, Any]], commands: tuple[str, ...], named: tuple[str, ...]
