@@ -36,6 +36,11 @@ ALWAYS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
+INSTRUCTED = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
 APPENDED = (
     "{% for m in messages %}{{ ('<|ask|>' if m.role == 'user' else '<|say|>') + m.content + '<|done|>\n' }}"
     "{% endfor %}{{ '<|say|>' if add_generation_prompt else eos_token }}"
@@ -164,3 +169,9 @@ def test_the_parts_of_a_call_are_found_where_their_names_could_complete_a_contro
     call = {"type": "function", "function": {"name": "look", "arguments": {"city": "Rome"}}}
     chat = Chat((user("Q"), assistant("", tool_calls=(call,))))
     assert shown(tokenizer, chat) == ["<|ask|>Q<|ask|>⟦look:Rome<|done|>⟧"]
+
+
+@pytest.mark.parametrize("known", [(), ("<|im_end|>",), ("</s>",)])
+def test_a_system_turn_that_is_always_written_does_not_hide_the_end_of_answers(known):
+    (row,) = shown(speaking(INSTRUCTED), THREE, *known)
+    assert row.count("⟦") == 3 and all(f"⟦{answer}<|im_end|>⟧" in row for answer in "ABC")

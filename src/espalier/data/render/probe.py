@@ -119,6 +119,10 @@ def _ends(
     if texts.instructed is not None and "Zqs" in texts.instructed:
         opening_text = texts.instructed.partition("Zqs")[0]
     opening = {token.id for _, _, token in codec.written(opening_text)}
+    header = stops.header(codec, texts.asked, prompt)
+    # A system turn that the template always writes has its end in what opens a conversation; what opens turns is
+    # what also opens the assistant's.
+    opening &= {token.id for _, _, token in codec.written(header)} or opening
     answer = _behind(texts.answered, texts.twice, "Zqa", "Zqu")
     call = _behind(texts.called, texts.resulted, "zqf", "Zqt")
     held = []
@@ -139,7 +143,6 @@ def _ends(
         closing.append(closed)
         ids += [token.id for token in (own, closed) if token is not None]
     tails = stops.tails(codec, ((texts.asked, texts.answered), (texts.answered, texts.twice)))
-    header = stops.header(codec, texts.asked, prompt)
     behind = set()
     for place in (answer, call):
         if place and (end := stops.first_written(codec, place.end, 0, ids)) >= 0:
