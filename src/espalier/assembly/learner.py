@@ -18,8 +18,13 @@ CUDA_BUDGET = 8192
 
 def budget(config: RunConfig, device: torch.device) -> int:
     """Packed tokens in a forward."""
+    return budget_for(config.loop.tokens_per_microbatch, device)
+
+
+def budget_for(asked: int, device: torch.device) -> int:
+    """Packed tokens in a forward: those that are asked for, or (0) the device's default."""
     default = CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET
-    return config.loop.tokens_per_microbatch or default
+    return asked or default
 
 
 def token_layout(model: Model, *, whole: bool = False) -> Packing:

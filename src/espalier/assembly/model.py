@@ -129,11 +129,13 @@ def reference_parts(config: RunConfig) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
     """The scalar head that a run asks for: names of its dimensions (none for a single, nameless one) and where it is
-    read. trained: a model without a head gets a new one; otherwise it is refused."""
+    read. trained: a model without a head gets a new one; otherwise it is refused. any: the head
+    that the model has is taken, whatever its dimensions and kind."""
 
     names: tuple[str, ...]
     kind: heads.Kind
     trained: bool = True
+    any: bool = False
 
 
 def head_of(config: RunConfig) -> HeadSpec | None:
@@ -157,6 +159,8 @@ def put_head(loaded: Loaded, head: HeadSpec, seed: int) -> None:
                 f"model that `espalier {command}` trained"
             )
         heads.attach(loaded.model, size, seed=seed, names=head.names, kind=head.kind)
+        return
+    if head.any:
         return
     other_names = bool(head.names) and present.names != head.names
     if present.dimensions != size or present.kind != head.kind or other_names:

@@ -15,7 +15,7 @@ from espalier import __version__
 from espalier.assembly.runs import RUNS
 from espalier.checks.start import NAMES as CHECK_NAMES
 from espalier.config.options import Parser
-from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig
+from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig, ScoreConfig
 from espalier.errors import ConfigError, EspalierError, nearest
 from espalier.files import disk_full
 
@@ -105,6 +105,13 @@ COMMANDS = {
             "espalier.commands.sample:run",
             "Answer prompts with a model.",
             "--model M --prompt TEXT ... [--field value ...]",
+        ),
+        Command(
+            "score",
+            ScoreConfig,
+            "espalier.commands.score:run",
+            "Write the scores of a reward model or process reward model.",
+            "--model RM --data D ... [--out scores.jsonl]",
         ),
         Command(
             "quickstart",

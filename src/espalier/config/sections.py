@@ -266,6 +266,35 @@ class ExportConfig:
 
 
 @section
+class ScoreConfig:
+    """The scoring model, what it scores, and where the scores go."""
+
+    model: Name
+    """Hugging Face directory or hub name of a reward model or process reward model."""
+    data: Annotated[Names, MinLen(1)]
+    """Files or hub datasets of rankings, conversations or (process models) solutions in steps, each PATH or
+    PATH:FORMAT."""
+    out: str = "scores.jsonl"
+    """File to write: a line per row with `file`, `line` and `scores` (or `error`)."""
+    overwrite: bool = False
+    """Replace `out` if it exists."""
+    format: str = "auto"
+    """Format of data that names none."""
+    max_length: CountOrZero = 0
+    """Maximum length of a sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
+    tokens_per_microbatch: CountOrZero = 0
+    """Packed tokens in one forward; 0 takes 2048 on CPU and 8192 on CUDA."""
+    dtype: Dtype = "auto"
+    """Compute dtype; auto is bfloat16 on CUDA and float32 on CPU."""
+    template: str = ""
+    """Chat template: a built-in name or a Jinja file; empty keeps the tokenizer's own."""
+    template_args: TemplateArgs = ()
+    """Names the chat template may use, as NAME=VALUE (enable_thinking=false)."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships."""
+
+
+@section
 class SampleConfig:
     """The model, the prompts and how answers are sampled."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from espalier.models import heads
 from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged_state
 from espalier.models.companions import copy_companions, readable_before_5
 from espalier.models.dropouts import NOISE_NAMES
-from espalier.models.load import quiet
+from espalier.models.load import quiet, read_differently
 from espalier.models.padding import Padding, choose_padding
 from espalier.models.readme import Facts, write_readme
 from espalier.models.stops import as_ids
@@ -85,6 +86,8 @@ def export(
         readable_before_5(partial, source)
         if source is not None and not adapter_only:
             copy_companions(source, partial, code=bool(getattr(model.config, "auto_map", None)))
+        if read_differently(partial, saved):
+            facts = replace(facts, tokenizer="PreTrainedTokenizerFast")
         write_readme(partial, facts, saved, earlier=folder)
 
     _replace(folder, fill)

@@ -142,7 +142,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
         zeroed = zero_dropouts(model)
         if zeroed:
             loaded.notes.append("set to 0: " + ", ".join(zeroed) + " (dropout true keeps them)")
-    loaded.notes += _read_differently(folder, tokenizer)
+    loaded.notes += read_differently(folder, tokenizer)
     return loaded
 
 
@@ -225,7 +225,7 @@ def _stands_alone(folder: Path) -> bool:
     return own_class and "auto_map" not in declared
 
 
-def _read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """A line if AutoTokenizer splits text in another way than tokenizer.json says."""
     if not _stands_alone(folder):
         return []

@@ -22,7 +22,8 @@ class Facts:
 
     name: the class that loads it. kind: what the model is. stop_ids: what ends an answer. bias: of each dimension of a
     scalar head, named by `dimensions` (empty if nameless). base: of an adapter, the model it belongs on; rows: of its
-    base's embedding, if it must grow to that many first (0: it need not).
+    base's embedding, if it must grow to that many first (0: it need not). tokenizer: the class that reads
+    the tokenizer as training did.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Facts:
     dimensions: Sequence[str] = ()
     base: str = ""
     rows: int = 0
+    tokenizer: str = "AutoTokenizer"
 
 
 def write_readme(folder: Path, facts: Facts, tokenizer: PreTrainedTokenizerBase, earlier: Path) -> None:
@@ -109,19 +111,19 @@ class _Writer:
         if self.facts.kind != "adapter":
             return [
                 "import torch",
-                f"from transformers import {auto}, AutoTokenizer",
+                f"from transformers import {auto}, {self.facts.tokenizer}",
                 "",
                 'folder = "."  # this folder',
-                "tokenizer = AutoTokenizer.from_pretrained(folder)",
+                f"tokenizer = {self.facts.tokenizer}.from_pretrained(folder)",
                 f'model = {auto}.from_pretrained(folder, dtype="auto").eval()',
             ]
         lines = [
             "import torch",
             "from peft import PeftModel",
-            f"from transformers import {auto}, AutoTokenizer",
+            f"from transformers import {auto}, {self.facts.tokenizer}",
             "",
             'folder = "."  # this folder',
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"tokenizer = {self.facts.tokenizer}.from_pretrained(folder)",
             f'model = {auto}.from_pretrained("{self.facts.base or "BASE"}", dtype="auto")',
         ]
         if self.facts.rows:
