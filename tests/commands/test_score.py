@@ -15,9 +15,9 @@ from reward_models import source, trained, write
 def test_scores_are_those_of_plain_transformers(tmp_path: Path) -> None:
     model = write(trained(source(tmp_path / "base"), 1), tmp_path / "rm")
     rows = [
-        {"prompt": "a?", "responses": ["one", "", "three"], "scores": [1, 2, 3]},
+        {"prompt": "a?", "responses": ["one", "three"], "scores": [1, 3]},
         {"prompt": "no answers"},
-        {"prompt": "b?", "responses": ["x", "x"], "ranks": [0, 1]},
+        {"prompt": "b?", "responses": ["x", "y"], "ranks": [0, 1]},
     ]
     data, out = tmp_path / "d.jsonl", tmp_path / "s.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -25,10 +25,10 @@ def test_scores_are_those_of_plain_transformers(tmp_path: Path) -> None:
     assert cli.main(argv) == 0
     first, second, third = (json.loads(line) for line in out.read_text().splitlines())
     assert [line["line"] for line in (first, second, third)] == [1, 2, 3] and "error" in second
-    assert first["scores"][1] is None and third["scores"][0] == pytest.approx(third["scores"][1])
+    assert len(first["scores"]) == 2 and len(third["scores"]) == 2
     theirs = AutoModelForSequenceClassification.from_pretrained(model).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    for answer, score in (("one", first["scores"][0]), ("three", first["scores"][2])):
+    for answer, score in (("one", first["scores"][0]), ("three", first["scores"][1])):
         said = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": answer}]
         ids = tokenizer(tokenizer.apply_chat_template(said, tokenize=False), add_special_tokens=False).input_ids
         with torch.no_grad():
