@@ -79,7 +79,7 @@ HEALTHY: list[tuple[Any, Callable[[], list[list[Sample]]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("algorithm", "groups"), HEALTHY, ids=str)
+@pytest.mark.parametrize(("algorithm", "groups"), HEALTHY, ids=[f"{a}-{groups.__name__}" for a, groups in HEALTHY])
 def test_every_algorithm_agrees_with_arithmetic(algorithm: Any, groups: Callable[[], list[list[Sample]]]) -> None:
     assert faults(algorithm, groups()) == []
 
