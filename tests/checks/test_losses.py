@@ -104,3 +104,15 @@ def test_means_of_batches_are_no_evaluation() -> None:
     assert evaluation({**expected, "eval_margin": 2.5}, expected, 1e-4).verdict == "fail"
     assert evaluation({**expected, "eval_loss": math.nan}, expected, 1e-4).verdict == "fail"
     assert evaluation({"eval_loss": 0.6931}, expected, 1e-4).verdict == "fail"
+
+
+def test_a_reference_one_token_off_stops_a_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from espalier.engines.reference import StartReference
+
+    def rolled(self: Any, groups: Any) -> list[list[float]]:
+        return [stream[1:] + stream[:1] for stream in was(self, groups)]
+
+    was = StartReference.logprobs
+    monkeypatch.setattr(StartReference, "logprobs", rolled)
+    desk.run("check dpo", "--skip-checks", "reference", code=2)
+    assert "first_loss: dpo" in said(desk)

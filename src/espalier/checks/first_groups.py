@@ -198,7 +198,9 @@ def _sum(s: Sample, stream: Sequence[float]) -> float:
 
 
 def _reference(s: Sample) -> float:
-    return _sum(s, s.streams["ref_logprobs"]) if "ref_logprobs" in s.streams else 0.0
+    """The sum of the whole stream, which is 0 where nothing is scored: one that is a token off has another sum over
+    the scored tokens."""
+    return math.fsum(s.streams.get("ref_logprobs", []))
 
 
 def _ratio(s: Sample, stream: Sequence[float], count: float) -> float:
