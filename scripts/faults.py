@@ -51,7 +51,7 @@ SETTINGS: dict[str, list[str]] = {
     "sft_freeze": [f"sft {RUN} --data chat.jsonl --freeze-layers 0.5"],
     "sft_decay": [f"sft {RUN} --data chat.jsonl --weight-decay 0.1"],
     "sft_bos": [f"sft {RUN} --data chat.jsonl --model {{bos}} --template bos.jinja"],
-    "sft_stops": [f"sft {RUN} --data chat.jsonl --model {{stops}} --template ''"],
+    "sft_stops": [f"sft {RUN} --data chat.jsonl --model {{stopless}}"],
     "sft_template": [f"sft {RUN} --data chat.jsonl --model {{stops}} --template ''"],
     "sft_markup": [f"sft {RUN} --data markup.jsonl --model {{markup}}"],
     "sft_drops": [f"sft {RUN} --data system.jsonl --on-bad-row skip --template drops.jinja"],
@@ -241,6 +241,9 @@ def prepare(folder: Path) -> dict[str, str]:
     moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in weights.items()}
     save_file(moved, folder / "moved/model.safetensors", metadata={"format": "pt"})
     save("padstop", embedded_model(), embedded_tokenizer(pad_token="<|endoftext|>"))
+    stopless = embedded_model()
+    stopless.config.eos_token_id = stopless.generation_config.eos_token_id = None
+    save("stopless", stopless, embedded_tokenizer())
     for name, token, special in (("markup", "<tool>", False), ("bos", "<|begin|>", True), ("stops", "<|end|>", True)):
         tokenizer = embedded_tokenizer()
         tokenizer.add_tokens([token], special_tokens=special)
