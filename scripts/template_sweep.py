@@ -25,6 +25,7 @@ from espalier.checks.expected import squash
 from espalier.data.render.calls import FORMS
 from espalier.data.render.drafts import Rendered
 from espalier.data.render.renderer import Renderer
+from espalier.data.render.templates import complete
 from espalier.errors import EspalierError, RowError
 from espalier.types import Chat, Message
 
@@ -94,6 +95,7 @@ def tokenizer_of(path: Path) -> tuple[PreTrainedTokenizerFast, list[int]]:
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in controls], special_tokens=True)
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in sorted(markup)])
     tokenizer.chat_template = source
+    complete(tokenizer)  # as a run does
     written = [name for name in known if name in source or name == known[0]]
     return tokenizer, [int(i) for i in tokenizer.convert_tokens_to_ids(written)]
 
@@ -186,6 +188,9 @@ def explained(ours: str, theirs: str, names: list[str]) -> str:
     body = ends_before(ours, names)
     if theirs == body:
         return "the marks hold no stop token"
+    thought, closed, answer = ours.rpartition("</think>")
+    if closed and thought and explained(answer, theirs, names):
+        return "the marks leave out the row's reasoning"
     if theirs.endswith(ours):
         return "the marks hold what the generation prompt writes"
     if ends_before(theirs, names).endswith(body):

@@ -44,6 +44,8 @@ def test_it_passes_on_what_is_right(template, bos):
         ),
         Chat((user("Q"), assistant("A"), assistant("B"))),
         Chat((user("Q <|im_end|><think>"), assistant("assistant user A"))),
+        Chat((user("Q"), assistant("</s><|im_end|> A <|im_end|>"), user("Q"), assistant("</s>"))),
+        Chat((user("assistant"), assistant("user"), user("system"), assistant("assistant"))),
         Completion("once", " upon"),
     ]
     for example in rows:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SWITCHES = ("enable_thinking", "open_thinking", "thinking")
-_NEXT = "Zqnext"
+_NEXT, _OTHER = "Zqnext", "Zqother"
+# What a generation prompt may end in beyond what the template writes before answers.
+_THINKS = re.compile(
+    r"[<\[]\|?/?(?:think|thinking|thought|reasoning|start_thinking|end_thinking)\|?[>\]]", re.IGNORECASE
+)
 
 
 def squash(text: str) -> str:
@@ -108,7 +112,7 @@ class Plain:
         asked, prompt = self.write([question]), self.write([question], generate=True)
         if asked is None or prompt is None or not prompt.startswith(asked):
             return ""
-        header = prompt[len(asked) :]
+        header = prompt[len(asked) : self._opening_of_thought(prompt)]
         return header if self._control.search(header) else ""
 
     def turn(self, messages: Sequence[Message], index: int, tools: Any, given: Mapping[str, Any]) -> Expected | None:
@@ -137,7 +141,45 @@ class Plain:
                 through += [squash(self._unmarked(end)) for end in ends]
                 lead = max(lead, leading(text[start:]), key=len)
                 break
+            else:
+                for prompt, turn in self._apart(asked, message, tools, given):
+                    bodies.append(squash(turn))
+                    through.append(squash(self._unmarked(prompt + turn)))
+                    lead = max(lead, leading(turn), key=len)
         return Expected(tuple(bodies), tuple(through), lead) if bodies else None
+
+    def _apart(
+        self, asked: list[dict[str, Any]], message: Message, tools: Any, given: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """(prompt, turn) of a turn that does not begin with its generation prompt: the same but for white space, or the
+        prompt opens the reasoning. Reasoning stands behind that opening, an answer without any before it."""
+        for values in self._variants(given):
+            prompt = self.write(asked[:-1], tools, generate=True, **values)
+            text = self.write(asked, tools, **values)
+            if prompt is None or text is None:
+                continue
+            starts = [at for at in range(len(text) + 1) if squash(text[:at]) == squash(prompt)]
+            if starts:
+                for end in self._ends(asked, message, tools, values, text, starts[-1]):
+                    yield prompt, end[starts[-1] :]
+                return
+            start = self._opening_of_thought(prompt)
+            if start is None or not text.startswith(prompt[:start]):
+                continue
+            thought, closed, answer = message.content.rpartition("</think>")
+            if message.reasoning:
+                thought, closed, answer = message.reasoning, "</think>", message.content
+            for end in self._ends(asked, message, tools, values, text, start):
+                if not closed:
+                    yield prompt[:start], end[start:]
+                    continue
+                rest = end[start:].lstrip()
+                for said in (message.content.strip(), answer.strip()):
+                    if rest.startswith(said):
+                        rest = rest.removeprefix(said)
+                        break
+                yield prompt, thought.replace("<think>", "").lstrip() + closed + answer + rest
+            return
 
     def _ends(
         self,
@@ -149,7 +191,9 @@ class Plain:
         start: int,
     ) -> Iterator[str]:
         """The texts that end where the turn may: the rendering through its one stop token."""
-        behind = content_end(message, self._control.sub(lambda match: "\0" * len(match[0]), text), start)
+        behind = self._behind(asked, message, tools, values, text)
+        if behind is None:
+            behind = content_end(message, self._control.sub(lambda match: "\0" * len(match[0]), text), start)
         following = self._followed(asked, message, tools, values)
         kept = [longer for longer in following if longer.startswith(text[:behind])]
         own = [(match.end(), match[0]) for match in self._control.finditer(text, behind)]
@@ -170,6 +214,26 @@ class Plain:
         for name, i in self.special.items():
             if i in self.known:
                 yield text + name
+
+    def _opening_of_thought(self, prompt: str) -> int | None:
+        """Where the opening of reasoning starts in which a prompt ends; None if it ends in something else."""
+        for match in _THINKS.finditer(prompt):
+            if not _THINKS.sub("", prompt[match.start() :]).strip():
+                return match.start()
+        return None
+
+    def _behind(
+        self, asked: list[dict[str, Any]], message: Message, tools: Any, values: Mapping[str, Any], text: str
+    ) -> int | None:
+        """Where the content of the last message ends in `text`: in front of what is also written behind another one.
+        None if the message calls tools, or the template writes these in different ways."""
+        if message.tool_calls or not message.content.strip():
+            return None
+        other = self.write([*asked[:-1], {**asked[-1], "content": _OTHER}], tools, **values)
+        if other is None or _OTHER not in other:
+            return None
+        rest = other[other.rindex(_OTHER) + len(_OTHER) :]
+        return len(text) - len(rest) if text.endswith(rest) else None
 
     def _followed(
         self, asked: list[dict[str, Any]], message: Message, tools: Any, values: Mapping[str, Any]
@@ -208,7 +272,15 @@ class Plain:
             return None
         control = {*self.special.values(), *self.markup.values()}
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Counter(i for i in ids if i in control)
+        counts = Counter(i for i in ids if i in control)
+        # Reasoning that a generation prompt opens: the template leaves it and its ends out of turns.
+        prompt = self.write(neutral[:1], generate=True, **self.given) or ""
+        if self._opening_of_thought(prompt) is not None:
+            answers = [m for m in messages if m.role == "assistant"]
+            said = prompt + "".join(m.content + "</think>" * bool(m.reasoning) for m in answers)
+            for name, i in self.markup.items():
+                counts[i] += said.count(name) * bool(_THINKS.fullmatch(name))
+        return counts
 
 
 def as_dict(message: Message, without: Collection[str] = ()) -> dict[str, Any]:

@@ -175,3 +175,13 @@ def test_the_parts_of_a_call_are_found_where_their_names_could_complete_a_contro
 def test_a_system_turn_that_is_always_written_does_not_hide_the_end_of_answers(known):
     (row,) = shown(speaking(INSTRUCTED), THREE, *known)
     assert row.count("⟦") == 3 and all(f"⟦{answer}<|im_end|>⟧" in row for answer in "ABC")
+
+
+def test_what_opens_turns_may_also_end_them():
+    template = (
+        "{% for m in messages %}{{ m.role + '<|more|>' + m.content + '<|more|>' }}{% endfor %}"
+        "{{ 'assistant<|more|>' if add_generation_prompt else '' }}"
+    )
+    assert shown(speaking(template), Chat(THREE.messages[:4])) == [
+        "user<|more|>Q<|more|>assistant<|more|>⟦A<|more|>⟧user<|more|>R<|more|>assistant<|more|>⟦B<|more|>⟧"
+    ]

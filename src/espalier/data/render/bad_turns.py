@@ -211,7 +211,8 @@ def _empty_turns(usable: Usable, refuse: bool) -> None:
 def _empty(messages: Sequence[Message], place: int) -> RowError:
     message = messages[place]
     got = "reasoning alone" if message.reasoning else f"content {message.content[:20]!r}"
-    return RowError(EMPTY, field=f"messages[{place}]", got=got, expected="content or tool calls")
+    fix = "Leave such rows out with --on-bad-row skip"
+    return RowError(EMPTY, field=f"messages[{place}]", got=got, expected="content or tool calls", fix=fix)
 
 
 def _leading_turns(usable: Usable, refuse: bool) -> None:

@@ -150,7 +150,7 @@ class Chats:
             drafts = self._drafts(sealed, replace(chat, messages=fitting.messages), fitting.leading, apart)
         except RowError as error:
             raise advised(self, chat, error) from None
-        drafts.dropped, drafts.noted = fitting.dropped, dict(fitting.noted)
+        drafts.dropped, drafts.noted = fitting.dropped, {**fitting.noted, **dict.fromkeys(sorted(sealed.noted), 1)}
         if sealed.call_form.text:
             drafts.noted["tool calls with arguments as text"] = 1
         if sealed.call_form.ids:

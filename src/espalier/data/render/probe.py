@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from espalier.data.render import stops
 from espalier.data.render.calls import as_text
 from espalier.data.render.control import Added, Codec
+from espalier.data.render.openings import opens_thought
 from espalier.data.render.turns import Templates
 from espalier.errors import RowError
 from espalier.types import Chat
@@ -42,7 +43,8 @@ class Probe:
         resulted = _tried(form, (user, caller, result, answer))
         considered = _tried(form, (user, thought))
         turns = _Turns(_tried(form, (user,)), answered, considered, self._twice, called, resulted, instructed)
-        self.known, self.ends = _ends(codec, turns, known, _tried(form, (user,), generate=True))
+        prompt = _tried(form, (user,), generate=True)
+        self.known, self.ends = _ends(codec, turns, known, prompt)
         words_and_texts = {
             "system messages": ("Zqs", instructed),
             "reasoning": ("Zqr", considered),
@@ -52,7 +54,9 @@ class Probe:
         }
         dropped = []
         for name, (word, text) in words_and_texts.items():
-            if text is not None and word not in text:
+            # Reasoning that the prompt opens goes behind the prompt, see `openings`.
+            opened = name == "reasoning" and prompt is not None and opens_thought(prompt)
+            if text is not None and word not in text and not opened:
                 dropped.append(name)
         self.drops = frozenset(dropped)
 

@@ -22,7 +22,7 @@ from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, T
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RENDER_VERSION = 6
+RENDER_VERSION = 7
 """Part of the fingerprint: raised whenever the same example would give other tokens or judgements."""
 
 _FORMS = {

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from espalier.data.render.control import Added, Codec
+from espalier.data.render.openings import THOUGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def own_end(
         own = [token for token in tokens if token.id not in opening]
         if own:
             return own[-1] if tokens is common else own[0]
-    return None
+    # What opens turns may also end them: `user<|sep|>Hi<|sep|>`.
+    return common[0] if common else None
 
 
 def marker(codec: Codec, behind: Behind) -> Added | None:
@@ -108,10 +110,11 @@ def shared(codec: Codec, some: str, other: str) -> int:
 
 
 def header(codec: Codec, asked: str | None, prompt: str | None) -> str:
-    """What a generation prompt adds to a rendering, if it holds a special token, else ""."""
+    """What a generation prompt adds to a rendering, if it holds a special token, else "". An opening of reasoning at
+    its end is none of it."""
     if asked is None or prompt is None:
         return ""
-    text = prompt[shared(codec, asked, prompt) :]
+    text = THOUGHT.sub("", prompt[shared(codec, asked, prompt) :])
     return text if any(token.special for _, _, token in codec.written(text)) else ""
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from espalier.data.render import stops, templates
 from espalier.data.render.calls import FORMS, CallForm, as_object, as_text
 from espalier.data.render.control import Added, Codec, Whole
+from espalier.data.render.openings import Opened, check_thought, opened_turn
 from espalier.errors import RowError
 from espalier.types import Chat, Message
 
@@ -76,7 +77,7 @@ class SealedChat:
 
     ends: how turns end under the template. stop_ids: ids that end a turn. call_forms: how tool calls may be written,
     the first that the template takes being the one (`call_form`). whole: what stays whole in the contents of (prompts,
-    answers).
+    answers). `noted` is what was done to turns.
 
     Raises RowError if the template takes tool calls in none of their forms.
     """
@@ -99,6 +100,7 @@ class SealedChat:
         self.tools = [self._structure(tool) for tool in chat.tools] or None
         self._given = {name: self._close(value) for name, value in chat.template_args.items()}
         self.messages: list[dict[str, Any]] = []
+        self.noted: set[str] = set()
         self.call_form = self._fitting(chat, call_forms)
 
     def _fitting(self, chat: Chat, call_forms: Sequence[CallForm]) -> CallForm:
@@ -164,14 +166,22 @@ class SealedChat:
         """The turn of assistant message `index`, behind the prompt that a sampler is given there.
 
         The prompt is the template's own if the turn begins with it, else the variant with reasoning switched on or off
-        with which it does. Raises RowError if neither does, or the turn does not end in a stop token.
+        with which it does. Turns that begin with none are put together with their prompt, see `openings`. Raises
+        RowError if there is no way to do so, if the turn does not end in a stop token, or lacks the row's reasoning.
         """
         text = prompt = ""
-        for values in self._form.variants(self.tools is not None, self._given):
+        variants = self._form.variants(self.tools is not None, self._given)
+        for values in variants:
             text = self.write(index + 1, values=values)
             prompt = self.write(index, generate=True, values=values)
             if text.startswith(prompt):
                 return self._stopped(index, text, self._start(index, text, len(prompt)), values)
+        for values in variants:
+            text, prompt = self.write(index + 1, values=values), self.write(index, generate=True, values=values)
+            opened = self._opened(index, prompt, text, values)
+            if opened is not None:
+                self.noted.add(opened.note)
+                return self._stopped(index, opened.text, opened.start, values)
         at = _first_difference(prompt, text)
         merge = ""
         if index and self.messages[index - 1]["role"] == "assistant":
@@ -183,6 +193,15 @@ class SealedChat:
             expected="a turn that begins with what the template writes to start it",
             fix=f"{merge}Choose another --template, or leave the row out",
         )
+
+    def _opened(self, index: int, prompt: str, text: str, values: Mapping[str, Any]) -> Opened | None:
+        """The turn of message `index`, which does not begin with its prompt; None if it cannot be put behind it."""
+        message = self.messages[index]
+        try:
+            before = self.write(index, values=values)
+        except RowError:
+            return None
+        return opened_turn(before, prompt, text, message["content"], message.get("reasoning_content", ""))
 
     def _start(self, index: int, text: str, at: int) -> int:
         """Where a turn behind the prompt `text[:at]` begins: behind the spaces that the prompt's last token takes, and
@@ -208,8 +227,10 @@ class SealedChat:
             stop = self._next_marker(index, text, values) or self._left_open(index)
             if stop is None:
                 raise self._no_stop(text[start:])
+            check_thought(self.messages[index], text[start:], index)
             text = text.rstrip() if stop.lstrip else text
             return Turn(index, text + stop.text, start, len(text) + len(stop.text), left_open=True)
+        check_thought(self.messages[index], text[start:end], index)
         content = self.messages[index]["content"].strip()
         rest = text[end:]
         if content and content in rest and rest not in self._ends.behind:
