@@ -20,15 +20,16 @@ from espalier.data.files.rows import MISNAMED, open_file
 from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import WRONG, expand
 from espalier.data.formats.marked import refuse_marks
+from espalier.data.formats.remarks import remarks
 from espalier.data.formats.scale import Notes, SourceScale, add
 from espalier.data.formats.unwrap import at_least_one, drained, unwrapped
-from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, graded, verdict
+from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, Verdicts
 from espalier.data.places import is_data_name, is_folder, is_hub
 from espalier.data.proposal import proposal
 from espalier.errors import ConfigError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 8
+READ_VERSION = 9
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""
@@ -245,7 +246,7 @@ class _Reading:
 
     def __init__(self, source: Source, ledger: Ledger | None, notes: Notes) -> None:
         self.source, self.ledger, self.columns = source, ledger, source.columns
-        self.notes, self._graded = notes, frozenset[str]()
+        self.notes, self._verdicts = notes, Verdicts(self._all_rows)
         self._scale = SourceScale(self._all_rows, notes)
         self._row: object = None
         self._proposal: str | None = None
@@ -278,7 +279,6 @@ class _Reading:
             first = [row for row in window if isinstance(row, Row)]
             self._check_columns(first)
             if name == AUTO:
-                self._graded = graded([row.value for row in first])
                 known = vote([self._sniffed(row.value) for row in first], self.source.consumes)
             rows = chain(drained(window), rows)
         for row in rows:
@@ -364,13 +364,15 @@ class _Reading:
             if error.reason in ("missing key", "no known format"):
                 error.fix = self._fix(error)
             return [error.at(f"{source.path}:{row.line}")]
+        for remark in remarks(name, value):
+            add(self.notes, remark)
         self._settle(row.line, prepared)
         return examples
 
     def _skips(self, name: str, row: Any) -> bool:
         """Whether a run on conversations skips a row, counted. Raises RowError for a conversation of marks."""
         refuse_marks(row)
-        wrong = name in ONE_ANSWER and not self.source.keep_wrong and verdict(row, self._graded) is not None
+        wrong = name in ONE_ANSWER and not self.source.keep_wrong and self._verdicts.of(row) is not None
         if wrong:
             add(self.notes, SKIPPED)
         return wrong

@@ -13,6 +13,7 @@ import pytest
 
 from espalier.data import columns
 from espalier.data.columns import ledger as ledgers
+from espalier.data.columns.contents import contents, placeholders
 from espalier.data.columns.ledger import Ledger
 from espalier.data.formats.alpaca import alpaca_prompt
 from espalier.data.read import Source, read
@@ -220,3 +221,30 @@ def test_a_long_tree_of_answers_has_short_names(tmp_path: Path) -> None:
     reply["role"], root["replies"][0]["replies"] = "prompter", [reply]  # type: ignore[index]
     ledger = account(tmp_path, [{"prompt": root}])
     assert set(ledger.unread) == {"prompt.replies.lang"}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"picture": "a"},
+        {"file": "clips/b.mp4"},
+        {"url": "https://example.org/a.jpg"},
+        {"extra": {"parts": ["c.wav"]}},
+    ],
+)
+def test_media_are_known_by_their_files(beside: dict[str, Any], tmp_path: Path) -> None:
+    path, ledger = tmp_path / "rows.jsonl", Ledger()
+    path.write_text(json.dumps({"prompt": "Hi", "response": "Hello!", **beside}), encoding="utf-8")
+    list(read(Source(str(path)), ledger))
+    with pytest.raises(DataError, match="media, first in row 1"):
+        ledger.refuse("rows.jsonl")
+
+
+def test_the_name_of_a_browser_is_no_text() -> None:
+    agent = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/117.0.0.0"
+    assert contents("header", {"user-agent": agent}).length == 0
+
+
+@pytest.mark.parametrize("mark", ["<ImageHere>", "(<image>./</image>)", "data:image/png;base64,iVBORw0KGgo"])
+def test_further_places_of_media(mark: str) -> None:
+    assert placeholders(f"What is in {mark}?")

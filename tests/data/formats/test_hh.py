@@ -14,3 +14,14 @@ def test_transcripts_share_their_longest_common_run_of_turns() -> None:
     assert prompt(one("hh", row)) == turns and said(one("hh", row)) == PAIR
     assert one("pairs", row) == one("hh", row)
     assert sniff(row | {"prompt": "Q"}) == "pairs"
+
+
+def test_what_stands_beside_transcripts_is_read() -> None:
+    row = {"system": "Be kind.", "history": [["a", "b"]], "context": "It rains."}
+    row |= {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}
+    assert prompt(one("hh", row)) == [
+        ("system", "Be kind."),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "Hi\nIt rains."),
+    ]

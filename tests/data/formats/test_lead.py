@@ -7,7 +7,7 @@ import pytest
 from conversations import one, turns
 from espalier.data.formats import convert, sniff
 from espalier.errors import RowError
-from espalier.types import Message, Origin, Ranking
+from espalier.types import Chat, Message, Origin, Ranking
 
 ASK = [{"role": "user", "content": "Why?"}]
 SAY = [*ASK, {"role": "assistant", "content": "So."}]
@@ -127,3 +127,20 @@ def test_turns_may_be_the_json_of_a_list_have_capitals_or_hold_two_at_once() -> 
     )
     assert turns("sharegpt", {"conversation": [{"input": "Why?", "output": "So."}]}) == said
     assert turns("prompt", {"Question": "Why?", "Answer": "So."}) == said
+
+
+@pytest.mark.parametrize(
+    "earlier", ['[["Hi", "Hello!"]]', '[{"question": "Hi", "answer": "Hello!"}]', "User: Hi\nAssistant: Hello!"]
+)
+def test_earlier_turns_may_be_written_in_a_text(earlier: str) -> None:
+    (chat,) = convert("prompt", {"prompt": "Bye", "response": "Bye!", "history": earlier}, Origin())
+    assert isinstance(chat, Chat)
+    assert [message.content for message in chat.messages] == ["Hi", "Hello!", "Bye", "Bye!"]
+
+
+def test_a_context_may_be_a_list_of_texts() -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    for row in ({"question": "Why?", "answer": "So."}, {"messages": turns}):
+        (chat,) = convert(sniff(row) or "", row | {"context": ["It rains.", "It is cold."]}, Origin())
+        assert isinstance(chat, Chat)
+        assert chat.messages[0].content == "Why?\nIt rains.\nIt is cold."

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from conversations import WRAPPED, call, one, turns
-from espalier.types import Message
+from espalier.data.formats.messages import read_messages
+from espalier.errors import RowError
+from espalier.types import Message, Origin
 
 
 @pytest.mark.parametrize("key", ["messages", "conversation", "conversations"])
@@ -91,3 +93,39 @@ def test_role_orders_that_templates_take(roles: str) -> None:
     names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     row = {"messages": [{"role": names[r], "content": "x"} for r in roles]}
     assert [m.role[0] for m in one("messages", row).messages] == list(roles)
+
+
+TURN = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"masked": True}, 0.0),
+        ({"skip": False}, 1.0),
+        ({"loss_mask": 0}, 0.0),
+        ({"is_trainable": False}, 0.0),
+        ({"train_on_turn": True, "weight": 0.5}, 0.5),
+        ({"Train": False}, 0.0),
+    ],
+)
+def test_weights_in_further_spellings(keys: dict[str, Any], expected: float) -> None:
+    row = {"messages": [TURN, {"role": "assistant", "content": "Hello!", **keys}]}
+    assert read_messages(row, Origin()).messages[1].weight == expected
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"weight": 0.5, "loss_weight": 1}, {"weight": 1, "loss": 0.3}, {"masked": True, "train": True}, {"mask": 1}],
+)
+def test_weights_that_contradict_or_say_nothing_are_refused(keys: dict[str, Any]) -> None:
+    row = {"messages": [TURN, {"role": "assistant", "content": "Hello!", **keys}]}
+    with pytest.raises(RowError, match="weight"):
+        read_messages(row, Origin())
+
+
+@pytest.mark.parametrize(("speaker", "words"), [("speaker", "text"), ("sender", "message"), ("role", "value")])
+def test_turns_with_other_keys(speaker: str, words: str) -> None:
+    row = {"messages": [{speaker: "user", words: "Hi"}, {speaker: "assistant", words: "Hello!"}]}
+    chat = read_messages(row, Origin())
+    assert [(turn.role, turn.content) for turn in chat.messages] == [("user", "Hi"), ("assistant", "Hello!")]

@@ -63,3 +63,11 @@ def test_a_null_place_of_a_mistake_is_an_answer_in_a_table_too(tmp_path: Path) -
     datasets.Dataset.from_list(rows).to_parquet(path)
     made = list(read(Source(str(path), consumes="steps")))
     assert [step.labels for step in made if isinstance(step, Steps)] == [(1.0, 1.0), (1.0, 0.0)]
+
+
+def test_ratings_are_said_as_such() -> None:
+    notes: scale.Notes = {}
+    rows = [{"steps": [{"text": "a", "rating": 0}]}, {"steps": [{"text": "a", "label": 0}]}]
+    own = scale.SourceScale(lambda: rows, notes)
+    assert [own.of(row) for row in rows] == ["labels", "labels"]
+    assert notes == {scale.SAID["ratings"]: 1, scale.SAID["labels"]: 1}

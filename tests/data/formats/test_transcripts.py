@@ -44,3 +44,17 @@ def test_a_text_that_is_a_transcript_is_a_conversation() -> None:
     row = {"text": "### Human: Hi### Assistant: Hello### Human: Why?### Assistant: So."}
     assert sniff(row) == "transcript" and turns("transcript", row) == [*ASKED, ("assistant", "So.")]
     assert sniff({"text": "Human: an animal that asks."}) == "text"
+
+
+def test_speakers_of_other_names_are_turns() -> None:
+    for text in ("user: Hi\nassistant: Hello!\nuser: Bye\nassistant:", "Human: Hi\nAI: Hello!\nHuman: Bye\nAI:"):
+        turns = transcripts.prompt_of(text)
+        assert turns is not None
+        roles = [(turn.role, turn.content) for turn in turns]
+        assert roles == [("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye")]
+
+
+def test_words_before_the_first_turn_are_the_system_turn_only_if_the_answer_is_waited_for() -> None:
+    turns = transcripts.prompt_of("Be kind.\n\nHuman: Hi\n\nAssistant:")
+    assert turns is not None and [turn.role for turn in turns] == ["system", "user"]
+    assert transcripts.prompt_of("A play.\n\nHuman: Hi\n\nAssistant: Hello!\n\nWho speaks first?") is None

@@ -35,6 +35,9 @@ def chats(path: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[list[
         {"solution_is_valid": "No"},
         {"correctness": [False]},
         {"is_safe": False},
+        {"judged_correct": False},
+        {"math_verify": [False]},
+        {"verdict": "Incorrect"},
     ],
 )
 def test_wrong_answers_are_skipped_and_counted(bad: dict[str, Any], tmp_path: Path) -> None:
@@ -65,3 +68,16 @@ def test_a_class_is_no_verdict(tmp_path: Path) -> None:
 def test_numbers_are_labels_where_judgements_are_learned_from(tmp_path: Path) -> None:
     found, _ = chats(tmp_path / "a.jsonl", [ASK | {"label": 1}, ASK | {"label": 0}], consumes="ranking")
     assert [made.responses[0].good for made in found if isinstance(made, Ranking)] == [True, False]
+
+
+def test_all_rows_decide_what_zeros_mean(tmp_path: Path) -> None:
+    rows = [ASK | {"label": i % 2} for i in range(30)]
+    _, notes = chats(tmp_path / "a.jsonl", rows)
+    assert notes == {wrong.SKIPPED: 15}
+    found, notes = chats(tmp_path / "a.jsonl", [*rows, ASK | {"label": 3}])
+    assert len(found) == 31 and not notes
+
+
+def test_a_number_under_a_further_name_is_no_verdict(tmp_path: Path) -> None:
+    found, notes = chats(tmp_path / "a.jsonl", [ASK | {"num_correct": 0}, ASK | {"grade": 0}])
+    assert len(found) == 2 and not notes

@@ -53,3 +53,9 @@ def test_a_source_is_refused_when_it_is_built_and_when_it_is_cached(more: dict[s
     for _ in range(2):
         with pytest.raises(DataError, match=f"rows.jsonl: read as prompt, this leaves out {next(iter(more))} "):
             store_of(tmp_path, rows)
+
+
+def test_rows_that_were_all_skipped_are_said_if_nothing_is_left(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"query": "Q", "answer": "a", "correct": False}] * 3
+    with pytest.raises(DataError, match=r"no row can be used: answers skipped .* --keep-wrong trains them \(3\)"):
+        store_of(tmp_path, rows)

@@ -12,10 +12,14 @@ from espalier.data.columns.names import groups_of, is_metadata
 
 MEDIA = frozenset(
     f"{kind}{ending}"
-    for kind in ("image", "video", "audio", "img")
+    for kind in ("image", "video", "audio", "img", "picture", "photo", "screenshot", "speech", "sound")
     for ending in ("", "s", "_path", "_paths", "_url", "_urls", "_file", "_files", "_bytes")
 )
 """Names of columns and keys that hold images, videos or sound."""
+_MEDIA_FILE = re.compile(
+    r"\S+\.(?:png|jpe?g|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|avi|mov|mkv|webm)|data:(?:image|video|audio)/\S+",
+    re.IGNORECASE,
+)
 TURN_NAMES = frozenset(
     ("messages", "conversation", "conversations", "history", "dialog", "dialogue", "chat", "turns", "trajectory")
 )
@@ -30,13 +34,18 @@ DECODED = 1 << 20
 # A control token or a tag that stands for media; "[IMG]" too. What HTML writes with attributes is none of them.
 _PLACEHOLDER = re.compile(
     r"<\|?(?:start_of_)?(image|img|video|audio|vision_start|speech)"
-    r"(?:_pad|_soft_token|_placeholder|_start|[_ -]?\d+)?\|?>|\[IMG\]",
+    r"(?:_pad|_soft_token|_placeholder|_start|here|[_ -]?\d+)?\|?>|\[IMG\]"
+    r"|\bdata:(?:image|video|audio)/[\w+.-]+;base64",
     re.IGNORECASE,
 )
 
 
-# An address, a path, hexadecimal digits with or without hyphens.
-_NAME = re.compile(r"\w+://\S+|[\w.~%+-]*(?:/[\w.~%+-]+)+/?|[0-9a-fA-F-]+", re.ASCII)
+# Nothing, or the place of a file, before the tag is closed.
+_PATH_INSIDE = re.compile(r"\s*(?:\./|\S*[/.]\w[^\s<]*)?\s*</(?:image|video|audio|speech)>", re.IGNORECASE)
+
+
+# An address, a path, the name of a browser, hexadecimal digits with or without hyphens.
+_NAME = re.compile(r"\w+://\S+|Mozilla/\d.*|[\w.~%+-]*(?:/[\w.~%+-]+)+/?|[0-9a-fA-F-]+", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -66,7 +75,8 @@ def contents(name: str, value: Any) -> Contents:
     if isinstance(value, str):
         text = value.strip()
         length = len(text) if text and is_prose(text) else 0
-        return Contents(bool(text) and name.lower() in MEDIA, False, length, (value,), not text)
+        media = bool(text) and (name.lower() in MEDIA or _is_media_file(text))
+        return Contents(media, False, length, (value,), not text)
     if is_empty(value):
         return Contents(empty=True)
     texts = tuple(leaves(value))
@@ -164,9 +174,16 @@ def _has_turns(name: str, value: Any) -> bool:
     return is_turns(name, value) or any(_has_turns(name, inner) for inner in value)
 
 
+def _is_media_file(text: str) -> bool:
+    """Whether a text is the path or the address of an image, a video or a sound, or holds one."""
+    return _MEDIA_FILE.fullmatch(text.strip()) is not None
+
+
 def _has_media(name: str, value: Any) -> bool:
     if isinstance(value, bool | int | float) or is_empty(value):
         return False
+    if isinstance(value, str) and _is_media_file(value):
+        return True
     if name.lower() in MEDIA:
         return True
     if isinstance(value, dict):
@@ -183,12 +200,13 @@ def placeholders(text: str) -> list[str]:
     (['<image>'], [])
     """
     found = []
-    if "<" not in text and "[IMG]" not in text:
+    if "<" not in text and "[IMG]" not in text and ";base64" not in text:
         return []
     for match in _PLACEHOLDER.finditer(text):
         kind = match.group(1)
         quoted = text[max(0, match.start() - 1) : match.start()] in ("`", "'", '"')
         closed = kind is not None and kind.lower() != "img" and f"</{kind.lower()}>" in text.lower()
+        closed = closed and _PATH_INSIDE.match(text, match.end()) is None
         # An HTML image has attributes and is never closed; one that is closed is a path between two marks.
         bare = kind is not None and kind.lower() == "img" and match.group() == "<img>" and "</img>" not in text
         if not (quoted or closed or bare):

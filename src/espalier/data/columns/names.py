@@ -7,7 +7,10 @@ from collections.abc import Sequence
 GROUPS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "question", "query", "instruction", "problem"),
-    "answer": ("response", "completion", "answer", "output", "solution"),
+    "answer": (
+        *("response", "completion", "answer", "output", "solution"),
+        *("attempt", "generated_solution", "target", "targets"),
+    ),
     "text": ("text", "content", "paragraphs"),
     "chosen": ("chosen", "chosen_messages", "chosen_response", "preferred"),
     "rejected": ("rejected", "rejected_messages", "rejected_response", "dispreferred"),
@@ -16,7 +19,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "labels": ("labels", "ratings", "label", "kto_tag", "mistake_index"),
     "scores": ("scores", "score", "rating", "reward", "rewards"),
     "ranks": ("ranks", "rank"),
-    "system": ("system", "system_prompt", "custom_system_prompt"),
+    "system": (
+        *("system", "system_prompt", "custom_system_prompt", "system_message", "meta_instruction"),
+        *("system_instruction", "system_instructions", "sys_prompt"),
+    ),
 }
 """Groups of names, the first of which is the one that proposals use."""
 INSTEAD = {

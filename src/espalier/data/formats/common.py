@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,12 @@ from espalier.types import Message, Role
 Fields = Mapping[str, Any]
 WEIGHTS = ("weight", "loss_weight")
 TEMPLATE_ARGS = "chat_template_kwargs"
-FLAGS = ("train", "training", "trainable", "loss")
+FLAGS = ("train", "training", "trainable", "loss", "loss_mask", "is_trainable", "train_on_turn", "trained")
 """Keys of a message that say whether it is trained; a `loss` that is another number is a weight."""
+HIDDEN = ("masked", "is_masked", "ignore", "ignored", "skip")
+"""Keys of a message that say whether it is not trained."""
+UNCLEAR = "mask"
+"""A key of a message of which 1 means that it is trained to some, and that it is not to others."""
 SHOWN_KEYS = 20
 
 
@@ -31,7 +36,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "null"
     names = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
-    name = names.get(type(value), type(value).__name__)
+    name = names.get(type(value), "object" if isinstance(value, dict) else type(value).__name__)
     return f"{name} {clipped(repr(value))}"
 
 
@@ -114,25 +119,38 @@ def string(row: Fields, keys: Sequence[str], field: str = "", default: str | Non
 
 def weight(row: Fields, field: str) -> float | None:
     """A message's own loss weight: `weight` or `loss_weight`, a number from 0 up, or one of `FLAGS`, true (1) or false
-    (0). None if it has none of them. Raises RowError, also if they contradict each other.
+    (0), or of `HIDDEN`, the other way round. None if it has none of them. Raises RowError, also if they contradict each
+    other, and for a `mask`, which says nothing clear.
     """
-    key = first_key(row, WEIGHTS)
-    said = {} if key is None else {key: _weight_number(row[key], f"{field}.{key}")}
-    for name in FLAGS:
-        value = row.get(name)
-        if value is None:
-            continue
-        if name == "loss" and isinstance(value, int | float):
-            said[name] = _weight_number(float(value) if isinstance(value, bool) else value, f"{field}.loss")
-        elif value in (0, 1):
-            said[name] = float(value)
-        else:
-            raise wrong_type(f"{field}.{name}", value, "true or false")
-    if len({number > 0 for number in said.values()}) > 1:
-        got = " with ".join(f"{name} {json.dumps(row[name])}" for name in said)
+    weights: dict[str, float] = {}
+    for name in WEIGHTS:
+        key = first_key(row, (name,))
+        if key is not None:
+            weights[key] = _weight_number(row[key], f"{field}.{key}")
+    for name in (*FLAGS, *HIDDEN):
+        key = first_key(row, (name,))
+        if key is not None:
+            weights[key] = _flag_number(row[key], name, f"{field}.{key}")
+    if first_key(row, (UNCLEAR,)):
+        place = re.sub(r"\[\d+\]", "", field)
+        fix = f"Say it with train: true or false, or leave it out with --ignore-columns {place}.mask"
+        raise RowError("unclear weight", field=f"{field}.mask", got=shown(row.get(UNCLEAR)), expected="train", fix=fix)
+    # What is no flag but a number, must be the same number.
+    numbers = {number for name, number in weights.items() if name.lower() in WEIGHTS or number not in (0, 1)}
+    if len(numbers) > 1 or len({number > 0 for number in weights.values()}) > 1:
+        got = " with ".join(f"{name} {json.dumps(row[name])}" for name in weights)
         raise RowError("contradicting weight", field=field, got=got, expected="ones that agree", fix="Keep one of them")
     # A weight says more than a flag does.
-    return next(iter(said.values()), None)
+    return next(iter(weights.values()), None)
+
+
+def _flag_number(value: Any, name: str, field: str) -> float:
+    """The weight of a flag called `name`: 1 or 0, and any number from 0 up of a `loss`."""
+    if name == "loss" and isinstance(value, int | float):
+        return _weight_number(int(value) if isinstance(value, bool) else value, field)
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise wrong_type(field, value, "true or false")
+    return float(not value) if name in HIDDEN else float(value)
 
 
 def _weight_number(value: Any, field: str) -> float:

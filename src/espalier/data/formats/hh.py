@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from espalier.data.formats.common import Fields, empty_answer, first_key, shown, string
 from espalier.data.formats.format import Format
 from espalier.data.formats.judged import pair_keys, ranking, split_pair
+from espalier.data.formats.lead import context_of, tools_of, turns_with_context, with_history, with_system
 from espalier.data.formats.prompt import QUESTIONS
+from espalier.data.formats.sharegpt import turns
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Ranking, Response, Role
 
@@ -48,11 +50,12 @@ def read_hh(row: Fields, origin: Origin) -> Ranking:
     """
     chosen = _transcript(string(row, ("chosen",)), "chosen")
     rejected = _transcript(string(row, ("rejected",)), "rejected")
-    prompt = split_pair(chosen, rejected, "chosen and rejected")
+    shared = split_pair(chosen, rejected, "chosen and rejected")
     _alternate(chosen, "chosen")
     _alternate(rejected, "rejected")
+    prompt = with_system(row, with_history(row, turns_with_context(shared, context_of(row, None)), turns))
     responses = [Response(chosen[-1], rank=0), Response(rejected[-1], rank=1)]
-    return ranking(prompt, responses, origin, field="chosen and rejected")
+    return ranking(prompt, responses, origin, field="chosen and rejected", tools=tools_of(row))
 
 
 def _transcript(text: str, field: str) -> list[Message]:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from espalier.data.columns.contents import decoded
+from espalier.data.columns.names import GROUPS
+from espalier.data.formats import transcripts
 from espalier.data.formats.common import TOOLS, Fields, empty_answer, first_key, shown, string, tools, wrong_type
 from espalier.errors import RowError
 from espalier.types import Message
 
-SYSTEMS = ("system", "system_prompt", "custom_system_prompt", "system_message", "meta_instruction")
+SYSTEMS = GROUPS["system"]
 CONTEXTS = ("input", "context")
 ASKED = ("instruction", "human", "user", "prompt", "question", "query", "input")
 ANSWERED = ("output", "assistant", "response", "answer", "completion", "bot", "gpt")
@@ -58,10 +61,12 @@ def with_history(row: Fields, messages: list[Message], read_turns: ReadTurns | N
 
 def history(row: Fields, read_turns: ReadTurns | None = None) -> list[Message]:
     """The earlier turns of a row, from `history`: pairs of texts, objects of a question and its answer, or, with
-    `read_turns`, turns. Raises RowError."""
-    pairs = row.get("history")
+    `read_turns`, turns; the JSON of such a list, or a transcript. Raises RowError."""
+    pairs = decoded(row.get("history"))
     if pairs is None or pairs == "":
         return []
+    if isinstance(pairs, str) and transcripts.turns_of(pairs):
+        return transcripts.turns_of(pairs) or []
     expected = "a list of [instruction, response] pairs"
     if not isinstance(pairs, list):
         raise wrong_type("history", pairs, expected)
@@ -80,6 +85,20 @@ def history(row: Fields, read_turns: ReadTurns | None = None) -> list[Message]:
             raise empty_answer(f"{field}[1]", response)
         messages += [Message("user", instruction), Message("assistant", response)]
     return messages
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of two texts and more: the turns of a conversation, the user's first."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
+
+
+def alternating(texts: Sequence[str]) -> list[Message]:
+    """The turns of plain texts, the first of which is the user's.
+
+    >>> [message.role for message in alternating(["Hi", "Hello!", "Bye"])]
+    ['user', 'assistant', 'user']
+    """
+    return [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
 
 
 def is_pair(turn: Any) -> bool:
@@ -128,10 +147,28 @@ def context_of(row: Fields, asked: str | None, field: str = "") -> str:
         name = first_key(row, (key,))
         if name is None or name == asked:
             continue
-        text = string(row, (key,), field)
+        text = passages(row[name], f"{field}{name}")
         if text.strip() and text not in texts:
             texts.append(text)
     return "\n".join(texts)
+
+
+def is_passages(value: Any) -> bool:
+    """Whether a value is a text, or a list of texts."""
+    if isinstance(value, list):
+        return all(isinstance(text, str) for text in value)
+    return isinstance(value, str)
+
+
+def passages(value: Any, field: str) -> str:
+    """A text, or the texts of a list, one to a line. Raises RowError."""
+    if not is_passages(value):
+        error = wrong_type(field, value, "a text, or a list of texts")
+        error.fix = (
+            f"Read a part of it with --columns context={field}.PART, or leave it out with --ignore-columns {field}"
+        )
+        raise error
+    return value if isinstance(value, str) else "\n".join(value)
 
 
 def with_context(text: str, context: str) -> str:

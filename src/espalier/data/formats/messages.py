@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from espalier.data.columns.contents import has_substance
 from espalier.data.columns.watched import peek
 from espalier.data.files.json_rows import decode_string
 from espalier.data.formats.common import (
@@ -22,12 +23,26 @@ from espalier.data.formats.common import (
     wrong_type,
 )
 from espalier.data.formats.format import Format
-from espalier.data.formats.lead import ReadTurns, is_pair, tools_of, turns_with_context, with_history, with_system
+from espalier.data.formats.lead import (
+    ReadTurns,
+    alternating,
+    is_pair,
+    is_passages,
+    is_texts,
+    passages,
+    tools_of,
+    turns_with_context,
+    with_history,
+    with_system,
+)
 from espalier.errors import RowError, nearest
 from espalier.types import Chat, Consumes, Message, Origin, Role
 
 KEYS = ("messages", "conversation", "conversations")
 LATER = ("dialog", "dialogue", "items")
+SPEAKERS = ("role", "speaker", "sender", "author")
+WORDS = ("content", "text", "value", "message", "utterance")
+"""Under which keys a turn names who speaks, and what is said."""
 """Where turns may stand, too, if there are none under KEYS; other columns are called so as well."""
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -63,8 +78,8 @@ def looks(row: Fields, consumes: Consumes) -> bool:
     if key is None:
         return False
     turn = _first_object(decoded_turns(row[key], key))
-    if first_key(turn, ("role", "from")):
-        return first_key(turn, ("role",)) is not None
+    if first_key(turn, (*SPEAKERS, "from")):
+        return first_key(turn, SPEAKERS) is not None
     return key.lower() in ("messages", "conversation") and not is_pair(turn)
 
 
@@ -75,7 +90,13 @@ def turns_key(row: Fields) -> str | None:
         return key
     for name in LATER:
         key = first_key(row, (name,))
-        if key is not None and is_turns(peek(row, key)):
+        if key is None:
+            continue
+        value = peek(row, key)
+        if is_turns(value):
+            return key
+        # Not what is to be summed up, beside its summary.
+        if name != "items" and is_texts(value) and not has_substance(row, (key,)):
             return key
     return None
 
@@ -120,9 +141,9 @@ def conversation(row: Fields, key: str, read_turns: ReadTurns, origin: Origin) -
     messages = read_turns(listed, key)
     # Checked without what comes before, so that an error counts turns as the file does.
     turns = check_turns(messages, key)
-    context = row.get("context")
-    if isinstance(context, str):
-        messages = turns_with_context(messages, context)
+    # Anything else under this name is not read: what it holds decides if it may be left out.
+    if is_passages(peek(row, "context")):
+        messages = turns_with_context(messages, passages(row["context"], "context"))
     messages = with_system(row, with_history(row, messages, read_turns))
     if len(messages) > len(turns):
         messages = list(check_turns(messages, key))
@@ -134,6 +155,8 @@ def message_list(value: Any, field: str) -> list[Message]:
     value = decoded_turns(value, field)
     if not isinstance(value, list):
         raise wrong_type(field, value, "a list of messages")
+    if is_texts(value):
+        return alternating(value)
     messages = []
     for i, message in enumerate(value):
         here = f"{field}[{i}]"
@@ -144,12 +167,13 @@ def message_list(value: Any, field: str) -> list[Message]:
 
 
 def _message(row: Fields, field: str) -> Message:
-    name = string(row, ("role",), f"{field}.")
+    name = string(row, SPEAKERS, f"{field}.")
     role = role_of(name, ROLES, f"{field}.role")
     call_keys = [key for key in _CALL_KEYS if row.get(key)]
-    if "content" not in row and not call_keys:
+    key = first_key(row, WORDS) or "content"
+    if key not in row and not call_keys:
         raise missing(f"{field}.content", row, "content")
-    content, reasoning, tool_calls = _content(row.get("content"), role, f"{field}.content", bool(call_keys))
+    content, reasoning, tool_calls = _content(row.get(key), role, f"{field}.{key}", bool(call_keys))
     for key in call_keys:
         tool_calls += calls(row[key], f"{field}.{key}")
     reasoning = string(row, _REASONING_KEYS, f"{field}.", default="") + reasoning

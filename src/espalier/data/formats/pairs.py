@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from espalier.data.columns.watched import peek
 from espalier.data.formats.common import Fields, first_key, missing
 from espalier.data.formats.format import Format
 from espalier.data.formats.hh import is_transcripts, read_hh
@@ -17,7 +18,15 @@ from espalier.data.formats.judged import (
     score,
     split_pair,
 )
-from espalier.data.formats.lead import tools_of, with_history, with_system
+from espalier.data.formats.lead import (
+    context_of,
+    is_passages,
+    passages,
+    tools_of,
+    turns_with_context,
+    with_history,
+    with_system,
+)
 from espalier.data.formats.messages import conversation, decoded_turns, turns_key
 from espalier.data.formats.prompt import QUESTIONS, asked
 from espalier.data.formats.sharegpt import turns
@@ -71,8 +80,9 @@ def read_pairs(row: Fields, origin: Origin) -> Ranking:
     offered = tools_of(row, sides[0], keys[0])
     if is_transcripts(row):
         pair = read_hh({"chosen": sides[0], "rejected": sides[1]}, origin)
-        prompt, answers = pair.prompt, [response.message for response in pair.responses]
-        prompt = tuple(with_system(row, [*prompt]))
+        answers = [response.message for response in pair.responses]
+        shared = turns_with_context(pair.prompt, context_of(row, None))
+        prompt = tuple(with_system(row, with_history(row, shared, turns)))
     elif beside and isinstance(sides[1], str):
         *before, last = read_chat_turns(row, keys[0])
         prompt, answers = tuple(before), [check_answer(last, keys[0]), answer(sides[1], keys[1])]
@@ -108,6 +118,8 @@ def _whole(
     if prompt_key:
         _check_shared(asked(row, QUESTIONS).messages, prompt, prompt_key)
     answers = [check_answer(chosen[-1], keys[0]), check_answer(rejected[-1], keys[1])]
+    if is_passages(peek(row, "context")):
+        prompt = tuple(turns_with_context(prompt, passages(row["context"], "context")))
     return tuple(with_system(row, with_history(row, [*prompt], turns))), answers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 Notes = dict[str, int]
@@ -12,6 +12,8 @@ Scale = Literal["labels", "ratings", "soft"]
 STEPS = ("steps", "completions")
 LABELS = ("labels", "ratings", "rating", "label")
 RATINGS = ("ratings", "rating")
+"""Labels of which 0 is neutral, whatever the scale of others is."""
+WITHOUT_RATINGS = ("labels", "label")
 _SOLUTIONS = ("solutions", "responses", "response")
 SAID: dict[Scale, str] = {
     "labels": "rows whose step labels are numbers: 1 good, 0 bad, as no -1 stands in any row",
@@ -39,7 +41,8 @@ class SourceScale:
             return None
         if self._scale is None:
             self._scale = scale_of(self._rows())
-        add(self._notes, SAID[self._scale])
+        rated = self._scale == "labels" and next(numbers(row, WITHOUT_RATINGS), None) is None
+        add(self._notes, SAID["ratings" if rated else self._scale])
         return self._scale
 
 
@@ -62,22 +65,22 @@ def scale_of(rows: Iterable[Any]) -> Scale:
     return scale
 
 
-def numbers(row: Any) -> Iterator[float]:
-    """The numbers that label steps in a row, in lists beside them or in the steps themselves."""
+def numbers(row: Any, names: Sequence[str] = LABELS) -> Iterator[float]:
+    """The numbers that label steps in a row under some of LABELS, in lists beside them or in the steps themselves."""
     if not isinstance(row, dict):
         return
-    for key in LABELS:
+    for key in names:
         # Not what stands beside plain steps as one number: the place of the first mistake.
         yield from _numbers(dict.get(row, key))
     for key in STEPS:
         steps = dict.get(row, key)
         for step in steps if isinstance(steps, list) else ():
             if isinstance(step, dict):
-                yield from _numbers([dict.get(step, name) for name in LABELS])
+                yield from _numbers([dict.get(step, name) for name in names])
     for key in _SOLUTIONS:
         solutions = dict.get(row, key)
         for solution in solutions if isinstance(solutions, list) else ():
-            yield from numbers(solution)
+            yield from numbers(solution, names)
 
 
 def _numbers(values: Any) -> Iterator[float]:

@@ -16,7 +16,7 @@ from espalier.data.formats.common import (
     wrong_type,
 )
 from espalier.data.formats.format import Format
-from espalier.data.formats.lead import is_pair, pair_of
+from espalier.data.formats.lead import alternating, is_pair, is_texts, pair_of
 from espalier.data.formats.messages import ROLES as MESSAGE_ROLES
 from espalier.data.formats.messages import conversation, decoded_turns, message_list, turns_key
 from espalier.data.formats.messages import looks as looks_like_messages
@@ -60,6 +60,8 @@ def turn_list(value: Any, field: str) -> list[Message]:
     value = decoded_turns(value, field)
     if not isinstance(value, list):
         raise wrong_type(field, value, "a list of turns")
+    if is_texts(value):
+        return alternating(value)
     messages = []
     for i, turn in enumerate(value):
         here = f"{field}[{i}]"

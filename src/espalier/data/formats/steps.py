@@ -19,7 +19,25 @@ SEVERAL = ("solutions", "responses", "response")
 WHOLE = ("solution", "response", "completion", "answer", "output")
 TEXTS = ("text", "content", "step", "value")
 SOLVED = ("solved", "correct", "is_correct", "final_answer_correct")
-WORDS: dict[str, float] = {"good": 1.0, "bad": 0.0, "neutral": 0.5, "+": 1.0, "-": 0.0}
+WORDS: dict[str, float] = {
+    "good": 1.0,
+    "bad": 0.0,
+    "neutral": 0.5,
+    "+": 1.0,
+    "-": 0.0,
+    "correct": 1.0,
+    "incorrect": 0.0,
+    "positive": 1.0,
+    "negative": 0.0,
+    "right": 1.0,
+    "wrong": 0.0,
+    "true": 1.0,
+    "false": 0.0,
+    "yes": 1.0,
+    "no": 0.0,
+}
+OWN = ("correct", "is_correct", "good")
+"""Further labels of steps that are objects: true and false, or words."""
 # As PRM800K rates steps.
 _RATINGS: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
 _LABEL = "true, false, good, bad, neutral or null"
@@ -210,7 +228,7 @@ def _up_to(index: Any, no_mistake: int | None, count: int, field: str) -> list[f
 
 def _own(step: Fields, field: str, scale: Scale) -> float | None:
     """The label of a step that is an object."""
-    key = first_key(step, ("label", *RATINGS))
+    key = first_key(step, ("label", *RATINGS, *OWN))
     if key is None:
         return None
     if key in RATINGS and scale == "labels":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espalier.data.columns.contents import has_substance
+from espalier.data.columns.contents import has_substance, is_turn
 from espalier.data.formats.common import Fields, blank, first_key, string, wrong_type
 from espalier.data.formats.format import Format
 from espalier.types import Consumes, Origin, Text
@@ -12,7 +12,7 @@ KEYS = ("text", "content", "paragraphs")
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has a text and nothing else to learn from; what it says about its text is none."""
-    return first_key(row, KEYS) is not None and not has_substance(row, KEYS)
+    return first_key(row, KEYS) is not None and not is_turn(row) and not has_substance(row, KEYS)
 
 
 def text_key(row: Fields) -> str | None:

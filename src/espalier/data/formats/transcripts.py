@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from espalier.types import Message, Role
 
-_HUMAN = ("Human", "User", "HUMAN", "USER")
-_ASSISTANT = ("Assistant", "ASSISTANT")
-_ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
+_HUMAN = ("Human", "User", "HUMAN", "USER", "human", "user")
+_ASSISTANT = ("Assistant", "ASSISTANT", "assistant", "AI", "Bot", "Chatbot", "GPT")
+_ROLES: dict[str, Role] = {"human": "user", "user": "user"}
 # `### ` before the names, or not; the speakers of one transcript are written alike.
 _START = re.compile(rf"\s*(?P<mark>#{{0,4}} ?)(?P<human>{'|'.join(_HUMAN)}):")
+# What stands before the first turn of a prompt that waits for its answer.
+_LEAD = re.compile(
+    rf"(?P<system>.+?)\n[ \t]*\n(?P<turns>\s*(?:{'|'.join(_HUMAN)}):.*\n(?:{'|'.join(_ASSISTANT)}):)\s*", re.DOTALL
+)
 
 
 def turns_of(text: str) -> list[Message] | None:
@@ -30,29 +34,47 @@ def turns_of(text: str) -> list[Message] | None:
     if start is None:
         return None
     human = start["human"]
-    assistant = _ASSISTANT[human.isupper()]
     mark = re.escape(start["mark"])
     borders = [r"\n[ \t]*\n\s*", r"\n\s*"]
     if start["mark"].strip():
         borders.append(r"\s*")
     for border in borders:
-        if re.search(f"{border}{mark}{assistant}:", text):
-            return _split(text, f"(?:\\A\\s*|{border}){mark}({human}|{assistant}):")
+        for assistant in _ASSISTANT:
+            if _is_like(human, assistant) and re.search(f"{border}{mark}{assistant}:", text):
+                return _split(text, f"(?:\\A\\s*|{border}){mark}({human}|{assistant}):")
     return None
+
+
+def _is_like(human: str, assistant: str) -> bool:
+    """Whether the names of two speakers are written alike: both in capitals, in small letters, or neither."""
+    if human.islower() or assistant.islower():
+        return human.islower() and assistant.islower()
+    return assistant in ("AI", "GPT") or human.isupper() == assistant.isupper()
 
 
 def _split(text: str, border: str) -> list[Message]:
     _, *parts = re.split(border, text)
     turns = []
     for name, words in zip(parts[::2], parts[1::2], strict=True):
-        turns.append(Message(_ROLES[name.lower()], words.strip()))
+        turns.append(Message(_ROLES.get(name.lower(), "assistant"), words.strip()))
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns.pop()
     return turns
 
 
 def prompt_of(text: str) -> list[Message] | None:
-    """The turns of a transcript that waits for an answer, so that it is a prompt; None for any other text."""
+    r"""The turns of a transcript that waits for an answer, so that it is a prompt; None for any other text.
+
+    What stands before its first turn is the system turn, if the text ends in the name of the assistant.
+
+    >>> [(m.role, m.content) for m in prompt_of("Be kind.\n\nHuman: Hi\n\nAssistant:")]
+    [('system', 'Be kind.'), ('user', 'Hi')]
+    """
+    lead = None if _START.match(text) else _LEAD.fullmatch(text)
+    if lead is not None:
+        later = turns_of(lead["turns"])
+        if later and later[-1].role == "user":
+            return [Message("system", lead["system"].strip()), *later]
     turns = turns_of(text)
     return turns if turns and turns[-1].role == "user" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from espalier.data.columns.watched import peek
@@ -13,16 +14,42 @@ VERDICTS = (
     *("label", "kto_tag", "is_valid", "solution_is_valid", "passed"),
 )
 """Columns that say whether the answer of a row is right."""
+ENDINGS = frozenset(
+    (
+        *("correct", "correctness", "right", "valid", "verified", "verify", "passed", "pass", "solved", "success"),
+        *("successful", "accepted", "safe", "desirable", "grade", "verdict"),
+    )
+)
+"""Last words of further columns that say so, with false or a word; their numbers may be anything."""
 ONE_ANSWER = (*(form.name for form in CHATS if form.name != "text"), "completion", "labels")
 """Formats of one answer, which its row may call wrong."""
 CLASSES = ("label", "correctness")
 """Those whose numbers may mean something else: a class, a grade."""
-BAD = ("false", "no", "bad", "wrong", "incorrect", "-")
+BAD = ("false", "no", "bad", "wrong", "incorrect", "-", "negative", "undesirable", "unsafe", "fail", "failed")
 SKIPPED = "answers skipped that their rows call wrong; --keep-wrong trains them"
 
 
+class Verdicts:
+    """What the rows of a source say of their answers. What a 0 under one of CLASSES means is decided by all rows
+    (`rows()`), once, at the first one that has it."""
+
+    def __init__(self, rows: Callable[[], Iterable[Any]]) -> None:
+        self._rows = rows
+        self._graded: frozenset[str] | None = None
+
+    def of(self, row: Any) -> str | None:
+        """As `verdict`."""
+        key = verdict(row)
+        if key not in CLASSES or isinstance(peek(row, key), bool | str):
+            return key
+        if self._graded is None:
+            self._graded = graded(self._rows())
+        return verdict(row, self._graded)
+
+
 def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
-    """Which of VERDICTS calls the answer of a row wrong: false, 0 or a word such as "no"; None if none does.
+    """Which column calls the answer of a row wrong: one of VERDICTS with false, 0 or a word such as "no", or another
+    one whose name ends in one of ENDINGS with false or a word; None if none does.
 
     Numbers under the names in `graded` are no verdicts.
 
@@ -31,26 +58,33 @@ def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
     """
     if not isinstance(row, dict):
         return None
-    for key in VERDICTS:
+    names = [*VERDICTS, *filter(is_ending, row)]
+    for key in names:
         value = peek(row, key)
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
-        if value is not None and _is_bad(value, key in graded):
+        numbers = key in VERDICTS and key not in graded
+        if value is not None and _is_bad(value, numbers=numbers):
             # Looked up, so that it counts as read.
             row.get(key)
-            return key
+            return str(key)
     return None
 
 
-def _is_bad(value: Any, graded: bool) -> bool:
+def is_ending(key: str) -> bool:
+    """Whether the last word of a column's name is one of ENDINGS."""
+    return key.lower().replace("-", "_").replace(" ", "_").rpartition("_")[2] in ENDINGS
+
+
+def _is_bad(value: Any, *, numbers: bool) -> bool:
     if isinstance(value, str):
         return value.strip().lower() in BAD
     if isinstance(value, bool):
         return not value
-    return isinstance(value, int | float) and value == 0 and not graded
+    return numbers and isinstance(value, int | float) and value == 0
 
 
-def graded(rows: list[Any]) -> frozenset[str]:
+def graded(rows: Iterable[Any]) -> frozenset[str]:
     """Which of CLASSES hold other numbers than 0 and 1 in some row."""
     names = set()
     for row in rows:

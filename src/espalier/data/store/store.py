@@ -181,6 +181,7 @@ def open_store(
     store.columns.refuse(source.path)
     if not len(store):
         counts = [f"{reason} ({count})" for reason, count in store.stats.reasons.items()]
+        counts += [f"{note} ({count})" for note, count in store.columns.notes.items()]
         reasons = ", ".join(counts) or "it has no rows"
         rejected = store.folder / "rejected.jsonl"
         raise DataError(f"{source.path}: no row can be used: {reasons}. See {rejected}")
