@@ -62,7 +62,8 @@ def build_model(
     `head`, the model is read by a scalar head: the one it comes with, or a new one. Raises ModelError and ConfigError.
     """
     if merged:
-        loaded, config = load_merged(config, device=device), replace(config, adapter="")
+        loaded = load_merged(config, device=device, head=head is not None)
+        config = replace(config, adapter="")
     else:
         loaded = load_model(config, device=device, head=head is not None)
     if head is not None:

@@ -5,35 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import chain, islice
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from espalier.assembly.learner import budget_for
-from espalier.assembly.model import HeadSpec, Model, build_model, compute_dtype
-from espalier.config.sections import ModelConfig, ScoreConfig, TurnsConfig
-from espalier.data.read import Source, parse_sources, read
-from espalier.data.render.answers import answers_of, read_at
-from espalier.data.render.drafts import RenderedGroup
-from espalier.data.render.form import Form
-from espalier.data.render.renderer import Renderer
+from espalier import __version__, files
+from espalier.assembly.data import cache_folder
+from espalier.assembly.model import weights_of
+from espalier.assembly.scorer import Scorer
+from espalier.config.sections import ScoreConfig
+from espalier.data.columns.ledger import Ledger
+from espalier.data.columns.mapping import Columns
+from espalier.data.files.content import content_hash, content_key
+from espalier.data.read import READ_VERSION, Source, parse_sources
+from espalier.data.render.renderer import RENDER_VERSION
 from espalier.engines import processes
-from espalier.engines.forwards import Forwards
-from espalier.engines.learner import LearnerOptions
-from espalier.engines.reference import frozen
 from espalier.errors import ConfigError, RowError
-from espalier.files import make_dir
 from espalier.loop.progress import Progress
-from espalier.models import heads
-from espalier.models.stops import stops_of
-from espalier.types import Chat, Example, Ranking, Response, Sample, Steps
+from espalier.types import Example
 
 CHUNK = 64
-SNIFFED = 16
-"""Rows that decide whether a source holds rankings or conversations."""
+"""Rows that are scored and written at a time."""
+SHOWN = 5
+"""Errors of rows that are printed."""
 
-Line = dict[str, Any]
+Pins = dict[str, Any]
 
 
 def run(config: ScoreConfig) -> None:
@@ -41,131 +38,130 @@ def run(config: ScoreConfig) -> None:
     out = Path(config.out)
     if out.exists() and not config.overwrite:
         raise ConfigError(f"out: {out} exists; choose another file, or give --overwrite", key="out")
+    columns = Columns.parse(config.columns, config.ignore_columns)
+    sources = [replace(s, default_format=config.format, columns=columns) for s in parse_sources(config.data)]
     console = Progress(0)
-    device = processes.pick_device()
-    settings = ModelConfig(
-        model=config.model,
-        dtype=config.dtype,
-        template=config.template,
-        trust_remote_code=config.trust_remote_code,
-    )
-    scorer = Scorer(
-        build_model(settings, device, head=HeadSpec((), "response", trained=False, any=True)), config, device
-    )
-    make_dir(out.parent)
-    partial = out.with_name(out.name + ".partial")
-    counts = [0, 0]
-    with open(partial, "w", encoding="utf-8") as file:
-        for source in parse_sources(config.data):
-            shown = console.reading("rows scored")
-            rows = scorer.rows(replace(source, default_format=config.format))
-            while chunk := list(islice(rows, CHUNK)):
-                for line in scorer.lines(chunk):
-                    counts["error" in line] += 1
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    if "error" in line and counts[1] <= 5:
-                        console.note(f"{line['file']}:{line['line']}: {line['error']}")
-                shown(source.name, sum(counts))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, out)
-    refused = f", {counts[1]:,} without (see `error` there)" if counts[1] else ""
-    console.note(f"{out} holds {sum(counts):,} rows: {counts[0]:,} with scores{refused}")
+    scorer = Scorer(config, processes.pick_device())
+    for note in scorer.loaded.notes:
+        console.note(note)
+    files.make_dir(out.parent)
+    partial = Partial(out)
+    done = partial.open(pins(config, scorer, sources))
+    if done:
+        console.note(f"goes on with {partial.path}: {done:,} rows are scored")
+    elif partial.other:
+        console.note(f"{partial.path} is of another model, other data or other settings: all rows are scored anew")
+    _score(scorer, sources, partial, done, console)
+    counts = partial.finish()
+    for line in counts.shown:
+        console.note(line)
+    cut = f"; {counts.cut:,} were cut to max_length and scored at the cut" if counts.cut else ""
+    lost = f", {counts.without:,} answers or steps without (see `errors` there)" if counts.without else ""
+    refused = f", {counts.refused:,} rows without (see `error` there)" if counts.refused else ""
+    console.note(f"{out} holds {counts.rows:,} rows: {counts.scored:,} with scores{refused}{lost}{cut}")
 
 
-class Scorer:
-    """A scoring model, and the form in which it reads rows: rankings and conversations, or solutions in steps."""
-
-    def __init__(self, model: Model, config: ScoreConfig, device: Any) -> None:
-        head = heads.scalar_head(model.loaded.model)
-        assert head is not None
-        self.steps, self.names = head.kind == "steps", head.names
-        self.unread = model.loaded.model.config.get_text_config().pad_token_id
-        consumes = "steps" if self.steps else "ranking"
-        turns = TurnsConfig(template_args=config.template_args)
-        form = Form(consumes, "comparisons", reads=True, unread=self.unread, turns=turns)  # type: ignore[arg-type]
-        self.renderer = Renderer(
-            model.loaded.tokenizer,
-            max_length=config.max_length or model.loaded.limit or 0,
-            form=form,
-            known_stops=stops_of(model.loaded.folder, model.loaded.adapter),
-        )
-        options = LearnerOptions(
-            budget=budget_for(config.tokens_per_microbatch, device), compute=compute_dtype(config.dtype, device)
-        )
-        self.forwards: Forwards = frozen(model.policy, options, processes.OneProcess())
-
-    def rows(self, source: Source) -> Iterator[tuple[Source, Example | RowError]]:
-        """The rows of a source; conversations if none of the first rows is a ranking."""
-        consumes = "steps" if self.steps else "ranking"
-        examples = read(replace(source, consumes=consumes))  # type: ignore[arg-type]
-        first = list(islice(examples, SNIFFED))
-        if not self.steps and not any(isinstance(example, Ranking) for example in first):
-            examples, first = read(replace(source, consumes="chat", keep_wrong=True)), []
-        for example in chain(first, examples):
-            yield source, example
-
-    def lines(self, rows: list[tuple[Source, Example | RowError]]) -> list[Line]:
-        """A line for each row, in order."""
-        lines: list[Line] = []
-        groups: list[list[Sample]] = []
-        of_row: list[tuple[Line, list[int], int]] = []  # its line, the places of what is scored, how many there are
-        for source, example in rows:
-            line: Line = {"file": source.path}
-            lines.append(line)
-            try:
-                if isinstance(example, RowError):
-                    raise example
-                line["line"] = example.origin.line
-                samples, places, count = self._samples(example)
-            except RowError as error:
-                line.setdefault("line", _line_of(error))
-                line["error"] = str(error)
-                continue
-            groups.append(samples)
-            of_row.append((line, places, count))
-        said = iter(self.forwards.say(groups, ["scores"], calibrated=True)) if groups else iter(())
-        for (line, places, count), samples in zip(of_row, groups, strict=True):
-            scores = [[self._named(read) for read in next(said).scores] for _ in samples]
-            if self.steps:
-                line["scores"] = scores[0]
-                continue
-            line["scores"] = [None] * count  # null: an answer without text, or cut off whole
-            for place, of_answer in zip(places, scores, strict=True):
-                line["scores"][place] = of_answer[0]
-        return lines
-
-    def _named(self, scores: tuple[float, ...]) -> Any:
-        """A number, or a number by dimension if there are several."""
-        if len(scores) == 1:
-            return scores[0]
-        names = self.names or tuple(str(k) for k in range(len(scores)))
-        return dict(zip(names, scores, strict=True))
-
-    def _samples(self, example: Example) -> tuple[list[Sample], list[int], int]:
-        """The samples of a row, the place of each among its answers, and how many answers there are."""
-        if isinstance(example, Steps):
-            return [rendered.sample for rendered in self.renderer.render(example)], [0], 1
-        if isinstance(example, Chat):
-            last = example.messages[-1]
-            if last.role != "assistant":
-                raise RowError("no answer", got=f"a conversation that ends on {last.role}", expected="one to score")
-            example = Ranking(example.messages[:-1], (Response(last),), tools=example.tools, origin=example.origin)
-        if not isinstance(example, Ranking):
-            raise RowError("no answer", got=f"a {type(example).__name__.lower()}", expected="a conversation or ranking")
-        answers = answers_of(self.renderer.chats, example, 0, RenderedGroup("ranking"))
-        if not answers:
-            raise RowError("no answer", got="responses without text", expected="one to score")
-        samples, places = [], []
-        for answer in answers:
-            sample = answer.rendered.sample
-            sample.reads = [read_at(sample.tokens[: answer.written], self.unread)]
-            samples.append(sample)
-            places.append(next(i for i, response in enumerate(example.responses) if response is answer.response))
-        return samples, places, len(example.responses)
+def pins(config: ScoreConfig, scorer: Scorer, sources: list[Source]) -> Pins:
+    """All that the lines follow from, beside the order of rows. Names of columns that are left out do not matter."""
+    cache = cache_folder("")
+    settings = {
+        name: value for name, value in asdict(config).items() if name not in ("out", "overwrite", "ignore_columns")
+    }
+    template = Path(config.template)
+    return {
+        "settings": settings,
+        "model": weights_of(scorer.loaded, config.adapter, cache),
+        "renderer": scorer.renderer.fingerprint,
+        "template": content_hash(template, cache) if template.is_file() else "",
+        "data": {source.path: content_key(source.path, cache) for source in sources},
+        "versions": [__version__, READ_VERSION, RENDER_VERSION],
+    }
 
 
-def _line_of(error: RowError) -> int | None:
-    """The line of a row that could not be read, from where its error says it stands."""
-    where = str(getattr(error, "where", "")).rpartition(":")[2]
-    return int(where) if where.isdigit() else None
+def _score(scorer: Scorer, sources: list[Source], partial: Partial, done: int, console: Progress) -> None:
+    """Score the rows behind the first `done`, and write them chunk by chunk."""
+    shown = console.reading("rows scored")
+    ledgers = {source.path: Ledger() for source in sources}
+
+    def rows() -> Iterator[tuple[Source, Example | RowError]]:
+        for source in sources:
+            for example in scorer.rows(source, ledgers[source.path]):
+                yield source, example
+            for line in ledgers[source.path].lines():
+                console.note(f"{source.name}: {line}")
+
+    everything = rows()
+    for _ in islice(everything, done):
+        pass
+    while chunk := list(islice(everything, CHUNK)):
+        partial.write(scorer.lines(chunk))
+        done += len(chunk)
+        shown(chunk[-1][0].name, done)
+
+
+class Counts:
+    """What a file of scores holds: rows, those with scores, those refused, and answers or steps without a
+    score or cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = self.scored = self.refused = self.without = self.cut = 0
+        self.shown: list[str] = []
+        with open(path, encoding="utf-8") as lines:
+            for text in lines:
+                self._add(json.loads(text))
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self.rows += 1
+        self.refused += "error" in line
+        self.cut += line.get("cut", 0)
+        self.scored += any(score is not None for score in line.get("scores", ()))
+        self.without += sum(error is not None for error in line.get("errors", ()))
+        if "error" in line and len(self.shown) < SHOWN:
+            self.shown.append(line["error"])
+
+
+class Partial:
+    """The lines so far, beside the file that they become, with what they follow from in a file of its own."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out.with_name(out.name + ".partial")
+        self.pinned, self.other = out.with_name(out.name + ".partial.json"), False
+
+    def open(self, pins: Pins) -> int:
+        """How many rows are scored: those of whole chunks, if they follow from the same; others are thrown away."""
+        text = files.json_text(pins)
+        done = 0
+        if self.path.is_file() and self.pinned.is_file() and self.pinned.read_text(encoding="utf-8") == text:
+            done = self._whole_chunks()
+        else:
+            self.other = self.path.is_file()
+            self.path.write_bytes(b"")
+            files.write_atomic(self.pinned, text)
+        return done
+
+    def _whole_chunks(self) -> int:
+        """Cut the file behind its last whole chunk, so that rows are batched as if nothing had happened."""
+        ends, at = [0], 0
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                at += len(line)
+                ends.append(at)
+        done = (len(ends) - 1) // CHUNK * CHUNK
+        os.truncate(self.path, ends[done])
+        return done
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        """Add the lines of a chunk."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> Counts:
+        """Put the file in its place."""
+        counts = Counts(self.path)
+        os.replace(self.path, self.out)
+        self.pinned.unlink()
+        return counts

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 
 from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig, TurnsConfig
+from espalier.config.data_source import Mapped, mapped_fields
 from espalier.config.fields import (
     Count,
     CountOrZero,
@@ -275,11 +276,21 @@ class ScoreConfig:
     """Files or hub datasets of rankings, conversations or (process models) solutions in steps, each PATH or
     PATH:FORMAT."""
     out: str = "scores.jsonl"
-    """File to write: a line per row with `file`, `line` and `scores` (or `error`)."""
+    """File to write: a line per row with `file`, `line` and `scores` (or `error`). A command that was killed goes on
+    where it stopped if it is given once more."""
     overwrite: bool = False
     """Replace `out` if it exists."""
+    adapter: str = ""
+    """An adapter of a reward model, put into the model first; it may bring the head that scores."""
+    aggregate: Literal["product", "min", "last", "mean"] = "product"
+    """Process models: how the probabilities of its steps become the number of a whole solution, `aggregate`."""
     format: str = "auto"
     """Format of data that names none."""
+    columns: Mapped = ()
+    """Fields of a format and the columns they are read from, as NAME=COLUMN, NAME=a.b[0].c or NAME==TEXT (a constant);
+    for all data."""
+    ignore_columns: Names = ()
+    """Columns to leave out knowingly, by the names that are listed as not read."""
     max_length: CountOrZero = 0
     """Maximum length of a sample in tokens; longer ones lose their tail. 0 takes the model's limit."""
     tokens_per_microbatch: CountOrZero = 0
@@ -292,6 +303,10 @@ class ScoreConfig:
     """Names the chat template may use, as NAME=VALUE (enable_thinking=false)."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships."""
+
+    def __post_init__(self) -> None:
+        mapped_fields(self.columns)
+        template_values(self.template_args)
 
 
 @section

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from espalier.data.formats.expand import WRONG, expand
 from espalier.data.formats.marked import refuse_marks
 from espalier.data.formats.remarks import remarks
 from espalier.data.formats.scale import Notes, SourceScale, add
+from espalier.data.formats.unjudged import as_scored, read_unjudged
 from espalier.data.formats.unwrap import at_least_one, drained, unwrapped
 from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, Verdicts
 from espalier.data.places import is_data_name, is_folder, is_hub
@@ -54,6 +56,7 @@ class Source:
     consumes: what the run learns from.
     columns: the fields that the user maps, and the columns that are not read.
     keep_wrong: answers that their rows call wrong are conversations all the same.
+    judged: off if the answers are to be scored: nothing need judge them.
     """
 
     path: str
@@ -66,6 +69,7 @@ class Source:
     consumes: Consumes = "chat"
     columns: Columns = AS_THEY_ARE
     keep_wrong: bool = False
+    judged: bool = True
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -80,7 +84,7 @@ class Source:
     def options(self) -> str:
         """How its rows are read, beyond `format`: part of the key that its tokens are cached under."""
         options = f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
-        kept = " keep_wrong" if self.keep_wrong else ""
+        kept = (" keep_wrong" if self.keep_wrong else "") + ("" if self.judged else " unjudged")
         return f"{options} {self.columns.text}".rstrip() + kept
 
 
@@ -230,7 +234,8 @@ def _expanded(
         if isinstance(example, RowError):
             yield example
             continue
-        for item in expand(example, source.consumes, keep_wrong=source.keep_wrong):
+        form = partial(expand, keep_wrong=source.keep_wrong) if source.judged else as_scored
+        for item in form(example, source.consumes):
             if isinstance(item, RowError):
                 if source.consumes == "chat" and item.reason in WRONG:
                     add(notes, SKIPPED)
@@ -347,16 +352,23 @@ class _Reading:
         self._row = row.value
         try:
             prepared = self._prepared(row.value)
+            value = row.value if prepared is None else prepared.row
+            if not source.judged:
+                # Each row by itself: what is only scored need not be of one format.
+                own = sniff(self._sniffed(row.value), source.consumes) if source.read_as == AUTO else name
+                examples = self._unjudged(own, value, Origin(source.name, row.line))
+                self._settle(row.line, prepared)
+                return examples
             if name is None:
                 raise unknown(self._sniffed(row.value), self.proposal())
-            value = row.value if prepared is None else prepared.row
             if source.consumes == "chat" and self._skips(name, value):
                 return []
             prompt, scale = source.alpaca_prompt, self._scale.of(value) if name == "steps" else None
             origin = Origin(source.name, row.line)
             examples = convert(name, value, origin, alpaca_prompt=prompt, scale=scale, notes=self.notes)
         except RowError as error:
-            if name and source.read_as == AUTO and sniff(self._sniffed(row.value), source.consumes) != name:
+            guessed = source.judged and source.read_as == AUTO
+            if name and guessed and sniff(self._sniffed(row.value), source.consumes) != name:
                 guess = f"It is read as {name}, guessed from the first {WINDOW} rows; PATH:FORMAT names another format"
                 error.fix = f"{error.fix}. {guess}".removeprefix(". ")
             if name == "steps" and source.consumes != "steps":
@@ -368,6 +380,14 @@ class _Reading:
             add(self.notes, remark)
         self._settle(row.line, prepared)
         return examples
+
+    def _unjudged(self, name: str | None, row: Any, origin: Origin) -> Sequence[Example]:
+        """The examples of a row whose answers are to be scored."""
+
+        def as_format(name: str, row: Any) -> Sequence[Example]:
+            return convert(name, row, origin, alpaca_prompt=self.source.alpaca_prompt, notes=self.notes)
+
+        return read_unjudged(name, row, origin, self.source.consumes, as_format)
 
     def _skips(self, name: str, row: Any) -> bool:
         """Whether a run on conversations skips a row, counted. Raises RowError for a conversation of marks."""

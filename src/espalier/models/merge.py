@@ -44,15 +44,19 @@ def base_of(path: str, own: str = "") -> str:
     raise ModelError(f"adapter {path} names no base model in adapter_config.json. Give the base as --model")
 
 
-def load_merged(config: ModelConfig, *, device: str | torch.device = "cpu") -> Loaded:
+def load_merged(config: ModelConfig, *, device: str | torch.device = "cpu", head: bool = False) -> Loaded:
     """`config.model` with `config.adapter` merged into it, as `load_model` reads a model, with the tokenizer and the
-    chat template that the adapter was trained with.
+    chat template that the adapter was trained with. With `head`, a model that scores: `merge_scored`.
 
     Raises ModelError for an adapter that does not fit or cannot be merged, and if the merged model computes something
     else than base and adapter do together.
     """
     adapter = read_adapter(config.adapter)
     refuse_unmergeable(adapter)
+    if head:
+        from espalier.models.merge_scored import load_scored
+
+        return load_scored(config, adapter, device)
     loaded = load_model(replace(config, adapter="", export="merged", lora_dropout=0.0, qlora=False), device=device)
     _refuse_replication(loaded.model, adapter)
     refuse_lora_bias(loaded.model, adapter)
@@ -157,7 +161,7 @@ def _merge(loaded: Loaded, adapter: Adapter, base: str) -> float:
     tied = bool(config.tie_word_embeddings)
     ids = _probe(token_rows_of(model), sorted(adapter.trained_rows)).to(model.device)
     with _of_peft(adapter, base):
-        wrapped = _wrapped(model, adapter)
+        wrapped = on_base(model, adapter)
     with _of_peft(adapter, base):
         before = _logprobs(wrapped, ids)
         if tied:
@@ -195,7 +199,7 @@ def difference(one: Any, other: Any) -> float:
     return float(apart)
 
 
-def _wrapped(model: Any, adapter: Adapter) -> Any:
+def on_base(model: Any, adapter: Adapter) -> Any:
     """peft's model of the base with the adapter on it. Raises ModelError if a tensor has no place or a place none."""
     from peft import get_peft_model
 
