@@ -49,12 +49,15 @@ def test_a_ranking_is_a_tree() -> None:
     head = ["row 1  d:1  3 responses to one prompt  23 tokens shared  left out: empty response (1)"]
     prompt = ["⟨|im_start|⟩user⏎", "Why?⟨|im_end|⟩⏎", "⟨|im_start|⟩assistant⏎", ""]
     branches = [
-        "├─ 1.1  4 tokens  4 trained  rank 1  level -1  ties with 1.3",
-        "│  ⟦Abc⟨|im_end|⟩◀⟧",
-        "├─ 1.2  4 tokens  4 trained  rank 0  level 0  beats 1.1, 1.3",
-        "│  ⟦Abd⟨|im_end|⟩◀⟧",
-        "└─ 1.3  2 tokens  2 trained  rank 1  level -1",
-        "   ⟦x⟨|im_end|⟩◀⟧",
+        "├─ 1.1  5 tokens  4 trained  rank 1  level -1  ties with 1.3",
+        "│  ⟦Abc⟨|im_end|⟩⟧⏎",
+        "│  ◀",
+        "├─ 1.2  5 tokens  4 trained  rank 0  level 0  beats 1.1, 1.3",
+        "│  ⟦Abd⟨|im_end|⟩⟧⏎",
+        "│  ◀",
+        "└─ 1.3  3 tokens  2 trained  rank 1  level -1",
+        "   ⟦x⟨|im_end|⟩⟧⏎",
+        "   ◀",
     ]
     assert lines[:-2] == head + prompt + branches
     assert "◀ a scalar head is read here" in lines[-1]
@@ -67,17 +70,18 @@ def test_grades_and_labels_are_told_beside_what_they_come_from() -> None:
     )
     titles = [line for line in lines if re.search(r"\d trained", line)]
     assert titles == [
-        "├─ 1.1  8 tokens  8 trained  by m1  helpful 5, brief 2  level 3.5",
-        "└─ 1.2  9 tokens  9 trained  helpful 3, brief ?",
+        "├─ 1.1  9 tokens  8 trained  by m1  helpful 5, brief 2  level 3.5",
+        "└─ 1.2  10 tokens  9 trained  helpful 3, brief ?",
         "row 2  d:2  25 tokens  2 trained  bad  label 0",
     ]
-    assert "│  ⟦Because⟨|im_end|⟩◀5, 2⟧" in lines and "   ⟦Be it so⟨|im_end|⟩◀3, ?⟧" in lines
+    places = [line for line in lines if "◀" in line][:2]
+    assert "│  ⟦Because⟨|im_end|⟩⟧⏎" in lines and places == ["│  ◀5, 2", "   ◀3, ?"]
 
 
 def test_steps_are_marked_where_they_are_read() -> None:
     lines = shown(rendered(STEPS, Form("steps", reads=True, labels=KEEP)))
-    assert lines[0] == "row 1  d:1  35 tokens  12 trained  not solved"
-    assert lines[4:7] == ["⟦one◀1⏎", "two◀0⏎", "six◀?⟨|im_end|⟩⟧"]
+    assert lines[0] == "row 1  d:1  36 tokens  12 trained  not solved"
+    assert lines[4:7] == ["⟦one◀1⏎", "two◀0⏎", "six◀?⟨|im_end|⟩⟧⏎"]
 
 
 def test_threads_of_a_tree_leave_where_they_part() -> None:
@@ -138,8 +142,8 @@ def test_the_page_shows_the_same_tree(tmp_path: Path) -> None:
     stem, first, second, whole = (said for _, said in page.articles)
     assert stem.startswith("row 1  <d>:1  2 responses to one prompt  23 tokens shared  left out: empty response (1)")
     assert stem.count("Why?") == 1 and "Why?" not in first + second
-    assert first.endswith("Because⟨|im_end|⟩◀5, 2") and second.endswith("Be it so⟨|im_end|⟩◀3, ?")
+    assert first.endswith("Because⟨|im_end|⟩⏎\n◀5, 2") and second.endswith("Be it so⟨|im_end|⟩⏎\n◀3, ?")
     assert "one◀1⏎\ntwo◀0⏎\nsix◀?⟨|im_end|⟩" in whole
     tips = re.findall(r'data-tip="([^"]*)"', text)
-    assert len(tips) == 23 + 8 + 9 + 35 and stdlib_html.unescape(tips[0]).endswith("template · not trained")
+    assert len(tips) == 23 + 9 + 10 + 36 and stdlib_html.unescape(tips[0]).endswith("template · not trained")
     assert not re.findall(r"(?:src|href)\s*=|url\(|@import|https?:", text)

@@ -186,7 +186,7 @@ def test_only_the_first_rank_prints_and_writes(out: Path) -> None:
 def test_what_rank_0_refuses_ends_all_ranks(out: Path) -> None:
     first, second = commands(out, 0)["changed"], commands(out, 1)["changed"]
     assert first[0] == second[0] == 2
-    assert "would not continue bit for bit: data changed: plan" in first[2]
+    assert "would not continue bit for bit: data files changed: " in first[2]
     assert second[2].startswith("rank 1: error:") and "rank 0 failed and says why" in second[2]
 
 

@@ -124,7 +124,9 @@ def test_a_run_resumes_bit_for_bit_with_its_reference_and_its_state(
     for name in (FILE, "trained.safetensors", "optimizer.safetensors"):
         a, b = (tmp_path / run / "checkpoints" / checkpoint.step_name(STEPS) / name for run in ("whole", "cut"))
         assert a.read_bytes() == b.read_bytes()
-    assert replace(again.trainer.state, lengths={}) == replace(finished.state, lengths={})
+    # Lines hold times, so their lengths and digests differ.
+    states = [replace(state, lengths={}, digests={}) for state in (again.trainer.state, finished.state)]
+    assert states[0] == states[1]
 
 
 def test_the_reference_moves_after_every_second_step_and_no_other(tmp_path: Path) -> None:

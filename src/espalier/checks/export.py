@@ -265,7 +265,12 @@ def _written(tokenizer: Any, chat: Chat) -> str | Exception:
 def _stop_faults(session: Session, exported: Exported, samples: Sequence[Sample]) -> Iterator[str]:
     """Whether every token that ends an answer in training ends a generation, and whether the pad token is another one
     in a model that is read at the last token which is not pad."""
-    trained = {s.tokens[max(i for i, m in enumerate(s.mask) if m)] for s in samples if s.stop == "stop" and any(s.mask)}
+    trained = set()
+    # If everything is trained, what a template writes behind the last turn is, too.
+    if session.renderer.train_on != "all":
+        for s in samples:
+            if s.stop == "stop" and any(s.mask):
+                trained.add(s.tokens[max(i for i, m in enumerate(s.mask) if m)])
     ends = {*session.renderer.stop_ids, *trained}
     if session.traits.says == "reads":
         last = {s.tokens[-1] for s in samples if s.stop == "stop"}
