@@ -286,10 +286,14 @@ class _Reading:
             if name == AUTO:
                 known = vote([self._sniffed(row.value) for row in first], self.source.consumes)
             rows = chain(drained(window), rows)
+        entered = False
         for row in rows:
             if known is None and isinstance(row, Row):
                 known = sniff(self._sniffed(row.value), self.source.consumes)
-            self._enter(known, guessed=name == AUTO)
+                entered = False
+            if not entered:
+                self._enter(known, guessed=name == AUTO)
+                entered = True
             if known in FILES:
                 yield from FILES[known](self._watched(chain([row], rows)), self.source.path, self.source.name)
             else:

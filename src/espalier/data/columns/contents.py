@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +31,18 @@ EXCHANGES = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("
 DECODED = 1 << 20
 """Characters up to which a text that looks like JSON is decoded."""
 
+_KINDS = "image|img|video|audio|vision_start|speech"
 # A control token or a tag that stands for media; "[IMG]" too. What HTML writes with attributes is none of them.
 _PLACEHOLDER = re.compile(
-    r"<\|?(?:start_of_)?(image|img|video|audio|vision_start|speech)"
+    rf"<\|?(?:start_of_)?({_KINDS})"
     r"(?:_pad|_soft_token|_placeholder|_start|here|[_ -]?\d+)?\|?>|\[IMG\]"
     r"|\bdata:(?:image|video|audio)/[\w+.-]+;base64",
     re.IGNORECASE,
 )
+_CLOSING = re.compile(f"</({_KINDS})>")
 
-
+PATH = 1024
+"""Most characters of a tag that holds the place of a file."""
 # Nothing, or the place of a file, before the tag is closed.
 _PATH_INSIDE = re.compile(r"\s*(?:\./|\S*[/.]\w[^\s<]*)?\s*</(?:image|video|audio|speech)>", re.IGNORECASE)
 
@@ -60,6 +63,11 @@ class Contents:
     empty: bool = False
 
 
+_NUMBERS = (bool, int, float)
+_NUMBER = Contents()
+_EMPTY = Contents(empty=True)
+
+
 def contents(name: str, value: Any) -> Contents:
     """What the value under the key `name` holds.
 
@@ -69,19 +77,31 @@ def contents(name: str, value: Any) -> Contents:
     (0, 16)
     """
     # Most values are numbers and short texts, and every row has some: these two go first.
-    if isinstance(value, bool | int | float):
-        return Contents()
+    if isinstance(value, _NUMBERS):
+        return _NUMBER
     value = decoded(value)
     if isinstance(value, str):
         text = value.strip()
-        length = len(text) if text and is_prose(text) else 0
-        media = bool(text) and (name.lower() in MEDIA or _is_media_file(text))
-        return Contents(media, False, length, (value,), not text)
+        if not text:
+            return _EMPTY
+        media = name.lower() in MEDIA or _is_media_file(text)
+        return Contents(media, False, len(text) if is_prose(text) else 0, (value,))
     if is_empty(value):
-        return Contents(empty=True)
+        return _EMPTY
     texts = tuple(leaves(value))
     length = max((len(text.strip()) for text in texts if is_prose(text)), default=0)
     return Contents(_has_media(name, value), _has_turns(name, value), length, texts)
+
+
+def together(several: Sequence[Contents]) -> Contents:
+    """What several values hold."""
+    return Contents(
+        any(contents.media for contents in several),
+        any(contents.turns for contents in several),
+        max(contents.length for contents in several),
+        tuple(text for contents in several for text in contents.texts),
+        all(contents.empty for contents in several),
+    )
 
 
 def has_substance(row: Mapping[str, Any], beside: Sequence[str]) -> bool:
@@ -126,21 +146,31 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def leaves(value: Any) -> Iterator[str]:
+def leaves(value: Any) -> list[str]:
     """All texts of a value, at all depths."""
+    texts: list[str] = []
+    _gather(value, texts)
+    return texts
+
+
+def _gather(value: Any, texts: list[str]) -> None:
     if isinstance(value, str):
-        yield value
+        texts.append(value)
     elif isinstance(value, list):
         for inner in value:
-            yield from leaves(inner)
+            _gather(inner, texts)
     elif isinstance(value, dict):
         for inner in dict.values(value):
-            yield from leaves(inner)
+            _gather(inner, texts)
 
 
 def is_prose(text: str) -> bool:
     """Whether a text is anything else than one word that names a place or is a number or a checksum."""
-    return not _NAME.fullmatch(text.strip())
+    text = text.strip()
+    # Of all names only that of a browser has blanks.
+    if " " in text and not text.startswith("Mozilla/"):
+        return True
+    return not _NAME.fullmatch(text)
 
 
 def is_turns(name: str, value: Any) -> bool:
@@ -180,35 +210,41 @@ def _is_media_file(text: str) -> bool:
 
 
 def _has_media(name: str, value: Any) -> bool:
-    if isinstance(value, bool | int | float) or is_empty(value):
+    if isinstance(value, _NUMBERS) or is_empty(value):
         return False
-    if isinstance(value, str) and _is_media_file(value):
-        return True
+    if isinstance(value, str):
+        return name.lower() in MEDIA or _is_media_file(value)
     if name.lower() in MEDIA:
         return True
     if isinstance(value, dict):
-        if {"bytes", "path"} == set(value):
+        if len(value) == 2 and "bytes" in value and "path" in value:
             return True
         return any(_has_media(key, inner) for key, inner in dict.items(value))
     return isinstance(value, list) and any(_has_media("", inner) for inner in value)
 
 
 def placeholders(text: str) -> list[str]:
-    """The places that a text keeps for media, such as `<image>`; none for an HTML tag that is closed or quoted.
+    """The places that a text keeps for media, such as `<image>`, each once; none for an HTML tag that is closed or
+    quoted.
 
     >>> placeholders("<image>What is it?"), placeholders("Write <video>...</video>, or `<audio>`.")
     (['<image>'], [])
     """
-    found = []
     if "<" not in text and "[IMG]" not in text and ";base64" not in text:
         return []
+    found: dict[str, None] = {}
+    closed: set[str] | None = None
     for match in _PLACEHOLDER.finditer(text):
-        kind = match.group(1)
+        if match.group() in found:
+            continue
+        if closed is None:
+            closed = set(_CLOSING.findall(text.lower()))
+        mark, kind = match.group(), (match.group(1) or "").lower()
         quoted = text[max(0, match.start() - 1) : match.start()] in ("`", "'", '"')
-        closed = kind is not None and kind.lower() != "img" and f"</{kind.lower()}>" in text.lower()
-        closed = closed and _PATH_INSIDE.match(text, match.end()) is None
         # An HTML image has attributes and is never closed; one that is closed is a path between two marks.
-        bare = kind is not None and kind.lower() == "img" and match.group() == "<img>" and "</img>" not in text
-        if not (quoted or closed or bare):
-            found.append(match.group())
-    return found
+        is_html = "img" not in closed if mark == "<img>" else kind != "img" and kind in closed
+        if is_html and mark != "<img>":
+            is_html = _PATH_INSIDE.match(text, match.end(), match.end() + PATH) is None
+        if not (quoted or is_html):
+            found[mark] = None
+    return list(found)

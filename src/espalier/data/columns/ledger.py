@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from espalier.data.columns.contents import Contents, contents, leaves, placeholders
+from espalier.data.columns.contents import Contents, contents, leaves, placeholders, together
 from espalier.data.columns.watched import WatchedRow
 from espalier.errors import DataError
 
@@ -86,18 +86,22 @@ class Ledger:
             one.marks()
         one.settle()
 
-    def take(self, name: str, read_as: str) -> None:
-        """Count a column or key that was read."""
-        name = self._bounded(name, self.read)
-        _, rows = self.read.get(name, ("", 0))
-        self.read[name] = (read_as, rows + 1)
+    def take(self, taken: dict[str, str]) -> None:
+        """Count columns and keys that were read of one row, with the fields they were read as."""
+        others = 0
+        for name, read_as in taken.items():
+            if name not in self.read and len(self.read) >= NAMES:
+                name, others = OTHERS, others + 1
+            # The others together count once a row.
+            if name != OTHERS or others <= 1:
+                self.read[name] = (read_as, self.read[name][1] + 1 if name in self.read else 1)
 
     def leave(self, name: str) -> Unread:
         """The counts of a column or key that was not read."""
-        return self.unread.setdefault(self._bounded(name, self.unread), Unread())
-
-    def _bounded(self, name: str, names: dict[str, Any]) -> str:
-        return name if name in names or len(names) < NAMES else OTHERS
+        unread = self.unread.get(name)
+        if unread is None:
+            unread = self.unread[name] = Unread()
+        return unread
 
     # -------------------------------------------------------------------------------------------------------- refusal
 
@@ -208,20 +212,28 @@ class _OneRow:
         self.left: dict[str, list[Contents]] = {}
         self.rivals: set[str] = set()
         self.texts: list[str] = []
+        # The texts in one, the same folded, and each of them folded, the longest first: made once they are needed.
+        self._read: str | None = None
+        self._folded_read: str | None = None
+        self._parts: list[str] | None = None
 
     def walk(self, row: WatchedRow, place: str) -> None:
         """Sort the keys of an object into those that were read and those that were not."""
         for key, value in dict.items(row):
-            name = place + key
             if key in row.taken:
+                name = place + key
                 self.taken.setdefault(name, row.taken[key])
-                self.inside(value, name)
-                continue
-            found = contents(key, value)
-            if not found.empty:
-                self.left.setdefault(name, []).append(found)
-                if key in row.rivals:
-                    self.rivals.add(name)
+                if isinstance(value, str):
+                    self.texts.append(value)
+                else:
+                    self.inside(value, name)
+            elif value is not None:
+                found = contents(key, value)
+                if not found.empty:
+                    name = place + key
+                    self.left.setdefault(name, []).append(found)
+                    if key in row.rivals:
+                        self.rivals.add(name)
 
     def inside(self, value: Any, name: str) -> None:
         """A value that was read: its objects are walked if a reader looked into them, else it was read whole."""
@@ -229,16 +241,13 @@ class _OneRow:
             for inner in value:
                 self.inside(inner, name)
         elif isinstance(value, WatchedRow) and entered(value):
-            # Answers to answers have one name, however deep they lie.
-            stem = name.rpartition(".")[0]
-            again = stem.rpartition(".")[2] == name.rpartition(".")[2]
-            self.walk(value, f"{stem if again else name}.")
+            self.walk(value, _prefix(name))
         else:
             self.texts.extend(leaves(value))
 
     def marks(self) -> None:
         """Count placeholders for media in what was read."""
-        found = {mark for text in self.texts for mark in placeholders(text)}
+        found = {mark for text in self.texts if "<" in text or "[" in text for mark in placeholders(text)}
         for mark in sorted(found):
             rows, line = self.ledger.marks.get(mark, (0, self.line))
             if mark in self.ledger.marks or len(self.ledger.marks) < NAMES:
@@ -246,34 +255,65 @@ class _OneRow:
 
     def settle(self) -> None:
         """Add the row to the ledger."""
-        for name, read_as in self.taken.items():
-            self.ledger.take(name, read_as)
-        read = ""
-        for name, several in self.left.items():
-            if name in self.taken:
-                continue
-            unread = self.ledger.leave(name)
+        ledger = self.ledger
+        ledger.take(self.taken)
+        left = self.left
+        if not left.keys().isdisjoint(self.taken):
+            left = {name: found for name, found in left.items() if name not in self.taken}
+        if len(ledger.unread) + len(left) > NAMES:
+            left = self._bounded(left)
+        for name, several in left.items():
+            unread = ledger.leave(name)
             unread.rows += 1
-            length = max(found.length for found in several)
-            unread.chars += length
-            media = any(found.media for found in several)
-            turns = any(found.turns for found in several)
-            if (length or turns) and not read:
-                read = _folded(self.texts)
-            same = name in self.rivals or all(_is_inside(found.texts, read) for found in several)
-            if length >= LONG and not same:
-                same = all(self._rewords(name, text) for found in several for text in found.texts)
-            unread.texts += bool(length and not same)
-            unread.long += bool(length >= LONG and not same)
-            unread.media += media
-            unread.turns += turns and not same
-            if (media or (turns and not same)) and not unread.first:
+            found = several[0] if len(several) == 1 else together(several)
+            turns = False
+            if found.length or found.turns:
+                same = name in self.rivals or all(map(self._is_inside, found.texts))
+                long = found.length >= LONG
+                if long and not same:
+                    same = all(self._rewords(name, text) for text in found.texts)
+                unread.chars += found.length
+                unread.texts += bool(found.length and not same)
+                unread.long += bool(long and not same)
+                turns = found.turns and not same
+            unread.media += found.media
+            unread.turns += turns
+            if (found.media or turns) and not unread.first:
                 unread.first = self.line
+
+    def _bounded(self, left: dict[str, list[Contents]]) -> dict[str, list[Contents]]:
+        """What was left under names that are still counted; the others together are one, which counts once a row."""
+        known, free = self.ledger.unread, NAMES - len(self.ledger.unread)
+        bounded: dict[str, list[Contents]] = {}
+        for name, several in left.items():
+            if name not in known:
+                free -= 1
+            if name in known or free >= 0:
+                bounded[name] = several
+            elif name not in self.rivals:
+                bounded.setdefault(OTHERS, []).extend(several)
+        return bounded
+
+    def _is_inside(self, text: str) -> bool:
+        """Whether a text stands inside what was read, whatever its line breaks."""
+        if self._read is None:
+            self._read = " ".join(self.texts)
+        # Mostly this can be told without folding all that was read.
+        if text.strip() in self._read:
+            return True
+        words = text.split()
+        if len(words) == 1 or max(words, key=len) not in self._read:
+            return False
+        if self._folded_read is None:
+            self._folded_read = _folded(self.texts)
+        return " ".join(words) in self._folded_read
 
     def _rewords(self, name: str, text: str) -> bool:
         """Whether a text is what was read, in words that stood around it in earlier rows, too: a filled-in template."""
-        rest, stands = _folded([text]), False
-        for part in sorted(map(_one, self.texts), key=len, reverse=True):
+        rest, stands = _one(text), False
+        if self._parts is None:
+            self._parts = sorted(map(_one, self.texts), key=len, reverse=True)
+        for part in self._parts:
             if part and part in rest:
                 stands = stands or len(part) >= REWORDED
                 rest = rest.replace(part, "\0", 1)
@@ -283,6 +323,17 @@ class _OneRow:
         if len(frames) < FRAMES + len(KNOWN_FRAMES):
             frames.add(rest)
         return False
+
+
+def _prefix(name: str) -> str:
+    """What stands before the keys of an object under `name`: answers to answers have one name, however deep they lie.
+
+    >>> _prefix("tree"), _prefix("tree.replies"), _prefix("tree.replies.replies")
+    ('tree.', 'tree.replies.', 'tree.replies.')
+    """
+    stem, _, last = name.rpartition(".")
+    again = "." in name and stem.rpartition(".")[2] == last
+    return f"{stem if again else name}."
 
 
 def entered(row: WatchedRow) -> bool:
@@ -303,8 +354,3 @@ def _one(text: str) -> str:
 def _folded(texts: Iterable[str]) -> str:
     """Texts in one, with single spaces: what is compared does not depend on line breaks."""
     return " ".join(" ".join(texts).split())
-
-
-def _is_inside(texts: Iterable[str], read: str) -> bool:
-    """Whether each of the texts stands inside what was read."""
-    return all(_folded([text]) in read for text in texts)

@@ -36,19 +36,25 @@ class WatchedRow(dict[str, Any]):
         """Note that the value under `key` is read."""
         if dict.get(self, key) is None:
             return
-        names = self._offers.get(key, (key,))
+        names = self._offers.pop(key, None)
+        if names is None:
+            self.taken.setdefault(key, key)
+            return
         self.taken.setdefault(key, names[0])
         if len(names) > 1:
             self.rivals.update(names)
 
     def __getitem__(self, key: str) -> Any:
-        value = dict.__getitem__(self, key)
-        self.take(key)
+        value = _value(self, key)
+        if value is not None:
+            self.take(key)
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.take(key)
-        return dict.get(self, key, default)
+        # First what readers mostly ask for: keys that a row does not have.
+        if key not in self:
+            return default
+        return self[key]
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         """All keys and values, which are read by that."""
@@ -71,12 +77,20 @@ class WatchedRow(dict[str, Any]):
         return same
 
 
+_value = dict.__getitem__
+_NESTED = (dict, list)
+
+
 def watched(value: Any) -> Any:
     """The same JSON value with every object in it, at all depths, as a WatchedRow."""
     if isinstance(value, dict):
-        return WatchedRow({key: watched(inner) for key, inner in dict.items(value)})
+        row = WatchedRow(value)
+        for key, inner in dict.items(value):
+            if isinstance(inner, _NESTED):
+                row[key] = watched(inner)
+        return row
     if isinstance(value, list):
-        return [watched(inner) for inner in value]
+        return [watched(inner) if isinstance(inner, _NESTED) else inner for inner in value]
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ DEPTH = 100
 """Most levels of objects and arrays inside one another in a row."""
 _ENDS = "Reading this file ends here: what follows a break in an array cannot be told apart"
 _ESCAPED = re.compile("[\udc80-\udcff]")
+_HARMFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(f"[{_BLANKS}]*")
 
@@ -134,23 +135,39 @@ def _too_deep(field: str = "") -> RowError:
 def text_problem(value: Any, field: str = "", depth: int = 0) -> RowError | None:
     """The first thing in `value` that cannot be passed on: NUL or half a surrogate pair in a string, or its depth."""
     if isinstance(value, str):
-        # Most strings are plain: they cost no further call.
-        return None if value.isascii() and "\0" not in value else _string_problem(value, field)
+        return _string_problem(value, field)
     if not isinstance(value, dict | list):
         return None
     if depth == DEPTH:
         return _too_deep(field[:80])
-    inner: Iterable[tuple[str, Any]]
     if isinstance(value, dict):
         # Keys first: an error in one of them names the object, one in a value names the key.
-        inner = [(field, key) for key in value]
-        inner += [(f"{field}.{readable(key)}" if field else readable(key), child) for key, child in value.items()]
-    else:
-        inner = [(f"{field}[{i}]", child) for i, child in enumerate(value)]
-    for name, child in inner:
-        problem = text_problem(child, name, depth + 1)
-        if problem:
+        for key in value:
+            if problem := text_problem(key, field, depth + 1):
+                return problem
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        # Most values are plain texts and numbers: they cost neither a call nor a name.
+        if isinstance(child, str):
+            if child.isascii() and "\0" not in child:
+                continue
+        elif not isinstance(child, dict | list):
+            continue
+        if problem := text_problem(child, _place(field, key), depth + 1):
             return problem
+    return None
+
+
+def _place(field: str, key: Any) -> str:
+    if isinstance(key, int):
+        return f"{field}[{key}]"
+    return f"{field}.{readable(key)}" if field else readable(key)
+
+
+def _decoded_problem(text: str, value: Any) -> RowError | None:
+    """`text_problem` of the value that a JSON text without NUL and without halves of surrogate pairs stands for."""
+    # Only an escape brings in one of either, and without as many brackets nothing is too deep.
+    if ("\\u" in text and _HARMFUL.search(text)) or text.count("[") + text.count("{") > DEPTH:
+        return text_problem(value)
     return None
 
 
@@ -232,7 +249,7 @@ def _line(raw: bytes, start: int, decoder: StrictJSON) -> Any:
         value = _whole(text, decoder)
     except json.JSONDecodeError as error:
         raise _syntax(error, error.pos + 1, "one JSON object per line") from None
-    problem = decoder.problem or text_problem(value)
+    problem = decoder.problem or _decoded_problem(text, value)
     if problem:
         raise problem
     return value

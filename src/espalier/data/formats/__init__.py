@@ -144,8 +144,8 @@ def convert(
 
 def _check_size(example: Any) -> None:
     """Raise RowError for an example whose texts are too long to be tokenised in bounded memory."""
-    texts = [getattr(example, "text", ""), *getattr(example, "steps", ())]
-    messages = [*getattr(example, "messages", ()), *getattr(example, "prompt", ())]
+    texts: list[str] = [getattr(example, "text", ""), *getattr(example, "steps", ())]
+    messages: list[Any] = [*getattr(example, "messages", ()), *getattr(example, "prompt", ())]
     messages += [response.message for response in getattr(example, "responses", ())]
     texts += [message.content for message in messages if not isinstance(message, str)]
     size = sum(map(len, texts))

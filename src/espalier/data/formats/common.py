@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from espalier.config.template_args import RESERVED
@@ -23,6 +24,7 @@ HIDDEN = ("masked", "is_masked", "ignore", "ignored", "skip")
 """Keys of a message that say whether it is not trained."""
 UNCLEAR = "mask"
 """A key of a message of which 1 means that it is trained to some, and that it is not to others."""
+_OWN_WEIGHTS = (*WEIGHTS, *FLAGS, *HIDDEN, UNCLEAR)
 SHOWN_KEYS = 20
 
 
@@ -79,11 +81,29 @@ def role_of(name: str, roles: Mapping[str, Role], field: str) -> Role:
 def first_key(row: Fields, keys: Sequence[str]) -> str | None:
     """The first of `keys` that `row` holds with a value other than null, written so or with a capital (`Question`); it
     counts as read once it is looked up."""
-    for key in keys:
-        for name in (key, key.capitalize()):
-            if peek(row, name) is not None:
-                return _offered(row, name, keys)
+    spellings, known = _spellings(keys if isinstance(keys, tuple) else tuple(keys))
+    # A row has none of most names that are asked for, which a short one shows at once.
+    if len(row) <= len(spellings) and known.isdisjoint(row):
+        return None
+    for name in spellings:
+        if name in row and peek(row, name) is not None:
+            return _offered(row, name, keys)
     return None
+
+
+def has_any(row: Fields, keys: tuple[str, ...]) -> bool:
+    """Whether `row` holds one of `keys`, be it null; `first_key` finds none if not."""
+    spellings, known = _spellings(keys)
+    if len(row) <= len(spellings):
+        return not known.isdisjoint(row)
+    return any(name in row for name in spellings)
+
+
+@lru_cache(1024)
+def _spellings(keys: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Each key as it is and with a capital, in the order in which they are looked for, and as a set."""
+    spellings = tuple(dict.fromkeys(name for key in keys for name in (key, key.capitalize())))
+    return spellings, frozenset(spellings)
 
 
 def _offered(row: Fields, key: str, keys: Sequence[str]) -> str:
@@ -112,9 +132,10 @@ def string(row: Fields, keys: Sequence[str], field: str = "", default: str | Non
         if default is not None:
             return default
         raise missing(field + keys[0], row, " or ".join(keys))
-    if not isinstance(row[key], str):
-        raise wrong_type(field + key, row[key], "a string")
-    return str(row[key])
+    value = row[key]
+    if not isinstance(value, str):
+        raise wrong_type(field + key, value, "a string")
+    return str(value)
 
 
 def weight(row: Fields, field: str) -> float | None:
@@ -122,6 +143,8 @@ def weight(row: Fields, field: str) -> float | None:
     (0), or of `HIDDEN`, the other way round. None if it has none of them. Raises RowError, also if they contradict each
     other, and for a `mask`, which says nothing clear.
     """
+    if not has_any(row, _OWN_WEIGHTS):
+        return None
     weights: dict[str, float] = {}
     for name in WEIGHTS:
         key = first_key(row, (name,))
@@ -319,16 +342,12 @@ def check_turns(messages: Sequence[Message], field: str) -> tuple[Message, ...]:
         raise RowError("no turns", field=field, got="an empty list", expected=expected)
     previous = ""
     for i, message in enumerate(messages):
-        _check_turn(message, previous, f"{field}[{i}]")
+        if message.role == "tool" and previous not in ("assistant", "tool"):
+            got = "a tool result " + (f"after a {previous} turn" if previous else "at the start")
+            expected = "an assistant turn before it"
+            raise RowError("tool result without a call", field=f"{field}[{i}]", got=got, expected=expected)
         previous = message.role
     if "assistant" not in {message.role for message in messages}:
         got = "the roles " + ", ".join(message.role for message in messages[:6])
         raise RowError("no assistant turn", field=field, got=got, expected="an assistant turn to learn from")
     return tuple(messages)
-
-
-def _check_turn(message: Message, previous: str, field: str) -> None:
-    """Raise RowError for a turn that cannot follow one of role `previous`, which is empty before the first turn."""
-    if message.role == "tool" and previous not in ("assistant", "tool"):
-        got = "a tool result " + (f"after a {previous} turn" if previous else "at the start")
-        raise RowError("tool result without a call", field=field, got=got, expected="an assistant turn before it")

@@ -9,7 +9,17 @@ from typing import Any
 from espalier.data.columns.contents import decoded
 from espalier.data.columns.names import GROUPS
 from espalier.data.formats import transcripts
-from espalier.data.formats.common import TOOLS, Fields, empty_answer, first_key, shown, string, tools, wrong_type
+from espalier.data.formats.common import (
+    TOOLS,
+    Fields,
+    empty_answer,
+    first_key,
+    has_any,
+    shown,
+    string,
+    tools,
+    wrong_type,
+)
 from espalier.errors import RowError
 from espalier.types import Message
 
@@ -27,6 +37,8 @@ ReadTurns = Callable[[Any, str], list[Message]]
 
 def system_of(row: Fields) -> str:
     """The system text of a row, from one of `SYSTEMS`; empty if it has none. Raises RowError if it has two."""
+    if not has_any(row, SYSTEMS):
+        return ""
     texts: dict[str, str] = {}
     for key in SYSTEMS:
         text = string(row, (key,), default="")
@@ -142,6 +154,8 @@ def plain_prompt(instruction: str, context: str) -> str:
 def context_of(row: Fields, asked: str | None, field: str = "") -> str:
     """The texts of `input` and `context` beside a prompt that stands under `asked`, one to a line; empty without any.
     `field` is the place of `row` in the whole row, with a dot at the end. Raises RowError."""
+    if not has_any(row, CONTEXTS):
+        return ""
     texts: list[str] = []
     for key in CONTEXTS:
         name = first_key(row, (key,))
@@ -173,6 +187,8 @@ def passages(value: Any, field: str) -> str:
 
 def with_context(text: str, context: str) -> str:
     """A prompt with its context on a new line, unless the prompt holds it already."""
+    if not context:
+        return text
     inside = context.strip() == text.strip() or (len(context) >= _LONG and context.strip() in text)
     return text if inside else plain_prompt(text, context)
 

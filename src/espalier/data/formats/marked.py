@@ -27,10 +27,11 @@ def marked_turns(row: Fields) -> bool:
     """Whether all answers of a conversation are marks, + or -."""
     key = turns_key(row)
     value = None if key is None else peek(row, key)
-    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(turn, dict) for turn in value):
+    if not isinstance(value, list) or len(value) < 2 or len(value) % 2:
         return False
-    answers = [_text(turn) for turn in value[1::2]]
-    return len(value) % 2 == 0 and all(answer in MARKS for answer in answers) and _text(value[0]) not in MARKS
+    if not all(isinstance(turn, dict) for turn in value):
+        return False
+    return all(_text(turn) in MARKS for turn in value[1::2]) and _text(value[0]) not in MARKS
 
 
 def _text(turn: Fields) -> str:

@@ -14,6 +14,7 @@ from espalier.data.formats.common import (
     calls,
     check_turns,
     first_key,
+    has_any,
     missing,
     role_of,
     shown,
@@ -44,6 +45,7 @@ SPEAKERS = ("role", "speaker", "sender", "author")
 WORDS = ("content", "text", "value", "message", "utterance")
 """Under which keys a turn names who speaks, and what is said."""
 """Where turns may stand, too, if there are none under KEYS; other columns are called so as well."""
+_ALL_KEYS = (*KEYS, *LATER)
 ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -85,6 +87,8 @@ def looks(row: Fields, consumes: Consumes) -> bool:
 
 def turns_key(row: Fields) -> str | None:
     """Under which key a row has its turns; None if it has none."""
+    if not has_any(row, _ALL_KEYS):
+        return None
     key = first_key(row, KEYS)
     if key is not None:
         return key
@@ -169,6 +173,9 @@ def message_list(value: Any, field: str) -> list[Message]:
 def _message(row: Fields, field: str) -> Message:
     name = string(row, SPEAKERS, f"{field}.")
     role = role_of(name, ROLES, f"{field}.role")
+    if len(row) == 2 and isinstance(peek(row, "content"), str):
+        # As most messages are: nothing else needs to be looked for.
+        return Message(role, row["content"])
     call_keys = [key for key in _CALL_KEYS if row.get(key)]
     key = first_key(row, WORDS) or "content"
     if key not in row and not call_keys:

@@ -29,7 +29,7 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
     >>> chat.messages[0].tool_calls[0]["function"]["arguments"], count
     ({'code': 'EUR', 'day': None}, 2)
     """
-    if not isinstance(example, Chat | Ranking):
+    if not isinstance(example, (Chat, Ranking)):
         return example, 0
     tools, count = _tools(example.tools)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
@@ -38,6 +38,9 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
         if not count + more and tools is example.tools:
             return example, 0
         return replace(example, messages=messages, tools=tools), count + more
+    everything = (*example.prompt, *(response.message for response in example.responses))
+    if not count and tools is example.tools and not any(message.tool_calls for message in everything):
+        return example, 0
     prompt, more = _messages(example.prompt, schemas)
     count += more
     responses = []
@@ -50,7 +53,7 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
 
 def _tools(tools: tuple[dict[str, Any], ...]) -> tuple[tuple[dict[str, Any], ...], int]:
     """The function schemas without null keys, and how many there were."""
-    if not any(isinstance(tool, Given) for tool in tools):
+    if not tools or not any(isinstance(tool, Given) for tool in tools):
         return tools, 0
     result, count = [], 0
     for tool in tools:
@@ -80,7 +83,7 @@ def _without_nulls(value: Any) -> tuple[Any, int]:
 
 def _messages(messages: tuple[Message, ...], schemas: Mapping[str, Any]) -> tuple[tuple[Message, ...], int]:
     """The messages with arguments that are cleaned by the schemas of the functions that they call."""
-    if not any(_given(message.tool_calls) for message in messages):
+    if not any(message.tool_calls and _given(message.tool_calls) for message in messages):
         return messages, 0
     result, total = [], 0
     for message in messages:

@@ -77,7 +77,7 @@ def read_prompt(row: Fields, origin: Origin) -> Chat:
             got, fix = f"{len(value)} answers", "Keep one of them, or judge them and use another format"
             raise RowError("several answers", field=answer_key, got=got, expected="one answer", fix=fix)
         value = value[0]
-    if isinstance(value, list | dict):
+    if isinstance(value, (list, dict)):
         answers = turns([value] if isinstance(value, dict) else value, answer_key)
     else:
         text = value if isinstance(value, str) else string(row, (answer_key,))
@@ -118,7 +118,7 @@ def asked(row: Fields, keys: Sequence[str] = ASKS) -> Asked:
         messages = turns_with_context(turns(value, field), context)
         tools = tools_of(row, value, field) or tools
     else:
-        text = string(row, (key,))
+        text = value if isinstance(value, str) else string(row, (key,))
         in_transcript = transcripts.prompt_of(text)
         if in_transcript:
             messages = turns_with_context(in_transcript, context)

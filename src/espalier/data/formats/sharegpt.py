@@ -84,8 +84,11 @@ def _turn(row: Any, field: str) -> Message:
         raise wrong_type(field, row, "an object with from and value")
     name = string(row, ("from",), f"{field}.")
     role = role_of(name, ROLES, f"{field}.from")
-    own_weight = weight(row, field)
     value = row.get("value")
+    if len(row) == 2 and isinstance(value, str) and name.lower() not in CALLS:
+        # As most turns are: nothing else needs to be looked for.
+        return Message(role, value)
+    own_weight = weight(row, field)
     if value is None:
         raise missing(f"{field}.value", row, "value")
     if name.lower() in CALLS:

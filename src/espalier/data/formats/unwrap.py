@@ -7,6 +7,7 @@ from typing import Any
 
 from espalier.data.files.json_rows import Row
 from espalier.data.formats import is_conversation, sniff
+from espalier.data.formats.common import has_any
 from espalier.data.formats.scale import Notes, add
 from espalier.errors import DataError, RowError
 
@@ -38,7 +39,7 @@ def unwrapped(rows: Iterator[Row | RowError], notes: Notes) -> Iterator[Row | Ro
 
 def _list_key(value: Any) -> str | None:
     """Under which key an object that is no row itself holds a list of rows; None if it holds none."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not has_any(value, LISTS):
         return None
     for key in LISTS:
         inner = value.get(key)

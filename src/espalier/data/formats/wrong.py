@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from espalier.data.columns.watched import peek
 from espalier.data.formats.chats import CHATS
-from espalier.data.formats.common import Fields
+from espalier.data.formats.common import Fields, has_any
 
 VERDICTS = (
     *("correct", "is_correct", "correctness", "final_answer_correct", "solved", "is_solved", "verified", "is_safe"),
@@ -58,7 +59,7 @@ def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
     """
     if not isinstance(row, dict):
         return None
-    names = [*VERDICTS, *filter(is_ending, row)]
+    names = [*(VERDICTS if has_any(row, VERDICTS) else ()), *filter(is_ending, row)]
     for key in names:
         value = peek(row, key)
         if isinstance(value, list) and len(value) == 1:
@@ -71,6 +72,7 @@ def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
     return None
 
 
+@lru_cache(1024)
 def is_ending(key: str) -> bool:
     """Whether the last word of a column's name is one of ENDINGS."""
     return key.lower().replace("-", "_").replace(" ", "_").rpartition("_")[2] in ENDINGS
