@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import pkgutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,23 @@ def test_the_name_of_a_browser_is_no_text() -> None:
 @pytest.mark.parametrize("mark", ["<ImageHere>", "(<image>./</image>)", "data:image/png;base64,iVBORw0KGgo"])
 def test_further_places_of_media(mark: str) -> None:
     assert placeholders(f"What is in {mark}?")
+
+
+def test_columns_beyond_the_counted_ones_count_once_a_row(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}", "response": "a", **{f"c{i}_{k}": LONG for k in range(100)}} for i in range(5)]
+    ledger = account(tmp_path, [*rows, *({"prompt": f"R{i}", "response": "a"} for i in range(3))])
+    others = ledger.unread[ledgers.OTHERS]
+    assert (len(ledger.unread), others.rows, others.long) == (ledgers.NAMES + 1, 2, 2)
+    assert not ledger.dropped
+
+
+def test_large_rows_take_time_in_proportion_to_their_size(tmp_path: Path) -> None:
+    def seconds(row: dict[str, Any]) -> float:
+        start = time.process_time()
+        account(tmp_path, [row])
+        return time.process_time() - start
+
+    # In quadratic time each of these takes minutes.
+    assert seconds({"prompt": "q", "response": "<video> x " * 200_000 + "</video>"}) < 10
+    assert seconds({"prompt": "q", "response": "".join(f"<image_{i}>" for i in range(50_000))}) < 10
+    assert seconds({"prompt": "q", "response": "a", **{f"key{i}": f"text of {i}" for i in range(50_000)}}) < 10
