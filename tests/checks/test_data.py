@@ -86,6 +86,14 @@ def test_the_mask_check_knows_turns_that_are_left_out() -> None:
     assert (found.verdict, found.value) == ("pass", "2 of 2 messages on the right side")
 
 
+def test_the_mask_check_knows_reasoning_that_the_prompt_opens() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{{ '<think>' if add_generation_prompt else '' }}"
+    rows = [chat("Why?", "<think>hm</think>Because"), chat("Why?", "Because")]
+    found = data.mask(rendered(rows, Renderer(tokenizer).render), lambda ids: str(tokenizer.decode(ids)), "assistant")
+    assert (found.verdict, found.value) == ("pass", "4 of 4 messages on the right side")
+
+
 def test_the_template_check_sees_rows_that_render_to_something_new() -> None:
     renderer = Renderer(tiny_tokenizer())
     rows = [chat("a", "b")]

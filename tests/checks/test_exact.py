@@ -220,3 +220,23 @@ def test_turns_that_do_not_fit_are_no_fault():
     group = Renderer(tokenizer, max_length=60).render(chat)
     assert len(group) == 1 and judged(chat, group, tokenizer).verdict == "pass"
     assert judged(chat, list(group), tokenizer).verdict == "fail"  # nothing says that a turn was left out
+
+
+def test_a_space_in_front_of_an_answer_that_is_not_trained_is_a_fault():
+    tokenizer = letters(template="{% for m in messages %}{{ m.role + ':' + (' ' + m.content + eos_token if "
+                        "m.role == 'assistant' else m.content) }}{% endfor %}"
+                        "{{ 'assistant:' if add_generation_prompt else '' }}")  # fmt: skip
+    chat = Chat((user("Q"), assistant("A"), user("R"), assistant("B")))
+    group = Renderer(tokenizer).render(chat)
+    assert judged(chat, group, tokenizer).verdict == "pass"
+    sample = group[0].sample
+    sample.mask[sample.mask.index(True)] = False
+    assert "is not trained: a white space" in judged(chat, group, tokenizer).value
+
+
+def test_an_open_turn_ends_in_a_token_that_the_model_stops_on():
+    tokenizer = letters(template=OPEN)
+    group = Renderer(tokenizer).render(CHAT)
+    assert judged(CHAT, group, tokenizer).verdict == "pass"
+    group[-1].sample.tokens[-1] = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert judged(CHAT, group, tokenizer).verdict == "fail"

@@ -169,7 +169,9 @@ def _claims(
 def _inside(contents: Iterable[str], text: str, fault: str) -> Iterator[Claim]:
     for content in contents:
         # Where strings become control tokens, the stop token at the end of an answer is the template's own.
-        holds = any(_squash(part) in text for part in (content, _STOPS.sub("", content)))
+        # Where the generation prompt opens reasoning, an answer goes on behind that.
+        opened = content.lstrip().removeprefix("<think>")
+        holds = any(_squash(part) in text for part in (content, _STOPS.sub("", content), opened))
         yield content, holds, fault
 
 

@@ -230,7 +230,7 @@ class Reader:
                 return 0
             whole &= sample.stop != "length"
             for run in self._runs(sample):
-                left = _without(left, run, self.plain.spare)
+                left = _without(left, run, self.plain)
         if left and whole and samples and not lost:
             raise Fault(f"{left[0].content[:40]!r} is trained in no sample")
         return len(wanted) - len(left)
@@ -303,9 +303,9 @@ class Reader:
         return squash(content) + eos
 
 
-def _without(left: list[Wanted], run: Run, spare: str) -> list[Wanted]:
-    """The turns that are still to be trained once `run` is. Turns whose headers are empty stand in one run. spare: what
-    a run may begin with beside its turn. Raises Fault."""
+def _without(left: list[Wanted], run: Run, plain: Plain) -> list[Wanted]:
+    """The turns that are still to be trained once `run` is. Turns whose headers are empty stand in one run. Raises
+    Fault."""
     for first in range(len(left)):
         rest, size = run.text, first
         while rest and size < len(left):
@@ -321,7 +321,10 @@ def _without(left: list[Wanted], run: Run, spare: str) -> list[Wanted]:
                 raise Fault(
                     f"{wanted.content[:40]!r} has the weights {sorted(run.weights)}, expected {wanted.weight:g}"
                 )
-        if len(run.lead) > len(spare + matched[0].expected.lead):
+        lead = matched[0].expected.lead
+        if plain.keeps_space and not run.cut and len(run.lead) < len(lead):
+            raise Fault(f"the first token of {matched[0].content[:40]!r} is not trained: a white space")
+        if len(run.lead) > len(plain.spare + lead):
             got = f"{run.lead + run.text[:20]!r}"
             raise Fault(f"a token of the prompt is trained: {got}, expected {matched[0].content[:20]!r}")
         through = matched[-1].expected.through

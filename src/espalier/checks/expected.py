@@ -65,6 +65,10 @@ class Plain:
         self.known = {*known, tokenizer.eos_token_id}
         # Such vocabularies have tokens that begin with a space where the text has none.
         self.spare = " " * any(name.startswith("\u2581") for name in tokenizer.get_vocab())
+        # Others may lose spaces at the edges of what they encode or decode, or take them into control tokens.
+        takes = any(token.rstrip or token.lstrip for token in tokenizer.added_tokens_decoder.values())
+        ids = tokenizer(" \n  a", add_special_tokens=False)["input_ids"]
+        self.keeps_space = not takes and tokenizer.decode(ids, clean_up_tokenization_spaces=False) == " \n  a"
         names = sorted(self.special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
@@ -205,11 +209,12 @@ class Plain:
                 for end, _ in known or fresh or tokens:
                     yield text[:end]
                 return
-        # The template leaves the turn open: the next message's marker ends it, or the end-of-text token.
+        # The template leaves the turn open: the next message's marker ends it, if the model stops there, or the
+        # end-of-text token.
         for longer in kept:
             rest = longer[len(text.rstrip()) :].lstrip() if longer.startswith(text.rstrip()) else ""
             marker = self._control.match(rest)
-            if marker:
+            if marker and self.special[marker[0]] in self.known:
                 yield text + marker[0]
         for name, i in self.special.items():
             if i in self.known:
