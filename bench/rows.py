@@ -3,7 +3,8 @@
 usage: python bench/rows.py --model DIR --data FILE.jsonl[.gz] [--times 1 4 16]
 
 Prints rows, processor seconds to read them with an account of what is read, seconds to tokenise, seconds to open what
-is cached, seconds to plan an epoch and read its first step, and peak memory. Copies of a row differ by a number in front of its first text, so that none is a duplicate.
+is cached, seconds to plan an epoch and read its first step, and peak memory. Copies of a row differ by a number in
+front of its first text, so that none is a duplicate.
 """
 
 from __future__ import annotations

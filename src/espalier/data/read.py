@@ -286,14 +286,10 @@ class _Reading:
             if name == AUTO:
                 known = vote([self._sniffed(row.value) for row in first], self.source.consumes)
             rows = chain(drained(window), rows)
-        entered = False
         for row in rows:
             if known is None and isinstance(row, Row):
                 known = sniff(self._sniffed(row.value), self.source.consumes)
-                entered = False
-            if not entered:
-                self._enter(known, guessed=name == AUTO)
-                entered = True
+            self._enter(known, guessed=name == AUTO)
             if known in FILES:
                 yield from FILES[known](self._watched(chain([row], rows)), self.source.path, self.source.name)
             else:
