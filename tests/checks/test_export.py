@@ -18,8 +18,12 @@ from espalier.errors import CheckError
 from espalier.models import adapters, heads
 from espalier.models import export as exports
 from scoring import Place, lists, pairs, solutions
-from tiny import TEMPLATE, tiny_model
+from tiny import TEMPLATE, tiny_model, tiny_tokenizer
 
+ROLES = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 STEPS = ("--steps", "2", "--lr", "3e-2")
 
 
@@ -121,6 +125,20 @@ def test_runs_of_all_kinds_pass(place: Place, ran: Ran, more: tuple[str, ...]) -
             assert "row 1 scores the same as plain text" in said
         if command in ("sft", "dpo"):
             assert "stops at " in said
+
+
+def test_a_reward_model_whose_answers_end_at_the_next_role_passes(place: Place, ran: Ran) -> None:
+    """The template writes nothing behind the last answer: what a user's class reads ends there, too."""
+    roles = ["<|user|>", "<|assistant|>"]
+    tokenizer = tiny_tokenizer(template=ROLES)
+    tokenizer.add_special_tokens({"additional_special_tokens": roles})
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids("<|user|>")]
+    folder = place.folder / "roles"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    said = ran("reward", "by-role", "--data", place.data("pairs", pairs(24, seed=2)), model=str(folder))
+    assert said.startswith("export: pass") and "row 1 scores the same as plain text" in said
 
 
 def test_adapters_pass_alone_and_merged(place: Place, ran: Ran) -> None:

@@ -114,7 +114,8 @@ class Exported:
         import torch
 
         if not self.steps:
-            return self.logits(s.tokens)
+            # Without a stop token that the template does not write: the text that the class is given ends there.
+            return self.logits(s.tokens[: s.reads[0] + 1])
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden = backbone(input_ids=self._tensor(s.tokens), use_cache=False).last_hidden_state[0]
         scores: Tensor = self.model.score(hidden[s.reads]).double().cpu()

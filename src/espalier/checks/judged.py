@@ -6,7 +6,7 @@ Levels, labels and targets are worked out here a second time, from the example a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,24 @@ class Claim:
 def check_judgements(evidence: Evidence) -> Outcome:
     """The stored judgements of the first rows of every source."""
     config, traits = evidence.session.config, evidence.session.traits
-    unread = evidence.session.renderer.form.unread
-    trained = claims(evidence.rows, traits, config.preference, config.labels, unread)
-    held = claims(evidence.held_rows, traits, config.preference, config.labels, unread)
+    behind = _behind(evidence) if traits.says == "reads" else frozenset()
+    trained = claims(evidence.rows, traits, config.preference, config.labels, behind)
+    held = claims(evidence.held_rows, traits, config.preference, config.labels, behind)
     return judgements(trained, held, config.preference.flip)
+
+
+def _behind(evidence: Evidence) -> frozenset[int]:
+    """The tokens that may stand behind the one at which an answer is read: the pad token and, if the template writes
+    nothing behind a last answer (as transformers alone says), what ends it elsewhere."""
+    renderer, tokenizer = evidence.session.renderer, evidence.session.model.loaded.tokenizer
+    behind = set() if renderer.form.unread is None else {renderer.form.unread}
+    said = [{"role": "user", "content": "Zqu"}, {"role": "assistant", "content": "Zqa"}]
+    try:
+        text = str(tokenizer.apply_chat_template(said, tokenize=False))
+    # A template is a program, and may raise anything.
+    except Exception:
+        return frozenset(behind)
+    return frozenset(behind | set(renderer.stop_ids) if text.rstrip().endswith("Zqa") else behind)
 
 
 def judgements(trained: Iterable[Claim], held: Iterable[Claim], flip: float) -> Outcome:
@@ -66,9 +80,9 @@ def claims(
     traits: Traits,
     preference: PreferenceConfig,
     labels: StepLabelsConfig,
-    unread: int | None = None,
+    behind: Collection[int] = (),
 ) -> Iterator[Claim]:
-    """What the examples of rows say of the stored samples. unread: the token that a scalar head never reads."""
+    """What the examples of rows say of the stored samples. behind: tokens that may follow where an answer is read."""
     for row in rows:
         if len(row.rendered) != len(row.stored):
             continue
@@ -82,7 +96,7 @@ def claims(
                 known = [r for r in responses if r is not None]
                 yield from _of_ranking(row.example, known, row.stored, traits, preference, where)
                 if traits.says == "reads" or traits.wants == "grades":
-                    yield from _reads(row.stored, unread, where)
+                    yield from _reads(row.stored, behind, where)
 
 
 # ------------------------------------------------------------------------------------------------------------- rankings
@@ -116,10 +130,10 @@ def _of_ranking(
         yield from _compared(levels, stored, preference, where)
 
 
-def _reads(stored: Sequence[Sample], unread: int | None, where: str) -> Iterator[Claim]:
+def _reads(stored: Sequence[Sample], behind: Collection[int], where: str) -> Iterator[Claim]:
     """Each answer is read once, at its last token but for those that are never read."""
     for number, s in enumerate(stored, 1):
-        right = len(s.reads) == 1 and all(token == unread for token in s.tokens[s.reads[0] + 1 :])
+        right = len(s.reads) == 1 and all(token in behind for token in s.tokens[s.reads[0] + 1 :])
         yield Claim(f"{where}: answer {number} is read at {s.reads} of its {len(s)} tokens", right)
 
 
