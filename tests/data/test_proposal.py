@@ -112,7 +112,6 @@ def test_a_mapping_is_proposed_and_reads_the_row(
         ("chat", {"problem": ASK, "label": {"finish": "found_error", "seconds": 3}}),
         ("chat", {"question": ASK, "passage": GOOD}),  # what is read before a question does not answer it
         ("chat", {"ask": ASK, "out_1": GOOD, "out_2": BAD}),  # nobody says which one is right
-        ("chat", {"task": "talk", "log": "Human: Hi there\n\nAssistant: Hello"}),  # a transcript is no answer
         ("chat", {"q": ASK, "reply": GOOD, "images": ["a.png"]}),  # would be refused all the same
         ("ranking", {"q": ASK, "reply": GOOD}),
         ("ranking", {"q": ASK, "steps": [GOOD, BAD], "labels": [0.9, 0.1]}),  # steps do not compete
@@ -145,3 +144,56 @@ def test_errors_have_the_proposal(tmp_path: Path) -> None:
 
 def test_worked_examples() -> None:
     assert doctest.testmod(proposals).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("consumes", "row", "flags"),
+    [
+        ("chat", {"q_text": ASK, "a_text": GOOD}, "--columns prompt=q_text response=a_text"),
+        ("chat", {"data": [ASK, GOOD]}, "--columns messages=data"),
+        ("chat", {"talk": [{"human": ASK, "assistant": GOOD}]}, "--columns messages=talk"),
+        ("chat", {"prompt": ASK, "label": GOOD}, "--columns prompt=prompt response=label"),
+        ("chat", {"transcript": f"Human: {ASK}\n\nAssistant: {GOOD}"}, "--columns chat=transcript"),
+        (
+            "chat",
+            {"ask": ASK, "reply": GOOD, "note": ANSWER * 2},
+            "--columns prompt=ask response=reply --ignore-columns note",
+        ),
+        (
+            "ranking",
+            {"ask": ASK, "answers": [{"text": GOOD, "pm_score": 3}, {"text": BAD, "pm_score": 1}]},
+            "--columns prompt=ask 'responses=answers[].text' 'scores=answers[].pm_score'",
+        ),
+        (
+            "ranking",
+            {"ask": ASK, "answer_a": BAD, "answer_b": GOOD, "winner": "b"},
+            "--columns prompt=ask responses=answer_a,answer_b best=winner",
+        ),
+        (
+            "steps",
+            {"ask": ASK, "parts": [{"step": GOOD, "ok": 1}, {"step": BAD, "ok": 0}]},
+            "--columns prompt=ask 'steps=parts[].step' 'labels=parts[].ok'",
+        ),
+    ],
+)
+def test_proposals_read_the_row_when_they_are_pasted(
+    consumes: Consumes, row: dict[str, Any], flags: str, tmp_path: Path
+) -> None:
+    assert proposal(row, consumes) == flags
+    mapped, _, ignored = flags.removeprefix("--columns ").partition(" --ignore-columns ")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    columns = Columns.parse(shlex.split(mapped), shlex.split(ignored))
+    (example,) = read(Source(str(path), columns=columns, consumes=consumes))
+    assert not isinstance(example, RowError)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": GOOD}]},
+        {"description": ASK, "incorrect_solutions": {"solution": [BAD]}, "found_at": 3},
+    ],
+)
+def test_no_mapping_to_the_same_names_or_to_wrong_answers_is_proposed(row: dict[str, Any]) -> None:
+    assert proposal(row, "chat") == ""

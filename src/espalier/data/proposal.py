@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
+from espalier.data.columns.names import same_field
 from espalier.data.columns.propose import mappings
 from espalier.data.columns.watched import watched
 from espalier.data.formats import FORMATS, convert, sniff
@@ -24,25 +25,37 @@ def proposal(row: Any, consumes: Consumes) -> str:
     """
     if not isinstance(row, Mapping):
         return ""
-    for fields in mappings(row, consumes):
-        if _reads(Columns.parse(fields), row, consumes):
-            return " ".join(("--columns", *map(shlex.quote, fields)))
+    given = list(mappings(row, consumes))
+    tried = [(fields, _left_out(Columns.parse(fields), row, consumes)) for fields in given]
+    for fields, left_out in tried:
+        if left_out == []:
+            return _flags("--columns", fields)
+    for fields, left_out in tried:
+        if left_out and all(reason.startswith("text") for _, reason in left_out):
+            return f"{_flags('--columns', fields)} {_flags('--ignore-columns', [name for name, _ in left_out])}"
     return ""
 
 
-def _reads(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> bool:
-    """Whether a mapped row gives an example of the form that a run consumes, and nothing of weight is left out."""
+def _flags(flag: str, values: Sequence[str]) -> str:
+    return " ".join((flag, *map(shlex.quote, values)))
+
+
+def _left_out(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> list[tuple[str, str]] | None:
+    """What of weight a mapped row leaves out, with what it is; None if it gives no example of the form that a run
+    consumes, or only maps fields to what they are called anyway."""
+    if all(field.path in (field.name, *same_field((field.name,))) for field in columns.fields):
+        return None
     try:
         name = sniff(dict(columns.apply(row).row), consumes)
         if name not in FORMATS:
-            return False
+            return None
         prepared = columns.apply(watched(row))
         examples = convert(name, prepared.row, Origin())
     except RowError:
-        return False
+        return None
     if any(isinstance(item, RowError) for example in examples for item in expand(example, consumes)):
-        return False
+        return None
     unread = {field.name for field in columns.fields} - set(prepared.settle())
     ledger = Ledger(name)
     ledger.add(1, prepared.raw)
-    return not unread and not ledger.dropped
+    return None if unread else list(ledger.dropped.items())

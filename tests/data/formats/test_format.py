@@ -56,7 +56,7 @@ def test_worked_examples(module: ModuleType) -> None:
 
 
 def test_formats_are_compared_in_this_order() -> None:
-    judgements = ["hh", "pairs", "compared", "judge", "tree", "nodes", "steps", "ranked", "labels", "scores"]
+    judgements = ["hh", "pairs", "compared", "judge", "tree", "nodes", "prm800k", "steps", "ranked", "labels", "scores"]
     conversations = ["messages", "sharegpt", "alpaca", "prompt", "transcript", "text"]
     assert [form.name for form in ALL if form.looks] == [*judgements, *conversations, "reviews"]
     assert [form.name for form in ALL if not form.looks] == ["completion"]

@@ -58,3 +58,18 @@ def test_words_before_the_first_turn_are_the_system_turn_only_if_the_answer_is_w
     turns = transcripts.prompt_of("Be kind.\n\nHuman: Hi\n\nAssistant:")
     assert turns is not None and [turn.role for turn in turns] == ["system", "user"]
     assert transcripts.prompt_of("A play.\n\nHuman: Hi\n\nAssistant: Hello!\n\nWho speaks first?") is None
+
+
+def test_a_chat_with_results_of_functions() -> None:
+    chat = (
+        "USER: Weather?\n\n\nASSISTANT: <functioncall> {} <|endoftext|>\n\n\nFUNCTION RESPONSE: 3\n\n\nASSISTANT: Cold."
+    )
+    row = {"system": "SYSTEM: Be kind.", "chat": chat}
+    assert sniff(row) == "transcript"
+    assert turns("transcript", row) == [
+        ("system", "Be kind."),
+        ("user", "Weather?"),
+        ("assistant", "<functioncall> {}"),
+        ("tool", "3"),
+        ("assistant", "Cold."),
+    ]

@@ -41,7 +41,7 @@ from espalier.types import Chat, Consumes, Message, Origin, Role
 
 KEYS = ("messages", "conversation", "conversations")
 LATER = ("dialog", "dialogue", "items")
-SPEAKERS = ("role", "speaker", "sender", "author")
+SPEAKERS = ("role", "speaker", "sender")
 WORDS = ("content", "text", "value", "message", "utterance")
 """Under which keys a turn names who speaks, and what is said."""
 """Where turns may stand, too, if there are none under KEYS; other columns are called so as well."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from espalier.data.columns.watched import peek
 from espalier.data.formats import transcripts
 from espalier.data.formats.common import (
     Fields,
@@ -45,8 +46,14 @@ SOURCE, TARGET = "source", "target"
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
-    """Whether a row has a prompt and an answer."""
-    return keys_of(row) is not None
+    """Whether a row has a prompt and an answer, which is a text, texts or turns."""
+    keys = keys_of(row)
+    if keys is None:
+        return False
+    answer = peek(row, keys[1])
+    # Objects of another kind are several answers, or parts of one.
+    parts = answer if isinstance(answer, list) else [answer]
+    return all(first_key(part, ("role", "from")) for part in parts if isinstance(part, dict))
 
 
 def keys_of(row: Fields) -> tuple[str, str] | None:

@@ -39,7 +39,7 @@ WORDS: dict[str, float] = {
 OWN = ("correct", "is_correct", "good")
 """Further labels of steps that are objects: true and false, or words."""
 # As PRM800K rates steps.
-_RATINGS: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
+RATING: dict[float, float] = {1: 1.0, 0: 0.5, -1: 0.0}
 _LABEL = "true, false, good, bad, neutral or null"
 OUTCOMES = (*SOLVED, "score")
 
@@ -251,9 +251,9 @@ def _label(value: Any, scale: Scale, field: str) -> float | None:
     if not isinstance(value, int | float):
         raise wrong_type(field, value, _LABEL)
     if scale == "ratings":
-        if value not in _RATINGS:
+        if value not in RATING:
             raise RowError("unknown label", field=field, got=shown(value), expected="-1, 0, 1, or a word: " + _LABEL)
-        return _RATINGS[value]
+        return RATING[value]
     if not 0 <= value <= 1:
         raise RowError("unknown label", field=field, got=shown(value), expected="0 to 1, or a word: " + _LABEL)
     return float(value)

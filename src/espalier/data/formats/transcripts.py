@@ -9,7 +9,10 @@ from espalier.types import Message, Role
 
 _HUMAN = ("Human", "User", "HUMAN", "USER", "human", "user")
 _ASSISTANT = ("Assistant", "ASSISTANT", "assistant", "AI", "Bot", "Chatbot", "GPT")
-_ROLES: dict[str, Role] = {"human": "user", "user": "user"}
+_RESULT = "FUNCTION RESPONSE"
+_END = "<|endoftext|>"
+"""What stands behind each answer of Glaive's transcripts."""
+_ROLES: dict[str, Role] = {"human": "user", "user": "user", "function response": "tool"}
 # `### ` before the names, or not; the speakers of one transcript are written alike.
 _START = re.compile(rf"\s*(?P<mark>#{{0,4}} ?)(?P<human>{'|'.join(_HUMAN)}):")
 # What stands before the first turn of a prompt that waits for its answer.
@@ -41,7 +44,7 @@ def turns_of(text: str) -> list[Message] | None:
     for border in borders:
         for assistant in _ASSISTANT:
             if _is_like(human, assistant) and re.search(f"{border}{mark}{assistant}:", text):
-                return _split(text, f"(?:\\A\\s*|{border}){mark}({human}|{assistant}):")
+                return _split(text, f"(?:\\A\\s*|{border}){mark}({human}|{assistant}|{_RESULT}):")
     return None
 
 
@@ -56,7 +59,11 @@ def _split(text: str, border: str) -> list[Message]:
     _, *parts = re.split(border, text)
     turns = []
     for name, words in zip(parts[::2], parts[1::2], strict=True):
-        turns.append(Message(_ROLES.get(name.lower(), "assistant"), words.strip()))
+        role = _ROLES.get(name.lower(), "assistant")
+        words = words.strip()
+        if role == "assistant":
+            words = words.removesuffix(_END).rstrip()
+        turns.append(Message(role, words))
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns.pop()
     return turns
