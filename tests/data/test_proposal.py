@@ -170,6 +170,16 @@ def test_worked_examples() -> None:
             "--columns prompt=ask responses=answer_a,answer_b best=winner",
         ),
         (
+            "ranking",
+            {"post_id": "a1 b2", "history": ASK, "ref_A": GOOD, "ref_B": BAD, "score_A": 3, "score_B": 1},
+            "--columns prompt=history responses=ref_A,ref_B scores=score_A,score_B",
+        ),
+        (
+            "steps",
+            {"ask": ASK, "steps": json.dumps([GOOD, BAD]), "labels": "[1, 0]"},
+            "--columns prompt=ask steps=steps labels=labels",
+        ),
+        (
             "steps",
             {"ask": ASK, "parts": [{"step": GOOD, "ok": 1}, {"step": BAD, "ok": 0}]},
             "--columns prompt=ask 'steps=parts[].step' 'labels=parts[].ok'",

@@ -43,7 +43,9 @@ def _flags(flag: str, values: Sequence[str]) -> str:
 def _left_out(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> list[tuple[str, str]] | None:
     """What of weight a mapped row leaves out, with what it is; None if it gives no example of the form that a run
     consumes, or only maps fields to what they are called anyway."""
-    if all(field.path in (field.name, *same_field((field.name,))) for field in columns.fields):
+    called = [(field.name, *same_field((field.name,))) for field in columns.fields]
+    same = all(field.path in names for field, names in zip(columns.fields, called, strict=True))
+    if same and sniff(row, consumes):
         return None
     try:
         name = sniff(dict(columns.apply(row).row), consumes)

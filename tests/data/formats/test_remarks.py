@@ -45,3 +45,9 @@ def test_plain_texts_are_turns_and_that_is_said(tmp_path: Path) -> None:
     assert isinstance(chat, Chat)
     assert [message.role for message in chat.messages] == ["user", "assistant", "user"]
     assert ledger.notes == {ALTERNATING: 1}
+
+
+def test_texts_that_wait_for_an_answer_end_on_the_user(tmp_path: Path) -> None:
+    row = {"prompt": ["Hi", "Hello!", "Bye"], "response": "Bye!"}
+    assert notes(row, tmp_path) == {ALTERNATING: 1}
+    assert notes(row | {"prompt": ["Hi", "Bye"]}, tmp_path) == {}

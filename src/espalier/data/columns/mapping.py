@@ -19,6 +19,8 @@ FLAGS = ("label", "kto_tag")
 """Fields of which a mapped 0 or 1 is false or true."""
 COMPARED = ("best", "preference")
 """Fields that say which of `responses` is best; readers get `ranks`."""
+LISTS = ("responses", "steps", "completions", "solutions", "labels", "ratings", "scores", "ranks", "history")
+"""Fields that are lists, also of a column that holds their JSON."""
 Trail = list[tuple[WatchedRow, str, bool]]
 """The objects that a path goes through, each with the key it takes there and whether that is the last one."""
 
@@ -179,7 +181,9 @@ class Columns:
         for field in self.fields:
             trails[field.name] = []
             try:
-                row[field.name] = field.value(raw, trails[field.name])
+                value = field.value(raw, trails[field.name])
+                # A table without nested columns holds lists as text.
+                row[field.name] = decoded(value) if field.name in LISTS else value
             except NoSuchColumn:
                 row.pop(field.name, None)
         for name in FLAGS:

@@ -148,7 +148,7 @@ def _prompt(columns: Sequence[Part], taken: Sequence[str]) -> dict[str, str]:
     if turns and (path is None or turns[0].rank(PROMPT) < WHOLE):
         return {"prompt": turns[0].path}
     plain = [column for column in texts if not column.about_the_row]
-    path = path or best_of(texts, (*PROMPT, *PROMPT_LIKE)) or (plain[0].path if plain else None)
+    path = path or best_of(texts, PROMPT) or best_of(plain, PROMPT_LIKE) or (plain[0].path if plain else None)
     return {} if path is None else {"prompt": path, **_system(texts, (*taken, path))}
 
 

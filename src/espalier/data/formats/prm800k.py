@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.data.columns.watched import peek
-from espalier.data.formats.common import Fields, first_key, string, wrong_type
+from espalier.data.formats.common import Fields, first_key, missing, string, wrong_type
 from espalier.data.formats.format import Format
 from espalier.data.formats.steps import RATING
 from espalier.errors import RowError
@@ -30,6 +30,8 @@ def read_prm800k(row: Fields, origin: Origin) -> list[Steps]:
     the chosen steps before it, without labels, and it with its own. Ratings are 1 good, 0 neutral, -1 bad, null not
     judged; a completion that a person wrote instead of bad ones is good. Raises RowError.
     """
+    if not looks(row, "steps"):
+        raise missing("label.steps", row, "question.problem, and label.steps with completions")
     question, label = row["question"], row["label"]
     prompt = (Message("user", string(question, ("problem",), "question.")),)
     steps = label["steps"]

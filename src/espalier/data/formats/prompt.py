@@ -21,6 +21,7 @@ from espalier.data.formats.format import Format
 from espalier.data.formats.lead import (
     answer_of,
     context_of,
+    is_texts,
     tools_of,
     turns_with_context,
     with_context,
@@ -121,6 +122,9 @@ def asked(row: Fields, keys: Sequence[str] = ASKS) -> Asked:
             raise wrong_type(key, row[key], "a text, a list of turns, or an object with messages")
     context = context_of(row, key)
     in_transcript = None
+    if is_texts(value) and len(value) % 2 == 0:
+        # Texts are turns by turns: the last of an even number would be the assistant's.
+        raise wrong_type(field, value, "a text, or turns that end on the user")
     if isinstance(value, list):
         messages = turns_with_context(turns(value, field), context)
         tools = tools_of(row, value, field) or tools

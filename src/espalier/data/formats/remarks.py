@@ -35,6 +35,9 @@ def remarks(name: str, row: Fields) -> Iterator[str]:
         return
     for key in _TEXTS:
         text = peek(row, key)
+        if is_texts(text):
+            yield ALTERNATING
+            return
         if isinstance(text, str) and _MARKS.search(text):
             yield RENDERED
             return
