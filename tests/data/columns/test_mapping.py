@@ -202,3 +202,8 @@ def test_a_preference_without_a_list_of_answers_is_the_formats_to_read(tmp_path:
     (ranking,), ledger = examples(tmp_path, [row], "preference_strength=strength", consumes="ranking")
     assert isinstance(ranking, Ranking) and [r.rank for r in ranking.responses] == [0, 1]
     ledger.refuse("rows.jsonl")
+
+
+def test_a_source_of_its_own_settings_takes_the_place_of_other_names_too() -> None:
+    flags, own = Columns.parse(("prompt=q", "response=a", "system=s")), Columns.parse(("answer=solutions[0]",))
+    assert [field.name for field in flags.updated(own).fields] == ["prompt", "system", "answer"]

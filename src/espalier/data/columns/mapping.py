@@ -150,8 +150,11 @@ class Columns:
         return bool(self.fields or self.ignored)
 
     def updated(self, other: Columns) -> Columns:
-        """These fields, with those of `other` in place of equal names, and the ignored columns of both."""
-        fields = {field.name: field for field in (*self.fields, *other.fields)}
+        """These fields, with those of `other` in place of equal names and of other names of the same fields, and the
+        ignored columns of both."""
+        renamed = same_field([field.name for field in other.fields])
+        kept = [field for field in self.fields if field.name not in renamed]
+        fields = {field.name: field for field in (*kept, *other.fields)}
         return Columns(tuple(fields.values()), tuple(dict.fromkeys((*self.ignored, *other.ignored))))
 
     @property
