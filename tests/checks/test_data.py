@@ -21,6 +21,12 @@ def rendered(rows: list[Any], render: Any) -> list[Row]:
     return [Row(row, render(row), []) for row in rows]
 
 
+THOUGHTFUL = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{{ '<think>' + m.reasoning_content + '</think>' if loop.last and m.reasoning_content else '' }}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
 GOOD = StoreStats(
     rows=100, kept=100, samples=100, tokens=5000, trained=2000, trained_by_role={"assistant": 2000}, whole=100,
     stopped=100, bos_1=100,
@@ -84,6 +90,21 @@ def test_the_mask_check_knows_turns_that_are_left_out() -> None:
     row = replace(row, messages=(greeting, *row.messages, Message("assistant", ""), tail))
     found = data.mask(rendered([row], renderer.render), lambda ids: str(tokenizer.decode(ids)), "assistant")
     assert (found.verdict, found.value) == ("pass", "2 of 2 messages on the right side")
+
+
+def test_the_mask_check_knows_turns_that_do_not_fit() -> None:
+    """Under a template that drops earlier thoughts each turn is a sample, and the second is emptied by the limit."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = THOUGHTFUL
+    answers = [Message("assistant", "Because", reasoning="hm"), Message("assistant", "Never", reasoning="oh")]
+    row = Chat(
+        (Message("user", "Why?"), answers[0], Message("user", "When?" * 40), answers[1]), origin=Origin("toy", 1)
+    )
+    rows = rendered([row], Renderer(tokenizer, max_length=60).render)
+    assert len(rows[0].rendered) == 1
+    assert data.mask(rows, lambda ids: str(tokenizer.decode(ids)), "assistant").verdict == "skipped"
+    alone = [Row(row, list(rows[0].rendered), [])]
+    assert data.mask(alone, lambda ids: str(tokenizer.decode(ids)), "assistant").verdict == "fail"
 
 
 def test_the_mask_check_knows_reasoning_that_the_prompt_opens() -> None:

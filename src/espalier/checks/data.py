@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.table import Outcome, failed, passed, skipped, warned
+from espalier.data.render.drafts import EMPTIED, RenderedGroup
 from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
 
 if TYPE_CHECKING:
@@ -127,7 +128,11 @@ def mask(rows: Iterable[Row], decode: Callable[[list[int]], str], train_on: str)
     first = ""
     for row in rows:
         group = [r for r in row.rendered if r.sample.stop != "length"]
-        if not group or (len(group) < len(row.rendered) and not isinstance(row.example, Ranking)):
+        if not group:
+            continue
+        # Of a conversation of several samples some may be left out for their length, which is counted elsewhere.
+        lost = isinstance(row.rendered, RenderedGroup) and EMPTIED in row.rendered.dropped
+        if not isinstance(row.example, Ranking) and (lost or len(group) < len(row.rendered)):
             continue
         for content, holds, fault in _claims(row.example, group, decode, train_on):
             claims += 1
