@@ -241,6 +241,11 @@ def test_media_are_known_by_their_files(beside: dict[str, Any], tmp_path: Path) 
         ledger.refuse("rows.jsonl")
 
 
+def test_a_picture_of_the_author_is_no_media() -> None:
+    assert not contents("avatarUrl", "https://example.org/a.png").media
+    assert not contents("extra", {"site_icon": "a.png"}).media
+
+
 def test_the_name_of_a_browser_is_no_text() -> None:
     agent = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/117.0.0.0"
     assert contents("header", {"user-agent": agent}).length == 0

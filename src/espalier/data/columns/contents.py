@@ -16,6 +16,8 @@ MEDIA = frozenset(
     for ending in ("", "s", "_path", "_paths", "_url", "_urls", "_file", "_files", "_bytes")
 )
 """Names of columns and keys that hold images, videos or sound."""
+PORTRAITS = ("avatar", "icon", "logo", "thumbnail", "profile")
+"""Words of columns whose pictures are about a row."""
 _MEDIA_FILE = re.compile(
     r"\S+\.(?:png|jpe?g|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|avi|mov|mkv|webm)|data:(?:image|video|audio)/\S+",
     re.IGNORECASE,
@@ -84,7 +86,7 @@ def contents(name: str, value: Any) -> Contents:
         text = value.strip()
         if not text:
             return _EMPTY
-        media = name.lower() in MEDIA or _is_media_file(text)
+        media = name.lower() in MEDIA or _is_media_file(name, text)
         return Contents(media, False, len(text) if is_prose(text) else 0, (value,))
     if is_empty(value):
         return _EMPTY
@@ -204,16 +206,19 @@ def _has_turns(name: str, value: Any) -> bool:
     return is_turns(name, value) or any(_has_turns(name, inner) for inner in value)
 
 
-def _is_media_file(text: str) -> bool:
-    """Whether a text is the path or the address of an image, a video or a sound, or holds one."""
-    return _MEDIA_FILE.fullmatch(text.strip()) is not None
+def _is_media_file(name: str, text: str) -> bool:
+    """Whether a text is the path or the address of an image, a video or a sound, or holds one; not if it shows who
+    wrote the row."""
+    if _MEDIA_FILE.fullmatch(text.strip()) is None:
+        return False
+    return not any(word in name.lower() for word in PORTRAITS)
 
 
 def _has_media(name: str, value: Any) -> bool:
     if isinstance(value, _NUMBERS) or is_empty(value):
         return False
     if isinstance(value, str):
-        return name.lower() in MEDIA or _is_media_file(value)
+        return name.lower() in MEDIA or _is_media_file(name, value)
     if name.lower() in MEDIA:
         return True
     if isinstance(value, dict):
