@@ -6,7 +6,9 @@ import pytest
 
 from conversations import one
 from espalier.data.formats import sniff
+from espalier.data.formats.compared import read_compared
 from espalier.errors import RowError
+from espalier.types import Origin
 
 ONE = {"prompt": "Why?", "response_1": "first", "response_2": "second"}
 ZERO = {"prompt": "Why?", "response_0": "first", "response_1": "second"}
@@ -54,3 +56,12 @@ def test_a_verdict_outside_its_scale_is_refused(row: dict[str, Any]) -> None:
 
 def test_numbered_answers_without_a_known_verdict_are_not_guessed() -> None:
     assert sniff(ONE | {"label": 1}, "ranking") is None
+
+
+def test_a_verdict_written_with_a_capital_is_the_same() -> None:
+    sides = {"prompt": "Q", "response_0": "a", "response_1": "b"}
+    for row in ({**sides, "Better_response_id": 1}, {**sides, "better_response_id": 1}):
+        ranking = read_compared(row, Origin())
+        assert [response.rank for response in ranking.responses] == [1, 0]
+    with pytest.raises(RowError, match="winner"):
+        read_compared({"prompt": "Q", "response_a": "a", "response_b": "b", "winner": ["model_a"]}, Origin())

@@ -134,3 +134,10 @@ def test_every_reader_of_rows_refuses_a_row_without_its_keys(name: str) -> None:
         convert(name, {"id": 7}, Origin("file", 1))
     with pytest.raises(RowError, match="wrong type"):
         convert(name, [], Origin("file", 1))
+
+
+def test_a_row_with_broken_turns_is_sniffed_and_refused_where_it_is_read() -> None:
+    row = {"messages": '[{"role": "user", "content": "Q"'}
+    assert sniff(row) == "messages"
+    with pytest.raises(RowError, match="messages"):
+        convert("messages", row, Origin())

@@ -88,9 +88,16 @@ def sniff(row: Any, consumes: Consumes = "chat") -> str | None:
     if not isinstance(row, dict):
         return None
     for form in ALL:
-        if form.unit != "folder" and form.looks is not None and form.looks(row, consumes):
+        if form.unit != "folder" and _looks(form, row, consumes):
             return form.name
     return None
+
+
+def _looks(form: Format, row: Any, consumes: Consumes) -> bool:
+    try:
+        return form.looks is not None and form.looks(row, consumes)
+    except RowError:  # a value of its own that is broken, which its reader says in the place of the row
+        return True
 
 
 def sniff_folder(path: str) -> str | None:

@@ -84,17 +84,19 @@ def _better(row: Fields) -> int | None:
     if key is not None:
         value = _number(row[key], key, -10, 10)
         return None if value == 0 else int(value > 0)
-    if first_key(row, (PLACE,)):
-        return int(_number(row[PLACE], PLACE, 0, 1, whole=True))
+    key = first_key(row, (PLACE,))
+    if key is not None:
+        return int(_number(row[key], key, 0, 1, whole=True))
     if first_key(row, (WON[0],)):
         won = [_number(row.get(name) or 0, name, 0, 1, whole=True) for name in WON]
         if sum(won) != 1:
             raise RowError("no winner", field=WON[0], got=f"{won}", expected=f"one of {', '.join(WON)} that is 1")
         return None if won[2] else int(won[1] == 1)
-    if first_key(row, (WINNER,)):
-        if row[WINNER] not in WINNERS:
-            raise wrong_type(WINNER, row[WINNER], ", ".join(WINNERS))
-        return WINNERS[row[WINNER]]
+    key = first_key(row, (WINNER,))
+    if key is not None:
+        if not isinstance(row[key], str) or row[key] not in WINNERS:
+            raise wrong_type(key, row[key], ", ".join(WINNERS))
+        return WINNERS[row[key]]
     value = _number(row.get(HALVES), HALVES, 1, 2)
     return None if value == 1.5 else int(value > 1.5)
 
