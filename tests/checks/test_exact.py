@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 
 from espalier.checks.exact import exact, made_rows
-from espalier.checks.expected import Plain, squash
+from espalier.checks.expected import Plain, begins, squash
 from espalier.config.sections import TurnsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
@@ -232,6 +232,22 @@ def test_a_space_in_front_of_an_answer_that_is_not_trained_is_a_fault():
     sample = group[0].sample
     sample.mask[sample.mask.index(True)] = False
     assert "is not trained: a white space" in judged(chat, group, tokenizer).value
+
+
+def test_a_cut_that_leaves_white_space_of_an_answer_is_no_fault():
+    chat = Chat((user("Q"), assistant("\n A")))
+    whole = Renderer(CHATML).render(chat)[0].sample
+    for kept in (1, 2, 3):
+        group = Renderer(CHATML, max_length=whole.mask.index(True) + kept).render(chat)
+        assert judged(chat, group).verdict in ("pass", "skipped")
+    blank = deepcopy(Renderer(CHATML).render(chat))
+    blank[0].sample.mask[whole.mask.index(True) + 2 :] = [False] * (len(whole) - whole.mask.index(True) - 2)
+    assert judged(chat, blank).verdict == "fail"
+
+
+def test_a_cut_between_a_letter_and_its_accent_is_no_fault():
+    whole = squash("ae\u0301b")
+    assert begins(whole, squash("ae")) and begins(whole, squash("ae\u0301")) and not begins(whole, squash("ab"))
 
 
 def test_an_open_turn_ends_in_a_token_that_the_model_stops_on():

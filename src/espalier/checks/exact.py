@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from espalier.checks import data
-from espalier.checks.expected import Expected, Plain, leading, squash
+from espalier.checks.expected import Expected, Plain, begins, leading, squash
 from espalier.checks.table import Outcome, failed, passed, skipped
 from espalier.config.sections import TurnsConfig
 from espalier.data.render.bad_turns import usable
@@ -268,7 +268,7 @@ class Reader:
         if unknown is not None and unknown in tokens:
             return 0
         if isinstance(example, Completion) and samples[-1].stop == "length":
-            if not expected.startswith(text):
+            if not begins(expected, text):
                 raise Fault(f"the cut text {text[:40]!r} is no beginning of {expected[:40]!r}")
             return 1
         if text != expected:
@@ -306,6 +306,8 @@ class Reader:
 def _without(left: list[Wanted], run: Run, plain: Plain) -> list[Wanted]:
     """The turns that are still to be trained once `run` is. Turns whose headers are empty stand in one run. Raises
     Fault."""
+    if run.cut and not run.text:  # white space in front of what was cut
+        return left
     for first in range(len(left)):
         rest, size = run.text, first
         while rest and size < len(left):
@@ -313,7 +315,7 @@ def _without(left: list[Wanted], run: Run, plain: Plain) -> list[Wanted]:
             if body is None:
                 break
             rest, size = rest[len(body) :], size + 1
-        if rest:
+        if rest or size == first:
             continue
         matched = left[first:size]
         for wanted in matched:
@@ -328,7 +330,7 @@ def _without(left: list[Wanted], run: Run, plain: Plain) -> list[Wanted]:
             got = f"{run.lead + run.text[:20]!r}"
             raise Fault(f"a token of the prompt is trained: {got}, expected {matched[0].content[:20]!r}")
         through = matched[-1].expected.through
-        if not any(text.startswith(run.through) if run.cut else text == run.through for text in through):
+        if not any(begins(text, run.through) if run.cut else text == run.through for text in through):
             difference = _difference(run.through, through[0])
             raise Fault(f"the text through {matched[-1].content[:40]!r} is not the template's: {difference}")
         return left[:first] + left[size:]
@@ -341,7 +343,7 @@ def _body(wanted: Wanted, text: str, *, cut: bool) -> str | None:
     for body in sorted(wanted.expected.bodies, key=len, reverse=True):
         if text.startswith(body):
             return body
-        if cut and body.startswith(text):
+        if cut and begins(body, text):
             return text
     return None
 

@@ -30,6 +30,11 @@ def squash(text: str) -> str:
     return "".join(text.split()).replace("\ufffd", "").replace("\u2581", "")
 
 
+def begins(text: str, start: str) -> bool:
+    """Whether a squashed text begins with another, which may end inside a character and its accents."""
+    return unicodedata.normalize("NFKD", text).startswith(unicodedata.normalize("NFKD", start))
+
+
 def leading(text: str) -> str:
     """The white space with which a text begins."""
     return text[: len(text) - len(text.lstrip())]

@@ -203,7 +203,11 @@ class Chats:
         all_tokens = self.train_on == "all"
         trained = [i for i, weight in enumerate(weights) if weight]
         if not trained:
-            raise RowError("nothing to train", got="no trained message", expected="one assistant turn at least")
+            fix = "Leave such rows out with --on-bad-row skip"
+            if self.train_on == "last":
+                fix = f"--train-on assistant trains every answer. {fix}"
+            expected = "one trained assistant turn at least"
+            raise RowError("nothing to train", got="no trained message", expected=expected, fix=fix)
         # What follows the last trained message decides nothing: the sample ends there.
         messages = chat.messages if all_tokens else chat.messages[: trained[-1] + 1]
         roles = [message.role for message in messages]
