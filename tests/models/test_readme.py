@@ -21,10 +21,13 @@ def code(folder: Path) -> str:
     return str(block)
 
 
-def run(folder: Path) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-c", code(folder)], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+def run(folder: Path, base: Path | None = None) -> str:
+    """What the code prints; of an adapter, with the place of its base put in."""
+    script = code(folder)
+    if base is not None:
+        assert f'base = "{base.name}"  # where that folder stands' in script
+        script = script.replace(f'base = "{base.name}"', f"base = {str(base)!r}")
+    ended = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -50,7 +53,8 @@ def test_every_kind_of_readme_runs(tmp_path: Path) -> None:
     run(plain)
     alone = causal(base, tmp_path / "adapter", lora_rank=2, add_tokens=("<|new|>",), export="adapter")
     assert "resize_token_embeddings(" in code(alone) or "grow" not in (alone / README).read_text()
-    run(alone)
+    assert str(tmp_path) not in (alone / README).read_text()
+    run(alone, base)
 
 
 @pytest.mark.parametrize("own", ["mine", "edited"])

@@ -99,13 +99,24 @@ class _Writer:
         return "\n\n".join(parts) + "\n"
 
     def _base(self) -> str:
-        text = f"This folder holds the adapter alone. It belongs on the model `{self.facts.base or 'BASE'}`"
+        text = f"This folder holds the adapter alone. It belongs on the model `{self._base_name()}`"
+        if self._is_folder():
+            text += " (a folder where it was trained)"
         if self.facts.rows:
             text += (
                 f", whose embedding must first grow to {self.facts.rows} rows: tokens were added, and the adapter has "
                 "their rows"
             )
         return text + ". The tokenizer here is the one to use."
+
+    def _is_folder(self) -> bool:
+        return bool(self.facts.base) and Path(self.facts.base).expanduser().is_dir()
+
+    def _base_name(self) -> str:
+        """The base as a stranger may know it: of a folder its name, for its path is one machine's."""
+        if self._is_folder():
+            return Path(self.facts.base).expanduser().resolve().name
+        return self.facts.base or "BASE"
 
     def _imports(self, auto: str) -> list[str]:
         if self.facts.kind != "adapter":
@@ -124,7 +135,8 @@ class _Writer:
             "",
             'folder = "."  # this folder',
             f"tokenizer = {self.facts.tokenizer}.from_pretrained(folder)",
-            f'model = {auto}.from_pretrained("{self.facts.base or "BASE"}", dtype="auto")',
+            f'base = "{self._base_name()}"{"  # where that folder stands" if self._is_folder() else ""}',
+            f'model = {auto}.from_pretrained(base, dtype="auto")',
         ]
         if self.facts.rows:
             lines.append(f"model.resize_token_embeddings({self.facts.rows})")
