@@ -20,14 +20,17 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
     """The example without null keys that a table forced into it, and how many there were.
 
     In a function schema, every null key is left out: what is null there says what its absence says. In the arguments
-    of a call, a null is kept if the schema of the function, among those on offer, has that argument.
+    of a call, a null is kept if the schema of the function, among those on offer, requires that argument, lets it be
+    null or says nothing of its type. An optional text that is null was not given: no other reading makes rows in JSON,
+    which leave it out, the same as those of a table.
 
-    >>> call = {"function": {"name": "rate", "arguments": Given(code="EUR", day=None, zone=None)}}
-    >>> schema = {"properties": {"code": {"type": "string"}, "day": {"type": "string"}, "zone": None}}
+    >>> call = {"function": {"name": "rate", "arguments": Given(code="EUR", day=None, zone=None, at=None)}}
+    >>> schema = {"properties": {"code": {"type": "string"}, "day": {"type": ["string", "null"]}, "zone": None,
+    ...     "at": {"type": "string"}}, "required": ["code"]}
     >>> tool = Given(type="function", function={"name": "rate", "parameters": schema})
     >>> chat, count = without_forced_nulls(Chat((Message("assistant", "", tool_calls=(call,)),), (tool,)))
     >>> chat.messages[0].tool_calls[0]["function"]["arguments"], count
-    ({'code': 'EUR', 'day': None}, 2)
+    ({'code': 'EUR', 'day': None}, 3)
     """
     if not isinstance(example, (Chat, Ranking)):
         return example, 0
@@ -105,7 +108,7 @@ def _given(calls: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _arguments(value: Any, schema: Any) -> tuple[Any, int]:
-    """An argument without null keys that its schema does not have, and how many there were."""
+    """An argument without null keys that its schema does not take as null, and how many there were."""
     if isinstance(value, list):
         items = schema.get("items") if isinstance(schema, Mapping) else None
         pairs = [_arguments(inner, items) for inner in value]
@@ -115,11 +118,25 @@ def _arguments(value: Any, schema: Any) -> tuple[Any, int]:
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         properties = {}
+    required = schema.get("required") if isinstance(schema, Mapping) else None
     result, total = {}, 0
     for key, inner in value.items():
-        if inner is None and key not in properties:
+        if inner is None and not (key in (required or ()) or _may_be_null(properties.get(key))):
             total += 1
             continue
         result[key], count = _arguments(inner, properties.get(key))
         total += count
     return result, total
+
+
+def _may_be_null(schema: Any) -> bool:
+    """Whether the schema of an argument lets it be null: its type says so, or none of its kinds is given a type."""
+    if not isinstance(schema, Mapping):
+        return False
+    kinds = schema.get("anyOf") or schema.get("oneOf")
+    if isinstance(kinds, list):
+        return any(_may_be_null(kind) for kind in kinds)
+    if schema.get("nullable") or None in (schema.get("enum") or ()):
+        return True
+    names = schema.get("type")
+    return names is None or "null" in (names if isinstance(names, list) else [names])
