@@ -92,6 +92,7 @@ def _calibrate(session: Session) -> None:
     if calibration is None:
         return
     groups = trained_on(session, CALIBRATED)
+    refuse_side(session.opened, [group for _, group in groups], held=False)
     weights = session.traits.weights if session.traits.wants == "grades" else None
     every = calibration.on == "all"
     before = _by_answer(session, groups)
