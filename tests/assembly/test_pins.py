@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier.assembly import pins
 from espalier.assembly.runs import RUNS
 from espalier.config.options import PER_CALL, options
 from espalier.loop.rundir import MAY_CHANGE
@@ -130,3 +131,15 @@ def test_every_option_is_pinned_unless_it_is_listed() -> None:
         *("patience", "track", "cache", "export", "skip_checks"),
     }
     assert set(PER_CALL) <= MAY_CHANGE, "what run.yaml leaves out is compared with nothing"
+
+
+def test_files_of_two_folders_of_one_name_are_pinned_each(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "model", tmp_path / "b" / "model"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text(str(folder))
+    before = pins._files(folders, ("*.json",), tmp_path)
+    assert list(before) == ["model/tokenizer.json", "model/tokenizer.json (2)"]
+    (folders[0] / "tokenizer.json").write_text("other")
+    after = pins._files(folders, ("*.json",), tmp_path)
+    assert [name for name in before if before[name] != after[name]] == ["model/tokenizer.json"]

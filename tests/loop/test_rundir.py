@@ -122,7 +122,7 @@ def test_a_changed_config_is_refused_with_old_and_new(tmp_path: Path) -> None:
     assert "save_every" not in message and "model" not in message and "--accept-changes" in message
     with pytest.raises(ConfigError, match="epochs") as caught:
         RunDir.open(out, CONFIG + "epochs: 2.0\n", resume=True)
-    assert "epochs (absent) -> 2.0" in str(caught.value) and caught.value.key == "epochs"
+    assert "epochs (absent) -> 2.0. An earlier version began it" in str(caught.value) and caught.value.key == "epochs"
     assert (out / "run.yaml").read_text() == CONFIG
     assert len(json.loads((out / "manifest.json").read_text())["starts"]) == 1
     with RunDir.open(out, sectioned, resume=True, accept_changes=True) as run:

@@ -55,11 +55,15 @@ def _data(session: Session, cache: Path) -> Facts:
 
 
 def _files(folders: list[Path], patterns: tuple[str, ...], cache: Path) -> Facts:
-    """The hash of each file that matches one of the patterns, by the names of folder and file."""
-    hashes = {}
-    for folder in folders:
+    """The hash of each file that matches one of the patterns, by the names of folder and file; of a further folder of
+    the same name with its number."""
+    hashes: dict[str, str] = {}
+    for number, folder in enumerate(folders, 1):
         for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
-            hashes[f"{folder.name}/{path.name}"] = content_hash(path, cache)[:DIGITS]
+            name = f"{folder.name}/{path.name}"
+            if name in hashes:
+                name = f"{name} ({number})"
+            hashes[name] = content_hash(path, cache)[:DIGITS]
     return hashes
 
 

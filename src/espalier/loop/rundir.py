@@ -267,7 +267,12 @@ class RunDir:
         breaking = {name: change for name, change in changes.items() if name not in MAY_CHANGE}
         if breaking:
             text = f"its config changed: {_listed(breaking)}"
-            self._refuse([text], breaking, "Resume with the old values, start anew with --overwrite")
+            way_out = "Resume with the old values, start anew with --overwrite"
+            if all(old == _ABSENT for old, _ in breaking.values()):
+                # Settings that the version which began the run did not have.
+                way_out = "An earlier version began it, and may have read and rendered rows in another way: start anew"
+                way_out += " with --overwrite"
+            self._refuse([text], breaking, way_out)
         self.resumed = True
         for name in [*self._list.entries]:
             self._list.tidy(name)
