@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from espalier import files
 from espalier.assembly.scorer import Scorer
 from espalier.commands import main as cli
 from espalier.commands import score
@@ -150,6 +151,38 @@ def test_lines_of_other_data_are_not_gone_on_with(model: Path, monkeypatch: pyte
     assert cli.main(argv(model, rows)) == 0
     right = lines(model)
     (model.parent / "s").rename(model.parent / "s.partial")
-    (model.parent / "s.partial.json").write_text("{}")
+    (model.parent / "s.partial.json").write_text(files.sealed({"espalier score": 1}))
     assert cli.main(argv(model, rows)) == 0
     assert lines(model) == right and "all rows are scored anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "link", "hard"])
+def test_what_is_read_is_not_replaced(name: str, model: Path) -> None:
+    given = argv(model, [{"prompt": "a?", "response": "one"}], "--overwrite")
+    data = model.parent / "rows.jsonl"
+    (model.parent / "link").symlink_to(data)
+    (model.parent / "hard").hardlink_to(data)
+    before = data.read_bytes()
+    for out in (str(model.parent / name), str(model / "config.json")):
+        with pytest.raises(ConfigError, match="would replace or change"):
+            cli.main([*given, "--out", out])
+    assert data.read_bytes() == before and json.loads((model / "config.json").read_text())
+
+
+def test_data_beside_the_scores_under_the_name_of_a_part_is_not_replaced(model: Path) -> None:
+    argv(model, [{"prompt": "a?", "response": "one"}])
+    data = (model.parent / "rows.jsonl").rename(model.parent / "s.partial")
+    before = data.read_bytes()
+    given = ["--debug", "score", "--model", str(model), "--data", f"{data}:text", "--out", str(model.parent / "s")]
+    with pytest.raises(ConfigError, match="would replace or change"):
+        cli.main(given)
+    assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["s.partial", "s.partial.json"])
+def test_a_users_file_in_the_place_of_a_part_is_kept(name: str, model: Path) -> None:
+    given = argv(model, [{"prompt": "a?", "response": "one"}])
+    (model.parent / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=f"{name} exists and was not written by"):
+        cli.main(given)
+    assert (model.parent / name).read_text() == '{"mine": 1}'

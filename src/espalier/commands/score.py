@@ -17,7 +17,7 @@ from espalier.assembly.scorer import Scorer
 from espalier.config.sections import ScoreConfig
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
-from espalier.data.files.content import content_hash, content_key
+from espalier.data.files.content import content_hash, content_key, split_place
 from espalier.data.read import READ_VERSION, Source, parse_sources
 from espalier.data.render.renderer import RENDER_VERSION
 from espalier.engines import processes
@@ -30,6 +30,9 @@ CHUNK = 64
 SHOWN = 5
 """Errors of rows that are printed."""
 
+_MARK = "espalier score"
+"""The field of OUT.partial.json by which the command knows its own."""
+
 Pins = dict[str, Any]
 
 
@@ -40,12 +43,14 @@ def run(config: ScoreConfig) -> None:
         raise ConfigError(f"out: {out} exists; choose another file, or give --overwrite", key="out")
     columns = Columns.parse(config.columns, config.ignore_columns)
     sources = [replace(s, default_format=config.format, columns=columns) for s in parse_sources(config.data)]
+    partial = Partial(out)
+    _refuse_inputs(config, partial, sources)
+    partial.refuse_foreign()
     console = Progress(0)
     scorer = Scorer(config, processes.pick_device())
     for note in scorer.loaded.notes:
         console.note(note)
     files.make_dir(out.parent)
-    partial = Partial(out)
     done = partial.open(pins(config, scorer, sources))
     if done:
         console.note(f"goes on with {partial.path}: {done:,} rows are scored")
@@ -59,6 +64,36 @@ def run(config: ScoreConfig) -> None:
     lost = f", {counts.without:,} answers or steps without (see `errors` there)" if counts.without else ""
     refused = f", {counts.refused:,} rows without (see `error` there)" if counts.refused else ""
     console.note(f"{out} holds {counts.rows:,} rows: {counts.scored:,} with scores{refused}{lost}{cut}")
+
+
+def _refuse_inputs(config: ScoreConfig, partial: Partial, sources: list[Source]) -> None:
+    """Raise ConfigError if a file that is written is one that is read, or would stand in a data folder."""
+    given = [*(("data", source.path) for source in sources), ("template", config.template)]
+    models = [(name, path) for name, path in (("model", config.model), ("adapter", config.adapter)) if path]
+    for path in (partial.out, partial.path, partial.pinned):
+        for name, text in (*given, *models):
+            # A folder may name its part.
+            candidates = {text, split_place(text)[0]} - {""}
+            for read in (Path(candidate).expanduser() for candidate in candidates):
+                inside = read.is_dir() and path.resolve().is_relative_to(read.resolve())
+                # Scores may stand beside a model's files, in place of none of them.
+                if inside and name in ("model", "adapter"):
+                    inside = path == partial.out and path.exists()
+                if inside or _same(path, read):
+                    raise ConfigError(
+                        f"out: {partial.out} would replace or change {name} {text} (it writes {path}); choose another "
+                        "file",
+                        key="out",
+                    )
+    if partial.out.is_dir():
+        raise ConfigError(f"out: {partial.out} is a folder; expected a file to write", key="out")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names lead to one file, also by links."""
+    if one.resolve() == other.resolve():
+        return True
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def pins(config: ScoreConfig, scorer: Scorer, sources: list[Source]) -> Pins:
@@ -127,16 +162,29 @@ class Partial:
         self.out, self.path = out, out.with_name(out.name + ".partial")
         self.pinned, self.other = out.with_name(out.name + ".partial.json"), False
 
+    def refuse_foreign(self) -> None:
+        """Raise ConfigError if files that this command did not write stand in its places."""
+        ours = self.pinned.is_file() and _MARK in (files.unsealed(self.pinned.read_bytes()) or {})
+        for path in (self.path, self.pinned):
+            if os.path.lexists(path) and (not ours or path.is_symlink() or not path.is_file()):
+                raise ConfigError(
+                    f"out: {path} exists and was not written by `espalier score`, which would replace it; move it "
+                    "away, or choose another out",
+                    key="out",
+                )
+
     def open(self, pins: Pins) -> int:
         """How many rows are scored: those of whole chunks, if they follow from the same; others are thrown away."""
-        text = files.json_text(pins)
+        text = files.sealed({_MARK: 1, **pins})
         done = 0
         if self.path.is_file() and self.pinned.is_file() and self.pinned.read_text(encoding="utf-8") == text:
             done = self._whole_chunks()
         else:
             self.other = self.path.is_file()
-            self.path.write_bytes(b"")
+            # In this order a kill leaves no lines without what they follow from.
+            self.path.unlink(missing_ok=True)
             files.write_atomic(self.pinned, text)
+            self.path.write_bytes(b"")
         return done
 
     def _whole_chunks(self) -> int:
