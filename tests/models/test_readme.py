@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapters import save_base
 from espalier.config.sections import ModelConfig
 from espalier.models.export import export
 from espalier.models.load import load_model
@@ -52,7 +53,7 @@ def test_every_kind_of_readme_runs(tmp_path: Path) -> None:
     assert "`<|im_end|>` = 4 or `</s>` = 2" in (plain / README).read_text()
     run(plain)
     alone = causal(base, tmp_path / "adapter", lora_rank=2, add_tokens=("<|new|>",), export="adapter")
-    assert "resize_token_embeddings(" in code(alone) or "grow" not in (alone / README).read_text()
+    assert ", mean_resizing=False)" in code(alone) or "grow" not in (alone / README).read_text()
     assert str(tmp_path) not in (alone / README).read_text()
     run(alone, base)
 
@@ -68,3 +69,9 @@ def test_a_users_readme_is_kept(tmp_path: Path, own: str) -> None:
     (out / README).write_text("mine" if own == "mine" else first + "mine")
     causal(base, out)
     assert (out / README).read_text().endswith("mine")
+
+
+def test_new_rows_of_an_adapters_base_are_drawn_from_no_old_ones(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", vocab_size=102)
+    alone = causal(Path(base), tmp_path / "adapter", lora_rank=2, add_tokens=("<|new|>",), export="adapter")
+    assert "model.resize_token_embeddings(103, mean_resizing=False)" in code(alone)

@@ -139,7 +139,7 @@ class _Writer:
             f'model = {auto}.from_pretrained(base, dtype="auto")',
         ]
         if self.facts.rows:
-            lines.append(f"model.resize_token_embeddings({self.facts.rows})")
+            lines.append(f"model.resize_token_embeddings({self.facts.rows}, mean_resizing=False)")
         return [*lines, "model = PeftModel.from_pretrained(model, folder).eval()"]
 
     def _answer(self) -> list[str]:
