@@ -31,7 +31,7 @@ from espalier.data.proposal import proposal
 from espalier.errors import ConfigError, RowError, nearest
 from espalier.types import Consumes, Example, Origin
 
-READ_VERSION = 9
+READ_VERSION = 10
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""

@@ -1,16 +1,24 @@
 """What stands beside a conversation is part of it, in every format that has a prompt."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conversations import one, turns
+from espalier.data.columns.ledger import Ledger
 from espalier.data.formats import convert, sniff
-from espalier.errors import RowError
+from espalier.data.read import Source, read
+from espalier.errors import DataError, RowError
 from espalier.types import Chat, Message, Origin, Ranking
 
 ASK = [{"role": "user", "content": "Why?"}]
 SAY = [*ASK, {"role": "assistant", "content": "So."}]
+THOUGHT = "Rain falls from clouds, and whatever falls from clouds is wet, so that whoever stands in it is wet as well."
+OTHER_THOUGHT = (
+    "Clouds are made of small drops that fall once they grow heavy enough, which people below them call rain."
+)
 
 
 @pytest.mark.parametrize("key", ["system", "system_prompt", "custom_system_prompt"])
@@ -115,6 +123,42 @@ def test_reasoning_beside_an_answer_goes_before_it_and_a_switch_does_not() -> No
     for key in ("reasoning", "thinking", "Complex_CoT"):
         assert one("prompt", row | {key: "Rain is wet."}).messages[1] == Message("assistant", "So.", "Rain is wet.")
     assert one("prompt", row | {"reasoning": "on"}).messages[1] == Message("assistant", "So.")
+    assert one("prompt", row | {"reasoning": ["Rain is wet."]}).messages[1].reasoning == "Rain is wet."
+
+
+@pytest.mark.parametrize("switch", ["on", "off", True, False, "", 1, ["on"]])
+def test_reasoning_is_found_behind_a_switch(switch: Any, tmp_path: Path) -> None:
+    for row in ({"prompt": "Why?", "response": "So."}, {"instruction": "Why?", "output": "So."}):
+        ledger, found = _read(tmp_path, row | {"reasoning": switch, "thinking": THOUGHT})
+        assert found.messages[1] == Message("assistant", "So.", THOUGHT)
+        assert "thinking" in ledger.read and "reasoning" not in ledger.read and not ledger.dropped
+
+
+@pytest.mark.parametrize(
+    "value", [[THOUGHT, OTHER_THOUGHT], {"content": THOUGHT}, [{"text": THOUGHT}], [[THOUGHT, OTHER_THOUGHT]]]
+)
+@pytest.mark.parametrize("beside", [{}, {"thinking": "Rain is wet."}, {"reasoning_content": "on"}])
+def test_reasoning_that_is_not_one_text_refuses_the_source(value: Any, beside: dict[str, str], tmp_path: Path) -> None:
+    ledger, found = _read(tmp_path, {"prompt": "Why?", "response": "So.", "reasoning": value} | beside)
+    assert found.messages[1].reasoning == (beside.get("thinking"))
+    assert "reasoning" not in ledger.read
+    with pytest.raises(DataError, match="leaves out reasoning"):
+        ledger.refuse("rows.jsonl")
+
+
+def test_a_second_reasoning_that_differs_refuses_the_source(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "response": "So.", "reasoning": THOUGHT}
+    assert not _read(tmp_path, row | {"thinking": THOUGHT})[0].dropped
+    assert list(_read(tmp_path, row | {"thinking": OTHER_THOUGHT})[0].dropped) == ["thinking"]
+
+
+def _read(folder: Path, row: dict[str, Any]) -> tuple[Ledger, Chat]:
+    """What is read of a row, and what it becomes."""
+    path, ledger = folder / "rows.jsonl", Ledger()
+    path.write_text(json.dumps(row), encoding="utf-8")
+    (found,) = read(Source(str(path)), ledger)
+    assert isinstance(found, Chat)
+    return ledger, found
 
 
 def test_turns_may_be_the_json_of_a_list_have_capitals_or_hold_two_at_once() -> None:

@@ -81,3 +81,31 @@ def test_all_rows_decide_what_zeros_mean(tmp_path: Path) -> None:
 def test_a_number_under_a_further_name_is_no_verdict(tmp_path: Path) -> None:
     found, notes = chats(tmp_path / "a.jsonl", [ASK | {"num_correct": 0}, ASK | {"grade": 0}])
     assert len(found) == 2 and not notes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("email_verified", "prompt_safe", "license_accepted", "question_is_valid", "user_verified", "author-verified"),
+        *("model_terms_accepted", "answer_source_verified", "prompt_judge_verdict", "phone_verified", "problem_valid"),
+    ],
+)
+def test_a_verdict_on_another_thing_than_the_answer_is_left_unread(name: str, tmp_path: Path) -> None:
+    path, ledger = tmp_path / "a.jsonl", Ledger()
+    for row in (ASK, {"instruction": "1 + 1?", "output": "2"}):
+        path.write_text(json.dumps(row | {name: False}))
+        ledger = Ledger()
+        assert len(list(read(Source(str(path)), ledger))) == 1
+        assert not ledger.notes and name in ledger.unread
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("judge_correct", "gpt4_judge_verdict", "answer_is_correct", "all_tests_passed", "Response Safe"),
+        *("correctness_math_verify", "llm-as-judge-verdict", "code_passed", "is_right", "success", "answer_1_valid"),
+    ],
+)
+def test_a_verdict_on_the_answer_or_of_a_judge_counts(name: str, tmp_path: Path) -> None:
+    found, notes = chats(tmp_path / "a.jsonl", [ASK | {name: False}])
+    assert not found and notes == {wrong.SKIPPED: 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 from espalier.data.columns.contents import decoded
 from espalier.data.columns.names import GROUPS
+from espalier.data.columns.watched import peek
 from espalier.data.formats import transcripts
 from espalier.data.formats.common import (
     TOOLS,
@@ -129,18 +130,27 @@ def pair_of(turn: Fields, field: str) -> list[Message]:
 
 
 def answer_of(row: Fields, text: str) -> Message:
-    """The assistant's message of a text, with the reasoning that stands in a column of its own. Raises RowError."""
-    key = first_key(row, REASONINGS)
-    if key is None:
-        return Message("assistant", text)
-    value = row[key]
-    # Several attempts at one answer: a list of one is that one.
+    """The assistant's message of a text, with the reasoning that stands in a column of its own: the first of REASONINGS
+    that has one. Others are left unread, so that they are listed or refuse the source."""
+    for name in REASONINGS:
+        # Asked for one by one: reasoning under a further name is not the same.
+        key = first_key(row, (name,))
+        found = None if key is None else _reasoning(peek(row, key))
+        if key is None or found is None:
+            continue
+        # Looked up, so that it counts as read.
+        row.get(key)
+        return Message("assistant", text, reasoning=None if found.strip() in text else found)
+    return Message("assistant", text)
+
+
+def _reasoning(value: Any) -> str | None:
+    """The text of a reasoning, or of a list of one; None for a switch, several attempts and what else is no text."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    # A switch for the reasoning is not the reasoning.
-    if not isinstance(value, str) or value.strip().lower() in SWITCHES or value.strip() in text:
-        return Message("assistant", text)
-    return Message("assistant", text, reasoning=value)
+    if not isinstance(value, str) or not value.strip() or value.strip().lower() in SWITCHES:
+        return None
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------- contexts

@@ -22,6 +22,26 @@ ENDINGS = frozenset(
     )
 )
 """Last words of further columns that say so, with false or a word; their numbers may be anything."""
+JUDGED = frozenset(
+    (
+        *("answer", "answers", "response", "responses", "reply", "solution", "solutions", "output", "outputs"),
+        *("completion", "completions", "generation", "generations", "prediction", "pred", "attempt", "rollout"),
+        *("trajectory", "assistant", "result", "results", "final", "code", "proof", "reasoning", "rationale", "cot"),
+        *("step", "steps", "judge", "judges", "judged", "judgement", "judgment", "grader", "graded", "verifier"),
+        *("verify", "checker", "evaluator", "evaluation", "eval", "math", "test", "tests", "model", "llm", "gpt"),
+        *("reward", "rm", "execution", "exec", "compile", "correctness", "exact", "match"),
+    )
+)
+"""Words of an answer or a judge, one of which stands before such a last word."""
+OTHER_THINGS = frozenset(
+    (
+        *("prompt", "prompts", "question", "questions", "query", "problem", "instruction", "input", "user", "author"),
+        *("email", "mail", "phone", "account", "identity", "age", "license", "licence", "terms", "consent", "payment"),
+        *("source", "link", "url", "annotator", "worker", "customer", "owner"),
+    )
+)
+"""Words of what is not the answer: a verdict on them says nothing of it."""
+_FILLERS = ("is", "are", "was", "were", "not", "as", "all", "the", "has", "been")
 ONE_ANSWER = (*(form.name for form in CHATS if form.name != "text"), "completion", "labels")
 """Formats of one answer, which its row may call wrong."""
 CLASSES = ("label", "correctness")
@@ -50,7 +70,7 @@ class Verdicts:
 
 def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
     """Which column calls the answer of a row wrong: one of VERDICTS with false, 0 or a word such as "no", or another
-    one whose name ends in one of ENDINGS with false or a word; None if none does.
+    one that `is_ending` with false or a word; None if none does.
 
     Numbers under the names in `graded` are no verdicts.
 
@@ -74,8 +94,17 @@ def verdict(row: Fields, graded: frozenset[str] = frozenset()) -> str | None:
 
 @lru_cache(1024)
 def is_ending(key: str) -> bool:
-    """Whether the last word of a column's name is one of ENDINGS."""
-    return key.lower().replace("-", "_").replace(" ", "_").rpartition("_")[2] in ENDINGS
+    """Whether a column's name ends in one of ENDINGS, alone or behind a word of JUDGED, and names no other thing.
+
+    >>> is_ending("math_verify"), is_ending("final_answer_is_valid"), is_ending("verdict"), is_ending("email_verified")
+    (True, True, True, False)
+    """
+    *before, last = key.lower().replace("-", "_").replace(" ", "_").split("_")
+    if last not in ENDINGS:
+        return False
+    stems = [word.rstrip("0123456789") for word in before]
+    words = [stem for stem in stems if stem and stem not in _FILLERS]
+    return not words or (words[-1] in JUDGED and OTHER_THINGS.isdisjoint(words))
 
 
 def _is_bad(value: Any, *, numbers: bool) -> bool:
