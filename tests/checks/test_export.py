@@ -154,6 +154,54 @@ def test_sources_in_bfloat16_pass(place: Place, ran: Ran) -> None:
         assert ran(command, out, "--data", data, *flags, model=model).startswith("export: pass")
 
 
+def with_template(place: Place, name: str, template: str) -> str:
+    """A tiny model whose tokenizer has a template."""
+    folder = Path(place.save("llama", name))
+    tiny_tokenizer(template=template).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+SAME = "row 1 scores the same as plain text"
+
+
+def test_a_reward_model_is_read_as_its_template_was_trained(place: Place, ran: Ran) -> None:
+    """The date is the fixed one, and names are those that the run and the row give."""
+    rows = pairs(24, seed=2)
+    data = place.data("pairs", rows)
+    dated = with_template(place, "dated", "{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    assert SAME in ran("reward", "dated-run", "--data", data, model=dated)
+    assert "the date was fixed to" in (place.folder / "dated-run" / "model" / "README.md").read_text()
+    toned = with_template(place, "toned", "{% if tone is defined %}{{ tone }}{% endif %}" + TEMPLATE)
+    assert SAME in ran("reward", "toned-run", "--data", data, "--template-args", "tone=kind", model=toned)
+    given = place.data("given", [{**row, "chat_template_kwargs": {"tone": "calm"}} for row in rows])
+    assert SAME in ran("reward", "given-run", "--data", given, model=toned)
+
+
+def test_a_reward_model_is_read_with_turns_as_they_were_merged(place: Place, ran: Ran) -> None:
+    rows = []
+    for row in pairs(24, seed=2):
+        prompt = [{"role": role, "content": f"{role} {row['prompt']}"} for role in ("system", "user", "user")]
+        rows.append({**row, "prompt": prompt})
+    data = place.data("merged", rows)
+    assert SAME in ran("reward", "merged-run", "--data", data, "--merge-system", "--merge-turns")
+
+
+def test_a_first_response_that_was_dropped_is_not_read(place: Place, ran: Ran) -> None:
+    rows = lists(24, seed=4)
+    for row in rows:
+        row["scores"][0] = None
+    assert SAME in ran("reward", "first-dropped", "--data", place.data("dropped", rows))
+
+
+def test_what_a_trained_question_ends_in_is_no_stop_token(place: Place, ran: Ran) -> None:
+    rows = []
+    for row in pairs(24, seed=1):
+        turns = [("user", row["prompt"], 0.0), ("assistant", row["chosen"], 1.0), ("user", row["rejected"], 1.0)]
+        rows.append({"messages": [{"role": r, "content": text, "weight": weight} for r, text, weight in turns]})
+    assert ran("sft", "asked-last", "--data", place.data("asked", rows)).startswith("export: pass")
+
+
 # -------------------------------------------------------------------------------------------------------------- faults
 
 

@@ -15,20 +15,27 @@ from espalier.checks.raw_rows import claims, lines_of, raw_rows
 from espalier.data import formats
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
-from espalier.types import Chat, Message, Origin, Ranking, Response, Steps
-from tiny import tiny_tokenizer
+from espalier.types import Chat, Message, Origin, Ranking, Response, Steps, TrainOn
+from tiny import TEMPLATE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 WHY = Message("user", "Why is it?")
 
 
-def verdict(raw: dict[str, Any], example: Any, form: Form, label: float | None = None) -> str:
-    renderer = Renderer(TOKENIZER, form=form)
+def verdict(
+    raw: dict[str, Any],
+    example: Any,
+    form: Form,
+    label: float | None = None,
+    tokenizer: Any = TOKENIZER,
+    train_on: TrainOn = "assistant",
+) -> str:
+    renderer = Renderer(tokenizer, form=form, train_on=train_on)
     rendered = renderer.render(example)
     stored = [r.sample for r in rendered]
     if label is not None:
         stored = [replace(s, label=label) for s in stored]
-    found = claims(raw, Row(example, rendered, stored), TOKENIZER.decode, judged=True)
+    found = claims(raw, Row(example, rendered, stored), tokenizer.decode, judged=True, train_on=train_on)
     return raw_rows(found).verdict
 
 
@@ -51,6 +58,20 @@ def test_an_input_that_is_lost_is_seen() -> None:
     assert verdict(raw, chat("Add up b and c", "d e"), Form()) == "pass"
     assert verdict(raw, chat("Add up", "d e"), Form()) == "fail"
     assert verdict(raw, chat("Add up b and c", "f"), Form()) == "fail"
+
+
+def test_a_prompt_that_is_trained_too_is_looked_for_there() -> None:
+    raw = {"instruction": "Add up", "input": "b and c", "output": "d e"}
+    assert verdict(raw, chat("Add up b and c", "d e"), Form(), train_on="all") == "pass"
+    assert verdict(raw, chat("Add up", "d e"), Form(), train_on="all") == "fail"
+
+
+def test_reasoning_that_the_prompt_opens_is_no_part_of_what_is_trained() -> None:
+    thinks = tiny_tokenizer(template=TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>'"))
+    raw = {"instruction": "Add up", "input": "b and c", "output": "<think>one two</think>three"}
+    right, wrong = (chat("Add up b and c", f"<think>{text}</think>three") for text in ("one two", "one"))
+    assert verdict(raw, right, Form(), tokenizer=thinks) == "pass"
+    assert verdict(raw, wrong, Form(), tokenizer=thinks) == "fail"
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import pytest
 
 from adapters import save_base
 from espalier.config.sections import ModelConfig
+from espalier.data.render.turns import fixed_date
 from espalier.models.export import export
 from espalier.models.load import load_model
 from espalier.models.prepare import prepare
-from espalier.models.readme import README, edited
+from espalier.models.readme import README, Facts, edited, readme
 from reward_models import source, trained, write
+from tiny import TEMPLATE, tiny_tokenizer
 
 
 def code(folder: Path) -> str:
@@ -56,6 +58,12 @@ def test_every_kind_of_readme_runs(tmp_path: Path) -> None:
     assert ", mean_resizing=False)" in code(alone) or "grow" not in (alone / README).read_text()
     assert str(tmp_path) not in (alone / README).read_text()
     run(alone, base)
+
+
+def test_a_date_that_was_fixed_in_training_is_said() -> None:
+    dated = tiny_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    assert f"the date was fixed to {fixed_date('%Y-%m-%d')}" in readme(Facts("A", "reward model"), dated)
+    assert "date" not in readme(Facts("A", "reward model"), tiny_tokenizer())
 
 
 @pytest.mark.parametrize("own", ["mine", "edited"])

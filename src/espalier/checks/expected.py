@@ -77,7 +77,7 @@ class Plain:
         names = sorted(self.special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
-    def _variants(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def variants(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The names given to the template, with each switch for reasoning as it is, on and off."""
         source = str(self.tokenizer.get_chat_template())
         own = {**self.given, **given}
@@ -136,7 +136,7 @@ class Plain:
         lead = ""
         for call_form in FORMS if any(m.tool_calls for m in messages) else FORMS[:1]:
             asked = [as_dict(m) for m in call_form.written(messages[: index + 1])]
-            for values in self._variants(given):
+            for values in self.variants(given):
                 prompt = self.write(asked[:-1], tools, generate=True, **values)
                 text = self.write(asked, tools, **values)
                 if prompt is None or text is None or not text.startswith(prompt):
@@ -162,7 +162,7 @@ class Plain:
     ) -> Iterator[tuple[str, str]]:
         """(prompt, turn) of a turn that does not begin with its generation prompt: the same but for white space, or the
         prompt opens the reasoning. Reasoning stands behind that opening, an answer without any before it."""
-        for values in self._variants(given):
+        for values in self.variants(given):
             prompt = self.write(asked[:-1], tools, generate=True, **values)
             text = self.write(asked, tools, **values)
             if prompt is None or text is None:
@@ -274,7 +274,7 @@ class Plain:
             names: Collection[str] = self.special if message.role == "assistant" else {**self.special, **self.markup}
             neutral.append(as_dict(message, names))
         text = None
-        for values in self._variants(given):
+        for values in self.variants(given):
             text = self.write(neutral, tools, **values)
             if text is not None:
                 break

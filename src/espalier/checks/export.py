@@ -13,16 +13,22 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from espalier.checks.expected import Plain, as_dict
 from espalier.checks.exported import Exported, Unloadable, room_for
 from espalier.checks.model import LAYOUT_LIMIT, one_by_one
 from espalier.checks.table import Outcome, failed, passed, skipped
+from espalier.data.render.bad_turns import usable
+from espalier.data.render.calls import FORMS
+from espalier.errors import RowError
 from espalier.types import Chat, Example, Message, Ranking, Sample, Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from espalier.assembly.session import Session
-    from espalier.checks.evidence import Evidence
+    from espalier.checks.evidence import Evidence, Row
+    from espalier.data.render.drafts import Rendered
+    from espalier.data.render.renderer import Renderer
 
 SAMPLES = 2
 AMONG = 16
@@ -40,8 +46,8 @@ def check_export(evidence: Evidence) -> Outcome:
     session, chosen = evidence.session, evidence.chosen
     assert chosen is not None
     folder = Path(session.config.loop.out) / "model"
-    rows = [(row.example, row.stored) for row in islice(evidence.few_rows(), AMONG)]
-    samples = _shortest([s for _, stored in rows for s in stored])
+    rows = list(islice(evidence.few_rows(), AMONG))
+    samples = _shortest([s for row in rows for s in row.stored])
     if not samples:
         return skipped("no row to compare on", LIMIT)
     said = _said(session, samples)  # every rank takes part
@@ -56,8 +62,8 @@ def check_export(evidence: Evidence) -> Outcome:
         return failed(f"transformers cannot load it: {error}", LIMIT, _WAY_OUT.format(folder=folder))
     faults = [
         *_checkpoint_faults(session, chosen),
-        *_tokenizer_faults(session, exported, [example for example, _ in rows]),
-        *_stop_faults(session, exported, samples),
+        *_tokenizer_faults(session, exported, [row.example for row in rows]),
+        *_stop_faults(session, exported, samples, _answer_ends(rows)),
     ]
     numbers = _compared(session, exported, samples, said)
     if numbers.apart > numbers.limit or numbers.apart != numbers.apart:
@@ -262,15 +268,24 @@ def _written(tokenizer: Any, chat: Chat) -> str | Exception:
         return error
 
 
-def _stop_faults(session: Session, exported: Exported, samples: Sequence[Sample]) -> Iterator[str]:
+def _answer_ends(rows: Sequence[Row]) -> set[int]:
+    """The last trained tokens of the shortest samples that end in a trained answer, not in a question with a weight."""
+    ending = []
+    for rendered in (r for row in rows for r in row.rendered):
+        trained = [i for i, is_trained in enumerate(rendered.sample.mask) if is_trained]
+        answers = {span.end for span in rendered.spans if span.role == "assistant" and span.trained}
+        if rendered.sample.stop == "stop" and trained and trained[-1] + 1 in answers:
+            ending.append((len(rendered.sample), rendered.sample.tokens[trained[-1]]))
+    return {token for _, token in sorted(ending)[:SAMPLES]}
+
+
+def _stop_faults(
+    session: Session, exported: Exported, samples: Sequence[Sample], answer_ends: set[int]
+) -> Iterator[str]:
     """Whether every token that ends an answer in training ends a generation, and whether the pad token is another one
     in a model that is read at the last token which is not pad."""
-    trained = set()
     # If everything is trained, what a template writes behind the last turn is, too.
-    if session.renderer.train_on != "all":
-        for s in samples:
-            if s.stop == "stop" and any(s.mask):
-                trained.add(s.tokens[max(i for i, m in enumerate(s.mask) if m)])
+    trained = answer_ends if session.renderer.train_on != "all" else set()
     ends = {*session.renderer.stop_ids, *trained}
     if session.traits.says == "reads":
         last = {s.tokens[-1] for s in samples if s.stop == "stop"}
@@ -288,27 +303,54 @@ def _stop_faults(session: Session, exported: Exported, samples: Sequence[Sample]
 # ------------------------------------------------------------------------------------------- scores from text alone
 
 
-def _plain_faults(
-    session: Session, exported: Exported, rows: Sequence[tuple[Example, list[Sample]]], limit: float
-) -> tuple[list[str], str]:
-    """What a reward model says of the first row's text, as transformers writes, encodes and reads it by itself, against
-    what it says of the row's sample: faults, and a note."""
+def _plain_faults(session: Session, exported: Exported, rows: Sequence[Row], limit: float) -> tuple[list[str], str]:
+    """What a reward model says of the first answer's text, as the exported template writes it and transformers encodes
+    and reads it by itself, against what it says of the answer's sample: faults, and a note."""
     if session.traits.consumes != "ranking" or session.traits.says != "reads":
         return [], ""
-    for example, stored in rows:
-        chat = as_chat(example)
-        text = None if chat is None else _written(exported.tokenizer, chat)
-        if not isinstance(text, str) or stored[0].stop != "stop":
-            continue
-        ids = exported.encode(text)
-        sample = next((s for s in stored if s.tokens[: s.reads[0] + 1] == ids), None)
-        if sample is not None:
-            apart = _largest(exported.numbers([sample]) - exported.logits(ids))
-            if apart > limit:
-                return [f"row 1 scores {apart:.1e} apart as text and as tokens: it is read at another token"], ""
-            return [], "row 1 scores the same as plain text"
-        decoded = [exported.tokenizer.decode(s.tokens[: s.reads[0] + 1]) for s in stored]
-        if exported.tokenizer.decode(ids) in decoded:
-            return [], "row 1 is split into other tokens as plain text, where prompt and answer meet"
-        return [f"row 1 as plain text is not what was scored: {text[-60:]!r}, {decoded[0][-60:]!r} in training"], ""
+    plain = Plain(exported.tokenizer, (), session.renderer.form.turns.template_values)
+    shown = exported.tokenizer.decode
+    for row in rows:
+        for rendered, s in zip(row.rendered, row.stored, strict=True):
+            texts = plain_texts(plain, session.renderer, row.example, rendered)
+            if s.stop != "stop" or not texts:
+                continue
+            scored = s.tokens[: s.reads[0] + 1]
+            encoded = [exported.encode(text) for text in texts]
+            if scored in encoded:
+                apart = _largest(exported.numbers([s]) - exported.logits(scored))
+                if apart > limit:
+                    return [f"row 1 scores {apart:.1e} apart as text and as tokens: it is read at another token"], ""
+                return [], "row 1 scores the same as plain text"
+            own = shown(scored)
+            if own in map(shown, encoded):
+                return [], "row 1 is split into other tokens as plain text, where prompt and answer meet"
+            return [f"row 1 as plain text is not what was scored: {texts[0][-60:]!r}, {own[-60:]!r} in training"], ""
     return [], ""
+
+
+def plain_texts(plain: Plain, renderer: Renderer, example: Example, rendered: Rendered) -> list[str]:
+    """What the template may write of a prompt with one of its answers, first as it writes it by default; empty if turns
+    are used in a way that only the renderer knows."""
+    if not isinstance(example, Ranking) or rendered.response is None or plain.tokenizer.chat_template is None:
+        return []
+    turns = renderer.form.turns
+    prompt = [replace(message, weight=0.0) for message in example.prompt]
+    try:
+        fitting = usable([*prompt, replace(rendered.response.message, weight=1.0)], turns, renderer.train_on)
+    except RowError:
+        return []
+    contents = [message.content for message in fitting.messages]
+    # Some of these strings are left out, where they stand at the edges of answers.
+    if turns.parse_control and any(name in content for name in plain.special for content in contents):
+        return []
+    if fitting.leading:  # whether such turns are kept depends on the template
+        return []
+    texts = []
+    for form in FORMS if any(message.tool_calls for message in fitting.messages) else FORMS[:1]:
+        messages = [as_dict(message) for message in form.written(fitting.messages)]
+        for values in plain.variants(example.template_args):
+            text = plain.write(messages, example.tools, **values)
+            if text is not None:
+                texts.append(text)
+    return texts

@@ -6,19 +6,21 @@ The readers have no part in it: lines are parsed here once more.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.table import Outcome, failed, passed, skipped
-from espalier.types import Chat, Ranking, Sample, Steps
+from espalier.types import Chat, Ranking, Sample, Steps, TrainOn
 
 if TYPE_CHECKING:
     from espalier.checks.evidence import Evidence, Row
 
 LINES = 256
 """Lines of a file that are parsed."""
+_THOUGHT = re.compile("</?think>")
 Decode = Callable[[list[int]], str]
 Claim = tuple[str, bool]
 """What a row says of its samples, and whether it holds."""
@@ -29,6 +31,7 @@ def check_raw_rows(evidence: Evidence) -> Outcome:
     session = evidence.session
     tokenizer = session.model.loaded.tokenizer
     plain = not session.config.preference.flip and session.config.labels.supervision == "process"
+    train_on = session.renderer.train_on
     by_name: dict[str, list[Row]] = {}
     for row in evidence.rows:
         by_name.setdefault(row.example.origin.source, []).append(row)
@@ -42,7 +45,7 @@ def check_raw_rows(evidence: Evidence) -> Outcome:
         for row in by_name.get(source.name, []):
             raw = lines.get(row.example.origin.line)
             if raw is not None:
-                found += claims(raw, row, lambda ids: str(tokenizer.decode(ids)), judged=plain)
+                found += claims(raw, row, lambda ids: str(tokenizer.decode(ids)), judged=plain, train_on=train_on)
     return raw_rows(found)
 
 
@@ -73,10 +76,12 @@ def lines_of(path: Path) -> dict[int, dict[str, Any]]:
     return lines
 
 
-def claims(raw: Mapping[str, Any], row: Row, decode: Decode, *, judged: bool) -> Iterator[Claim]:
+def claims(
+    raw: Mapping[str, Any], row: Row, decode: Decode, *, judged: bool, train_on: TrainOn = "assistant"
+) -> Iterator[Claim]:
     """What the columns of a raw row say of its samples. judged: labels are as the row states them."""
     where = str(row.example.origin)
-    yield from _instruction(raw, row, decode, where)
+    yield from _instruction(raw, row, decode, where, train_on)
     if isinstance(row.example, Steps) and judged:
         yield from _steps(raw, row.stored[0], where)
     chosen, rejected = _last_text(raw.get("chosen")), _last_text(raw.get("rejected"))
@@ -88,16 +93,22 @@ def claims(raw: Mapping[str, Any], row: Row, decode: Decode, *, judged: bool) ->
         yield f"{where}: the label is {raw['label']}", row.stored[0].label == float(raw["label"])
 
 
-def _instruction(raw: Mapping[str, Any], row: Row, decode: Decode, where: str) -> Iterator[Claim]:
-    """Instruction and input stand in the prompt, and the output in what is trained."""
+def _instruction(raw: Mapping[str, Any], row: Row, decode: Decode, where: str, train_on: TrainOn) -> Iterator[Claim]:
+    """Instruction and input stand in the prompt, and the output in what is trained. If everything is trained, all of
+    them stand there."""
     columns = [raw.get(name) for name in ("instruction", "input", "output")]
     whole = [s for s in row.stored if s.stop != "length"]
     if not all(isinstance(text, str) for text in columns) or not isinstance(row.example, Chat) or len(whole) != 1:
         return
-    prompt, trained = (_squash(decode(_side(whole[0], side))) for side in (False, True))
-    for name, place in (("instruction", prompt), ("input", prompt), ("output", trained)):
-        where_to = "the prompt" if place is prompt else "what is trained"
-        yield f"{where}: {name} is not in {where_to}", _squash(str(raw[name])) in place
+    trained = _squash(decode(_side(whole[0], True)))
+    prompt, where_to = _squash(decode(_side(whole[0], False))), "the prompt"
+    if train_on == "all":
+        prompt, where_to = trained, "what is trained"
+    for name in ("instruction", "input"):
+        yield f"{where}: {name} is not in {where_to}", _squash(str(raw[name])) in prompt
+    # Templates write reasoning in marks of their own, and a generation prompt may open it.
+    parts = _THOUGHT.split(str(raw["output"]))
+    yield f"{where}: output is not in what is trained", all(_squash(part) in trained for part in parts)
 
 
 def _steps(raw: Mapping[str, Any], s: Sample, where: str) -> Iterator[Claim]:

@@ -12,6 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 README = "README.md"
+FIXED_DATE = "2024-07-26"
+"""What training gives to templates that write the date of today."""
 _MARK = re.compile(r"<!-- written by Espalier; a README that was edited is kept: ([0-9a-f]{16}) -->\n")
 _PROBE = [{"role": "user", "content": "Zqu"}, {"role": "assistant", "content": "Zqa"}]
 
@@ -173,7 +175,16 @@ class _Writer:
             "Write conversations with the tokenizer's own chat template (`chat_template.jinja`). One question with one "
             f"answer becomes\n\n{_block(self.rendered)}\n\n"
             "`add_generation_prompt=True` ends the text where an answer begins. Encode it with "
-            "`add_special_tokens=False`." + self._bos_note()
+            "`add_special_tokens=False`." + self._bos_note() + self._date_note()
+        )
+
+    def _date_note(self) -> str:
+        """A sentence for templates that write the date of today."""
+        if "strftime_now" not in str(self.tokenizer.chat_template):
+            return ""
+        return (
+            f" The template may write the date of today. In training the date was fixed to {FIXED_DATE}, so that the "
+            "model saw no other: put that one in its place to ask or score as in training."
         )
 
     def _bos_note(self) -> str:
