@@ -187,6 +187,16 @@ def test_a_reward_model_is_read_with_turns_as_they_were_merged(place: Place, ran
     assert SAME in ran("reward", "merged-run", "--data", data, "--merge-system", "--merge-turns")
 
 
+def test_prompts_that_open_reasoning_do_not_stop_a_reward_model(place: Place, ran: Ran) -> None:
+    template = TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'")
+    thinks = with_template(place, "thinks", template)
+    rows = pairs(24, seed=2)
+    for row in rows:
+        row.update(chosen=f"<think>so</think>{row['chosen']}", rejected=f"<think>so</think>{row['rejected']}")
+    said = ran("reward", "thinks-run", "--data", place.data("thinking", rows), model=thinks)
+    assert said.startswith("export: pass")
+
+
 def test_a_first_response_that_was_dropped_is_not_read(place: Place, ran: Ran) -> None:
     rows = lists(24, seed=4)
     for row in rows:

@@ -225,6 +225,10 @@ class Plain:
             if i in self.known:
                 yield text + name
 
+    def opens_thought(self, prompt: str) -> bool:
+        """Whether a prompt ends in an opening of reasoning."""
+        return self._opening_of_thought(prompt) is not None
+
     def _opening_of_thought(self, prompt: str) -> int | None:
         """Where the opening of reasoning starts in which a prompt ends; None if it ends in something else."""
         for match in _THINKS.finditer(prompt):

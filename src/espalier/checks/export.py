@@ -351,6 +351,9 @@ def plain_texts(plain: Plain, renderer: Renderer, example: Example, rendered: Re
         messages = [as_dict(message) for message in form.written(fitting.messages)]
         for values in plain.variants(example.template_args):
             text = plain.write(messages, example.tools, **values)
-            if text is not None:
+            asked = plain.write(messages[:-1], example.tools, generate=True, **values) or ""
+            # Where the prompt opens reasoning that the turn does not begin with, training puts them together.
+            apart = text is not None and plain.opens_thought(asked) and not text.startswith(asked)
+            if text is not None and not apart:
                 texts.append(text)
     return texts
