@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,15 +224,17 @@ def disk_full(error: BaseException) -> bool:
     return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
-def copy_dir(source: Path, target: Path) -> None:
-    """Make `target` a copy of the folder `source`: written beside, flushed, renamed into place. Raises OSError, with
-    nothing left behind."""
+def copy_dir(source: Path, target: Path, prepare: Callable[[Path], None] | None = None) -> None:
+    """Make `target` a copy of the folder `source`: written beside, changed there by `prepare`, flushed, renamed into
+    place. Raises OSError, with nothing left behind."""
     partial = beside(target, PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
     make_dir(target.parent)
     try:
         shutil.copytree(source, partial)
+        if prepare is not None:
+            prepare(partial)
         fsync_tree(partial)
         replace_dir(partial, target)
     except BaseException:

@@ -250,3 +250,16 @@ def test_inspect_sample_and_export(model: str, data: str, tmp_path: Path, capsys
     assert cli.main(["export", "--run", model, "--out", str(tmp_path / "copy")]) == 0
     assert (tmp_path / "copy" / "config.json").is_file()
     assert cli.main(["export", "--run", str(tmp_path)]) == 2
+
+
+def test_a_users_files_beside_the_model_are_kept(config: Any, tmp_path: Path, capsys: Any) -> None:
+    lora = {"lora_rank": 2}
+    folder = run.train(config(loop={"steps": 1}, model=lora))
+    (folder / "x.gguf").write_text("converted")
+    (folder / "notes.json").write_text("mine")
+    for steps, export in ((1, "adapter"), (1, "merged"), (2, "merged")):
+        more = config(loop={"steps": steps, "resume": True, "accept_changes": True}, model={**lora, "export": export})
+        assert run.train(more) == folder
+        assert (folder / "adapter_config.json").is_file() == (export == "adapter")
+        assert (folder / "x.gguf").read_text() == "converted" and (folder / "notes.json").read_text() == "mine"
+        assert "kept notes.json, x.gguf, which the export did not write" in " ".join(capsys.readouterr().out.split())

@@ -151,7 +151,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
 
     write()
     first = (out / "model.safetensors").read_bytes()
-    (out / "stale.txt").write_text("of the first export")
+    (out / "mine.txt").write_text("put there by a user")
     loaded.model.lm_head.weight.data += 1
     with monkeypatch.context() as broken:
         broken.setattr(
@@ -161,7 +161,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
             write()
     assert (out / "model.safetensors").read_bytes() == first
     write()
-    assert (out / "model.safetensors").read_bytes() != first and not (out / "stale.txt").exists()
+    assert (out / "model.safetensors").read_bytes() != first and (out / "mine.txt").exists()
     assert [p.name for p in out.parent.iterdir()] == ["model"]
     export(loaded.model, loaded.tokenizer, tmp_path / "silent", source_dtype=torch.float32, write=False)
     assert not (tmp_path / "silent").exists()

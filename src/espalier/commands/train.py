@@ -202,6 +202,7 @@ def _stopped(session: Session, finished: Finished, run: RunDir) -> Path:
 def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Put the chosen model in place; a model that scores is calibrated and judged first."""
     from espalier.checks.start import check_end
+    from espalier.models.own_files import kept_line
 
     assert finished.chosen is not None
     config, name, console = session.config, finished.chosen.name, session.console
@@ -217,6 +218,9 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
         _put_model(session, finished, run)
         if name != checkpoint.step_name(finished.state.step):
             session.learner.load(finished.chosen)
+    kept = kept_line(run.model) if session.main else ""
+    if kept:
+        console.note(kept)
     check_end(session, finished.chosen)
     why = f" ({finished.stopped})" if finished.stopped else ""
     best = finished.state.best_step
@@ -252,10 +256,15 @@ def _put_model(session: Session, finished: Finished, run: RunDir) -> None:
 
 
 def _copy_model(source: Path, target: Path) -> None:
-    """Put a checkpoint's model in place; a README there that a user wrote or edited stays."""
+    """Put a checkpoint's model in place; a README there that a user wrote or edited stays, and so do a user's files."""
+    from espalier.models.own_files import carrying
     from espalier.models.readme import README, edited
 
     kept = edited(target)
-    files.copy_dir(source, target)
-    if kept is not None:
-        files.write_atomic(target / README, kept)
+
+    def prepare(new: Path) -> None:
+        carrying(target)(new)
+        if kept is not None:
+            (new / README).write_bytes(kept)
+
+    files.copy_dir(source, target, prepare)

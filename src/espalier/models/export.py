@@ -20,6 +20,7 @@ from espalier.models.adapters import ADAPTER, adapter_state, has_adapter, merged
 from espalier.models.companions import copy_companions, readable_before_5
 from espalier.models.dropouts import NOISE_NAMES
 from espalier.models.load import quiet, read_differently
+from espalier.models.own_files import carrying
 from espalier.models.padding import Padding, choose_padding
 from espalier.models.readme import Facts, write_readme
 from espalier.models.stops import as_ids
@@ -54,8 +55,8 @@ def export(
     neither weights nor written anew are copied, and the tokenizer keeps its class (`companions`).
 
     Everything is written beside `folder`, flushed to disk, and put in place by a rename; an earlier export there is
-    replaced. On an OSError what stood there is untouched. The model is not changed. Under FSDP every rank calls this,
-    with `write` on one of them.
+    replaced, and files that a user put beside it stay (`own_files`). On an OSError what stood there is untouched. The
+    model is not changed. Under FSDP every rank calls this, with `write` on one of them.
 
     Raises ConfigError if `folder` holds something else, if there is no adapter to write alone, or if a scalar head
     would be left out of it.
@@ -160,6 +161,7 @@ def _replace(folder: Path, fill: Callable[[Path], None]) -> None:
     partial.mkdir()
     try:
         fill(partial)
+        carrying(folder)(partial)
         fsync_tree(partial)
         replace_dir(partial, folder)
     finally:
