@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adapters import X, lora, make_adapter, peft_logprobs, save_base, written_logprobs
+from adapters import X, logprobs, lora, make_adapter, peft_logprobs, save_base, written_logprobs
 from espalier.commands import main as cli
+from espalier.commands.export import _compared
+from espalier.config.sections import ModelConfig
+from espalier.errors import ModelError
 from espalier.loop.metrics import read_lines
+from espalier.models.load import load_model
 
 CHATS = [{"prompt": f"add {i}", "response": f"<|tool|>{i + 1}"} for i in range(12)]
 PAIRS = [{"prompt": f"add {i}", "chosen": f"<|tool|>{i + 1}", "rejected": f"{i}"} for i in range(12)]
@@ -67,6 +71,47 @@ def test_base_and_adapter_become_a_plain_model(dtype: torch.dtype, command: Comm
     code, said = command("export", "--model", base, "--adapter", adapter, "--out", out)
     assert code == 2 and f"out: {out} exists and is not empty" in said
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_base_with_code_of_its_own_is_merged_with_all_that_stands_beside_it(command: Command, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = make_adapter(base, lora(), tmp_path / "adapter")
+    expected = peft_logprobs(base, adapter)
+    (tmp_path / "base" / "LICENSE").write_text("terms")
+    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+    own(tmp_path / "base")
+    given = ("export", "--model", base, "--adapter", adapter, "--out", tmp_path / "out")
+    code, said = command(*given, "--trust-remote-code")
+    assert code == 0 and "read back by transformers" in said, said
+    assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file() and (tmp_path / "out" / "own.py").is_file()
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert torch.allclose(logprobs(read), expected, atol=3e-5)
+
+
+def own(folder: Path) -> None:
+    """Make a saved llama one whose classes are in a file beside its weights."""
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        'class OwnConfig(LlamaConfig):\n    model_type = "own_llama"\n\n\n'
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_written_model_that_does_not_load_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_base(tmp_path / "base")
+    loaded = load_model(ModelConfig(model=base))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("of a library")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", broken)
+    with pytest.raises(ModelError, match="was written, but transformers does not load it: ValueError: of a library"):
+        _compared(loaded, Path(base), False)
 
 
 def save_bfloat16(folder: Path) -> str:

@@ -138,6 +138,20 @@ def test_rows_that_no_tokenizer_names_are_refused(tmp_path: Path) -> None:
     assert continued(base, adapter, add_tokens=("<|a|>", "<|b|>")).tokenizer.encode("<|b|>") == [103]
 
 
+def test_the_model_that_was_given_is_the_base_of_what_is_exported(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    folder = make_adapter(base, lora(), tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    elsewhere = {**json.loads(settings.read_text()), "base_model_name_or_path": "/of/another/machine", "revision": "x"}
+    settings.write_text(json.dumps(elsewhere))
+    loaded = continued(base, folder)
+    out = tmp_path / "out"
+    export(loaded.model, loaded.tokenizer, out, source_dtype=torch.float32, adapter_only=True)
+    written = json.loads((out / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == base and written["revision"] is None
+    assert "another/machine" not in (out / "README.md").read_text()
+
+
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     adapter = make_adapter(base, lora(), tmp_path / "adapter")

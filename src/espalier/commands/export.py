@@ -93,13 +93,14 @@ def _merge(base: str, adapter: str, target: Path, trust_remote_code: bool) -> No
     loaded = load_merged(ModelConfig(model=base, adapter=adapter, trust_remote_code=trust_remote_code))
     for note in loaded.notes:
         print(note)
-    export(loaded.model, loaded.tokenizer, target, source_dtype=loaded.source_dtype)
-    print(_compared(loaded, target))
+    export(loaded.model, loaded.tokenizer, target, source_dtype=loaded.source_dtype, source=loaded.folder)
+    print(_compared(loaded, target, trust_remote_code))
     print(f"{target} holds {base} with {adapter} merged into it")
 
 
-def _compared(loaded: Loaded, folder: Path) -> str:
-    """What transformers alone makes of the written model, against the merged one in float32."""
+def _compared(loaded: Loaded, folder: Path, trust_remote_code: bool) -> str:
+    """What transformers alone makes of the written model, against the merged one in float32. Raises ModelError if it is
+    another one, or cannot be loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -107,8 +108,17 @@ def _compared(loaded: Loaded, folder: Path) -> str:
     from espalier.models.load import quiet
     from espalier.models.merge import TOLERANCE, difference
 
-    with quiet():
-        written = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    try:
+        with quiet():
+            written = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+    # What a folder raises that does not load is transformers' or the model's own code's affair.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(
+            f"{folder} was written, but transformers does not load it: {reason}. Do not use it before that is mended"
+        ) from error
     apart = difference(loaded.model, written)
     if loaded.source_dtype == torch.float32 and not apart <= TOLERANCE:
         raise ModelError(

@@ -6,6 +6,7 @@ docs/adapters.md says which adapters are continued, which must be merged first a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -169,6 +170,10 @@ def _settings(adapter: Adapter, config: ModelConfig, new_tokens: Sequence[int]) 
             f"add_tokens are tokens {sorted(missing)}, which adapter {config.adapter} does not "
             f"train. Merge it into its base ({adapter.merging(config.model)}), then start a new adapter"
         )
+    # What it was trained on may be named by another machine's path. Nothing is known of the model's revision.
+    folder = Path(config.model).expanduser()
+    settings.base_model_name_or_path = str(folder) if folder.is_dir() else config.model
+    settings.revision = None
     # Exports are written for inference, without gradients.
     settings.inference_mode = False
     # What it starts from is read from its file, and its own start may take long.
