@@ -133,6 +133,14 @@ def test_the_sources_stop_ids_stay_where_none_are_given(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+@pytest.mark.parametrize(("source", "expected"), [(None, [4]), (2, [4, 2]), ([2, 4], [4, 2])])
+def test_a_single_stop_id_joins_those_of_the_source(source: Any, expected: list[int], tmp_path: Path) -> None:
+    loaded = trained(tmp_path, "llama", torch.float32)
+    loaded.model.generation_config = GenerationConfig(eos_token_id=source)
+    export(loaded.model, loaded.tokenizer, tmp_path / "out", source_dtype=torch.float32, stop_ids=[4])
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == expected
+
+
 def test_large_models_are_sharded(tmp_path: Path) -> None:
     loaded = trained(tmp_path, "llama", torch.float32)
     out = tmp_path / "out"
