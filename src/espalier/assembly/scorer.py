@@ -91,22 +91,22 @@ class Scorer:
                 if isinstance(example, RowError):
                     raise example
                 line["line"] = example.origin.line
-                asked = self._asked(line, example)
+                answers = self._asked(line, example)
             except RowError as error:
                 line.setdefault("line", _line_of(error))
                 line["error"] = str(error)
                 continue
-            if asked.samples:
-                groups.append(asked.samples)
-                kept.append(asked)
+            if answers.samples:
+                groups.append(answers.samples)
+                kept.append(answers)
             else:
-                asked.fill([], self)
-        said = iter(self.forwards.say(groups, ["scores"], calibrated=True)) if groups else iter(())
-        for asked in kept:
-            cut = sum(s.stop == "length" for s in asked.samples)
+                answers.fill([], self)
+        outputs = iter(self.forwards.say(groups, ["scores"], calibrated=True)) if groups else iter(())
+        for answers in kept:
+            cut = sum(s.stop == "length" for s in answers.samples)
             if cut:
-                asked.line["cut"] = cut
-            asked.fill([next(said) for _ in asked.samples], self)
+                answers.line["cut"] = cut
+            answers.fill([next(outputs) for _ in answers.samples], self)
         return lines
 
     def named(self, scores: tuple[float, ...]) -> Any:
@@ -124,9 +124,9 @@ class Scorer:
             return _Asked(line, [rendered.sample], errors)
         if not isinstance(example, Ranking):
             raise RowError("no answer", got=f"a {type(example).__name__.lower()}", expected="a conversation or ranking")
-        found = [self._answer(example, place) for place in range(len(example.responses))]
-        samples = [sample for sample in found if isinstance(sample, Sample)]
-        return _Asked(line, samples, [None if isinstance(sample, Sample) else sample for sample in found])
+        answers = [self._answer(example, place) for place in range(len(example.responses))]
+        samples = [sample for sample in answers if isinstance(sample, Sample)]
+        return _Asked(line, samples, [None if isinstance(sample, Sample) else sample for sample in answers])
 
     def _answer(self, example: Ranking, place: int) -> Sample | str:
         """One answer as tokens, or why it cannot be scored. Each by itself: no other one has a part in its score."""
@@ -153,8 +153,8 @@ class _Asked:
 
     def fill(self, outputs: list[SampleOutputs], scorer: Scorer) -> None:
         """Enter what was said into the line: null where there is an error."""
-        said = iter(read for out in outputs for read in out.scores)
-        scores = [scorer.named(next(said)) if error is None else None for error in self.errors]
+        scored = iter(read for out in outputs for read in out.scores)
+        scores = [scorer.named(next(scored)) if error is None else None for error in self.errors]
         self.line["scores"] = scores
         if scorer.steps:
             known = [score for score in scores if score is not None]

@@ -135,23 +135,23 @@ class Plain:
         through: list[str] = []
         lead = ""
         for call_form in FORMS if any(m.tool_calls for m in messages) else FORMS[:1]:
-            asked = [as_dict(m) for m in call_form.written(messages[: index + 1])]
+            written = [as_dict(m) for m in call_form.written(messages[: index + 1])]
             for values in self.variants(given):
-                prompt = self.write(asked[:-1], tools, generate=True, **values)
-                text = self.write(asked, tools, **values)
+                prompt = self.write(written[:-1], tools, generate=True, **values)
+                text = self.write(written, tools, **values)
                 if prompt is None or text is None or not text.startswith(prompt):
                     continue
                 start = len(prompt)
-                left_out = self._header and self.write(asked[:-1], tools, **values) == prompt
+                left_out = self._header and self.write(written[:-1], tools, **values) == prompt
                 if left_out and text.startswith(self._header, start):
                     start += len(self._header)
-                ends = list(self._ends(asked, message, tools, values, text, start))
+                ends = list(self._ends(written, message, tools, values, text, start))
                 bodies += [squash(end[start:]) for end in ends]
                 through += [squash(self._unmarked(end)) for end in ends]
                 lead = max(lead, leading(text[start:]), key=len)
                 break
             else:
-                for prompt, turn in self._apart(asked, message, tools, given):
+                for prompt, turn in self._apart(written, message, tools, given):
                     bodies.append(squash(turn))
                     through.append(squash(self._unmarked(prompt + turn)))
                     lead = max(lead, leading(turn), key=len)

@@ -50,7 +50,7 @@ def check_export(evidence: Evidence) -> Outcome:
     samples = _shortest([s for row in rows for s in row.stored])
     if not samples:
         return skipped("no row to compare on", LIMIT)
-    said = _said(session, samples)  # every rank takes part
+    spoken = _said(session, samples)  # every rank takes part
     if not session.main:
         return skipped("checked by rank 0", LIMIT)
     reason = _not_checked(session)
@@ -65,7 +65,7 @@ def check_export(evidence: Evidence) -> Outcome:
         *_tokenizer_faults(session, exported, [row.example for row in rows]),
         *_stop_faults(session, exported, samples, _answer_ends(rows)),
     ]
-    numbers = _compared(session, exported, samples, said)
+    numbers = _compared(session, exported, samples, spoken)
     if numbers.apart > numbers.limit or numbers.apart != numbers.apart:
         faults.append(f"{numbers.shown}, expected at most {numbers.limit:.1e}")
     plain, note = _plain_faults(session, exported, rows, numbers.limit)

@@ -99,17 +99,17 @@ def check_order(evidence: Evidence) -> Outcome:
     sizes = []
     for number, chosen in enumerate([*opened.chosen, *[None] * len(opened.replay)]):
         sizes.append(len(_numbers(chosen, len(stores[number]))))
-    asked = [source.proportion for source in opened.sources]
+    proportions = [source.proportion for source in opened.sources]
     main = len(opened.main)
     replay = session.config.data.replay_fraction if opened.replay else 0.0
     epochs = 0.0 if loop.steps else loop.epochs
-    found = [
-        *_coverage(draws, sizes[:main], asked[:main], epochs, whole=len(draws) < LOOKED_AT),
-        *_shares(draws, sizes, asked, main, replay),
+    faults = [
+        *_coverage(draws, sizes[:main], proportions[:main], epochs, whole=len(draws) < LOOKED_AT),
+        *_shares(draws, sizes, proportions, main, replay),
         *_full(session),
     ]
     value = f"{len(draws):,} draws of {plan.steps:,} steps"
-    return order(value, found)
+    return order(value, faults)
 
 
 def order(value: str, faults: Sequence[str]) -> Outcome:

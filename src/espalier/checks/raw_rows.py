@@ -49,17 +49,17 @@ def check_raw_rows(evidence: Evidence) -> Outcome:
     return raw_rows(found)
 
 
-def raw_rows(found: Iterable[Claim]) -> Outcome:
+def raw_rows(checked: Iterable[Claim]) -> Outcome:
     """Whether all claims of rows hold."""
-    found = list(found)
+    checked = list(checked)
     limit = "as their columns say"
-    if not found:
+    if not checked:
         return skipped("no JSONL row whose columns say by name what they are", limit)
-    wrong = [about for about, holds in found if not holds]
+    wrong = [about for about, holds in checked if not holds]
     if wrong:
         way_out = f"First: {wrong[0]}. The reader took a column for another: name them with --columns, and report it."
-        return failed(f"{len(wrong)} of {len(found)} claims do not hold", limit, way_out)
-    return passed(f"{len(found)} claims of raw rows hold", limit)
+        return failed(f"{len(wrong)} of {len(checked)} claims do not hold", limit, way_out)
+    return passed(f"{len(checked)} claims of raw rows hold", limit)
 
 
 def lines_of(path: Path) -> dict[int, dict[str, Any]]:

@@ -242,16 +242,16 @@ def _put_model(session: Session, finished: Finished, run: RunDir) -> None:
     written under another `export`."""
     assert finished.chosen is not None
     source = finished.chosen / "model"
-    asked = session.config.model.export == "adapter"
+    adapter_only = session.config.model.export == "adapter"
     written = from_first((source / "adapter_config.json").is_file(), session.processes)
-    if written == asked:
+    if written == adapter_only:
         if session.main:
             _copy_model(source, run.model)
         return
     if finished.chosen.name != checkpoint.step_name(finished.state.step):
         session.learner.load(finished.chosen)
     session.learner.export(run.model)
-    kind = "the adapter alone" if asked else "merged weights"
+    kind = "the adapter alone" if adapter_only else "merged weights"
     session.console.note(f"{run.model} is written anew as {kind}; checkpoints keep what they held")
 
 

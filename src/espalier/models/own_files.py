@@ -90,11 +90,11 @@ def _listed(folder: Path) -> set[str] | None:
 
 def _names(folder: Path) -> list[str]:
     """All files and links below a folder, relative to it."""
-    found = []
+    paths = []
     for place, below, names in os.walk(folder):
         links = [name for name in below if Path(place, name).is_symlink()]
-        found += [Path(place, name).relative_to(folder).as_posix() for name in (*names, *links)]
-    return sorted(found)
+        paths += [Path(place, name).relative_to(folder).as_posix() for name in (*names, *links)]
+    return sorted(paths)
 
 
 def _usual(name: str) -> bool:

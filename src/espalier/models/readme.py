@@ -64,8 +64,8 @@ def _marked(body: str) -> str:
 
 def _ours(text: str) -> bool:
     """Whether a README is as an export wrote it."""
-    found = _MARK.match(text)
-    return found is not None and _marked(text[found.end() :]) == text
+    mark = _MARK.match(text)
+    return mark is not None and _marked(text[mark.end() :]) == text
 
 
 def readme(facts: Facts, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -16,8 +16,8 @@ OUTPUTS = ("output", "response", "completion", "answer")
 
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a row has an instruction and an output."""
-    asked = first_key(row, ("instruction",))
-    return asked is not None and first_key(row, (*OUTPUTS, "instances")) is not None
+    key = first_key(row, ("instruction",))
+    return key is not None and first_key(row, (*OUTPUTS, "instances")) is not None
 
 
 def alpaca_prompt(instruction: str, context: str) -> str:

@@ -135,12 +135,12 @@ def answer_of(row: Fields, text: str) -> Message:
     for name in REASONINGS:
         # Asked for one by one: reasoning under a further name is not the same.
         key = first_key(row, (name,))
-        found = None if key is None else _reasoning(peek(row, key))
-        if key is None or found is None:
+        reasoning = None if key is None else _reasoning(peek(row, key))
+        if key is None or reasoning is None:
             continue
         # Looked up, so that it counts as read.
         row.get(key)
-        return Message("assistant", text, reasoning=None if found.strip() in text else found)
+        return Message("assistant", text, reasoning=None if reasoning.strip() in text else reasoning)
     return Message("assistant", text)
 
 
@@ -222,12 +222,12 @@ def tools_of(row: Fields, turns: Any = (), field: str = "") -> tuple[dict[str, A
 
     Raises RowError, also if both have some and these differ.
     """
-    found = tools(row)
+    offered = tools(row)
     for i, turn in enumerate(turns if isinstance(turns, list) else ()):
         if not isinstance(turn, dict) or first_key(turn, TOOLS) is None:
             continue
         own = tools(turn, f"{field}[{i}].")
-        if own and found and own != found:
+        if own and offered and own != offered:
             expected = "one list of functions"
             raise RowError(
                 "two lists of tools",
@@ -236,5 +236,5 @@ def tools_of(row: Fields, turns: Any = (), field: str = "") -> tuple[dict[str, A
                 expected=expected,
                 fix="Keep one of them",
             )
-        found = found or own
-    return found
+        offered = offered or own
+    return offered
