@@ -256,6 +256,12 @@ def test_further_places_of_media(mark: str) -> None:
     assert placeholders(f"What is in {mark}?")
 
 
+def test_a_file_written_into_a_link_is_text() -> None:
+    assert not placeholders("Here it is: [QR Code](data:image/png;base64,iVBORw0KGgo)")
+    assert not placeholders('{"qr_code": "data:image/png;base64,iVBORw0KGgo"}')
+    assert placeholders("(data:image/png;base64,iVBORw0KGgo) and <image>") == ["data:image/png;base64", "<image>"]
+
+
 def test_columns_beyond_the_counted_ones_count_once_a_row(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}", "response": "a", **{f"c{i}_{k}": LONG for k in range(100)}} for i in range(5)]
     ledger = account(tmp_path, [*rows, *({"prompt": f"R{i}", "response": "a"} for i in range(3))])

@@ -245,7 +245,9 @@ def placeholders(text: str) -> list[str]:
         if closed is None:
             closed = set(_CLOSING.findall(text.lower()))
         mark, kind = match.group(), (match.group(1) or "").lower()
-        quoted = text[max(0, match.start() - 1) : match.start()] in ("`", "'", '"')
+        before = text[max(0, match.start() - 2) : match.start()]
+        # A link of Markdown that holds its file is text that somebody wrote, as a quoted one is.
+        quoted = before[-1:] in ("`", "'", '"') or (before == "](" and mark.startswith("data:"))
         # An HTML image has attributes and is never closed; one that is closed is a path between two marks.
         is_html = "img" not in closed if mark == "<img>" else kind != "img" and kind in closed
         if is_html and mark != "<img>":
