@@ -14,29 +14,66 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "espalier"
 
+NOUNS = ("types", "outcomes", "ties")
 GROUND = ("errors", "files", "config")  # no nouns, no torch
 ARROWS: dict[str, tuple[str, ...]] = {
     # A room with all its modules  <-  what it may import, itself aside. The longest name counts.
-    "types": (),
+    "ties": (),
+    "outcomes": (),
+    "types": ("outcomes",),
     "errors": (),
     "files": ("errors",),
     "config": ("errors",),
     "forest": ("types",),
     "losses": ("types",),
-    "algorithms": ("types", "losses", *GROUND),
-    "data": ("types", *GROUND),
-    "models": ("types", "losses", *GROUND),
+    "credit": ("types",),
+    "algorithms": (*NOUNS, "losses", "credit", *GROUND),
+    "data": (*NOUNS, *GROUND),
+    "models": (*NOUNS, "losses", *GROUND),
+    "rewards": (*NOUNS, *GROUND),
     "toy": ("errors",),
     "embedded": ("toy", "errors", "files"),
-    "engines.protocols": ("types", "errors"),
-    "engines": ("types", "forest", "losses", "models", *GROUND),
+    "engines.protocols": (*NOUNS, "errors"),
+    "engines": (*NOUNS, "forest", "losses", "models", *GROUND),
     # Protocols, never an engine.
-    "loop": ("types", "algorithms", "engines.protocols", *GROUND),
+    "loop": (*NOUNS, "algorithms", "engines.protocols", *GROUND),
     "watch": ("losses",),
-    "workbench": ("types", "data", "errors", "files"),
+    "workbench": (*NOUNS, "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
-    "assembly": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", *GROUND),
-    "checks": ("types", "forest", "losses", "algorithms", "data", "models", "engines", "loop", "assembly", *GROUND),
+    "assembly": (
+        *(
+            "types",
+            "outcomes",
+            "ties",
+            "forest",
+            "losses",
+            "credit",
+            "algorithms",
+            "data",
+            "models",
+            "rewards",
+            "engines",
+            "loop",
+        ),
+        *GROUND,
+    ),
+    "checks": (
+        *(
+            "types",
+            "outcomes",
+            "ties",
+            "forest",
+            "losses",
+            "credit",
+            "algorithms",
+            "data",
+            "models",
+            "rewards",
+            "engines",
+            "loop",
+        ),
+        *("assembly", *GROUND),
+    ),
     "commands": ("*",),
     "__main__": ("commands",),
 }
@@ -65,7 +102,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
     # inside functions and for type checking.
-    *("errors", "files", "types", "config", "algorithms", "data", "toy", "workbench", "watch"),
+    *("errors", "files", "types", "config", "algorithms", "credit", "data", "toy", "workbench", "watch"),
     *("loop.metrics", "loop.schedule", "loop.signals", "loop.rundir", "loop.track", "loop.progress"),
     *("assembly.runs", "checks.firstloss", "commands.main", "commands.train", "commands.doctor"),
 )

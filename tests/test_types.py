@@ -14,7 +14,7 @@ from espalier import types
 from espalier.config.sections import PreferenceConfig
 from espalier.data.render.rankings import comparisons
 from espalier.losses.lists import plackett_luce
-from espalier.types import ROUNDING, closer, settled
+from espalier.ties import ROUNDING, closer, settled
 
 
 def test_worked_examples() -> None:

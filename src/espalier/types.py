@@ -7,10 +7,10 @@ shape letters unless it is [T].
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from espalier.outcomes import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
 StopReason = Literal["stop", "length", "error"]
-Consumes = Literal["chat", "ranking", "steps"]
-"""The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps."""
+Consumes = Literal["chat", "ranking", "steps", "task"]
+"""The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps,
+prompts that the policy answers itself."""
 Says = Literal["tokens", "reads"]
 """What a model is asked to say: how probable tokens are, or what a scalar head says at `Sample.reads`."""
 Wants = Literal["pairs", "comparisons", "labels", "grades"]
@@ -167,10 +168,40 @@ class Tree:
     origin: Origin = Origin()
 
 
-Example = Chat | Text | Completion | Ranking | Steps | Tree
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt that the policy answers, with what its verifier needs.
+
+    `answer` is the right one in the data's own words, empty if there is none. `verifier` names the reward that grades
+    the task; empty leaves that to the run's rewards. `facts` are what a verifier needs beside the answer (constraints,
+    choices, tests), as JSON; `columns` are the row's columns that no format reads, by name. `prompt` ends where an
+    assistant turn may begin, or in an assistant message that the policy goes on with.
+    """
+
+    prompt: tuple[Message, ...]
+    answer: str = ""
+    verifier: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin = Origin()
+    template_args: dict[str, Any] = field(default_factory=dict)
+
+
+Example = Chat | Text | Completion | Ranking | Steps | Tree | Task
 
 
 # --------------------------------------------------------------------------------------------------- samples (tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A task as the policy sees it: `tokens` are its prompt. `row` is the number of the task in the run's data, all
+    sources together; draws are keyed by it, so that two equal prompts get different samples."""
+
+    row: int
+    tokens: list[int]
+    task: Task
 
 
 @dataclass(slots=True)
@@ -203,6 +234,7 @@ class Sample:
     ties: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
     grades: list[tuple[float, ...]] = field(default_factory=list)
+    outcome: Outcome | None = None
     streams: dict[str, list[float]] = field(default_factory=dict)
 
     def append(
@@ -320,12 +352,14 @@ class Batch:
 
 @dataclass(slots=True)
 class Outputs:
-    """What one forward says about a batch: `logprobs` [T] of the targets, `entropy` [T] if asked for (nats), and
-    `scores_RK`, what a scalar head says after the tokens in `reads_R` (of a model that has one; it has no logprobs)."""
+    """What one forward says about a batch: `logprobs` [T] of the targets, `entropy` [T] if asked for (nats), `values`
+    [T] of a critic, read at the sources, before the target; and `scores_RK`, what a scalar head says after the tokens
+    in `reads_R` (of a model that has one; it has no logprobs)."""
 
     logprobs: Tensor
     entropy: Tensor | None = None
     scores_RK: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,37 +372,15 @@ class Term:
     coef: float = 1.0
 
 
-# ------------------------------------------------------------------------------------------------ when levels are equal
+@dataclass(slots=True)
+class Draw:
+    """What a step trains on.
 
-ROUNDING = 1e-9
-"""Levels no further apart than this times max(1, |level|) are a tie, such as 0.1 + 0.2 and 0.3."""
-
-
-def settled(levels: Sequence[float | None]) -> list[float | None]:
-    """Levels, with those that differ by rounding alone made equal: each becomes the least level that is at most
-    `ROUNDING` max(1, |that level|) below it, so that whether two are equal has one answer everywhere. None stays None.
-
-    >>> settled([0.1 + 0.2, 0.3, None, 0.31])
-    [0.3, 0.3, None, 0.31]
+    groups: run and counted. silent: counted in the totals of the step and not run, because their gradient is exactly 0.
+    numbers: about the draw (reward, length, ...), for metrics.jsonl. notes: lines for the user.
     """
-    known = {level for level in levels if level is not None}
-    least_of: dict[float, float] = {}
-    least = -math.inf
-    # A tie is measured from its least level, not from neighbour to neighbour: a chain of small gaps
-    # is no single tie.
-    for level in sorted(known):
-        if not least_of or level - least > ROUNDING * max(1.0, abs(least)):
-            least = level
-        least_of[level] = least
-    return [None if level is None else least_of[level] for level in levels]
 
-
-def closer(a: float, b: float, gap: float) -> bool:
-    """Whether two levels are less than `gap` apart, by more than rounding.
-
-    0.3 and 0.2 are 0.1 apart, although 0.3 - 0.2 is 0.09999999999999998:
-
-    >>> closer(0.3, 0.2, 0.1), closer(0.3, 0.21, 0.1)
-    (False, True)
-    """
-    return gap - abs(a - b) > ROUNDING * max(1.0, abs(a), abs(b))
+    groups: list[list[Sample]]
+    silent: list[list[Sample]] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -23,7 +23,8 @@ from espalier.data.render.rankings import comparisons, levels
 from espalier.errors import ConfigError
 from espalier.forest.microbatches import Packing, forward_size
 from espalier.losses.lists import plackett_luce
-from espalier.types import Message, Ranking, Response, settled
+from espalier.ties import settled
+from espalier.types import Message, Ranking, Response
 from espalier.workbench.from_groups import compared_by_grades
 from espalier.workbench.records import HeldOutGroup, JudgedResponse
 from preferences import pair_groups

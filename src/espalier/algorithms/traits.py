@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from espalier.algorithms.online import Online
 from espalier.types import Consumes, TrainOn, Wants
 
 if TYPE_CHECKING:
+    from espalier.outcomes import Fate
     from espalier.types import Batch, Outputs, Sample, Says, Term
 
 Stream = Literal["ref_logprobs", "old_logprobs"]
@@ -57,6 +59,7 @@ class Traits:
     sync_every, sync_alpha: after every so many steps the reference becomes alpha * policy + (1 - alpha) * reference;
         0 never.
     notes: lines for the user about what its settings come to.
+    online: of an algorithm that learns from the policy's own answers; None of others.
     """
 
     consumes: Consumes = "chat"
@@ -76,6 +79,7 @@ class Traits:
     sync_every: int = 0
     sync_alpha: float = 0.0
     notes: tuple[str, ...] = ()
+    online: Online | None = None
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -103,3 +107,11 @@ class Algorithm(Protocol):
         `groups` are the whole step's (all ranks see all of them), mates behind them.
         """
         return state
+
+    def keep(self, group: list[Sample]) -> Fate:
+        """What becomes of a group of graded rollouts, from their `reward` and `outcome` alone."""
+        return "keep"
+
+    def value_loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        """Terms of the critic by name; none without one."""
+        return {}

@@ -10,9 +10,9 @@ from espalier.config.sections import ModelConfig, TurnsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
-from espalier.engines.generate import GenerateSampler
 from espalier.engines.processes import pick_device
 from espalier.engines.protocols import SamplingParams
+from espalier.engines.sampler.generate import GenerateSampler
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
 from espalier.models.merge import load_merged

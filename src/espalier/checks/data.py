@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from espalier.checks.table import Outcome, failed, passed, skipped, warned
 from espalier.data.render.drafts import EMPTIED, RenderedGroup
-from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Text, Tree
+from espalier.types import Chat, Completion, Example, Message, Ranking, Sample, Steps, Task, Text, Tree
 
 if TYPE_CHECKING:
     from espalier.checks.evidence import Evidence, Row
@@ -166,7 +166,7 @@ def _claims(
         (rendered,) = group
         yield from _step_claims(example, rendered.sample, decode)
         yield from _inside([m.content for m in example.prompt], rest[0], "is trained")
-    else:
+    elif not isinstance(example, Task):
         yield from _inside(_wanted(example, train_on), "".join(trained), "is not trained")
         yield from _inside(_unwanted(example, train_on), "".join(rest), "is trained")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from espalier.errors import EspalierError
-from espalier.types import Batch, Outputs, Sample, Term
+from espalier.outcomes import Key, Outcome
+from espalier.types import Batch, Outputs, Prompt, Sample, Task, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,26 +192,131 @@ class Reference(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who takes part in a step: the policy, the critic (the policy itself if they share a backbone; None without one)
+    and the reference (None if the algorithm compares with none)."""
+
+    policy: Learner
+    critic: Learner | None = None
+    reference: Reference | None = None
+
+
 # ----------------------------------------------------------------------------------------------------------- samplers
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a sampler draws. `temperature` 0 is greedy; `stop` are the token ids that end a response and belong to it."""
+    """How a sampler draws.
+
+    max_tokens: the most tokens of a response, its stop token included.
+    temperature: logits are divided by it; 0 is greedy.
+    top_k, top_p, min_p: what is kept of the distribution at the temperature, in this order: the k most probable tokens
+        (0 all), the fewest of them that hold this probability (1 all), those with at least this share of the most
+        probable one's (0 all). The most probable token always stays.
+    repetition_penalty: before all of that, logits of tokens that prompt or response have are divided by it if positive,
+        multiplied if negative (arXiv:1909.05858); 1 changes nothing.
+    stop: token ids that end a response and belong to it.
+    stop_strings: texts that end a response as soon as its decoded text contains one; the response keeps the tokens that
+        hold it.
+    seed: of the uniform numbers, with the task's row, the epoch, which of its samples, and the position.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     stop: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Responses to draw to one prompt. `row` is the task's number and `epoch` the pass over the tasks (negative for
+    refills), which key the draws; `ks` are which of its samples to draw; `group` is the caller's name for it, unique
+    among the requests in flight."""
+
+    prompt: list[int]
+    row: int
+    group: int
+    params: SamplingParams
+    epoch: int = 0
+    ks: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One response: sample number `k` of its request. The sample's prompt is untrained, its response (the stop token
+    included) trained, with the stream `logprobs` (nats, of the distribution drawn from), and `mass` (the probability
+    that top-k, top-p and min-p kept) if the params filter. `group` is the request's; `temperature` 1 if greedy."""
+
+    request: Request
+    k: int
+    sample: Sample
 
 
 class Sampler(Protocol):
     """Tokens in, tokens out."""
 
-    def generate(self, prompts: Sequence[list[int]], n: int, params: SamplingParams) -> list[list[Sample]]:
-        """`n` samples for each prompt: the prompt untrained, the response (its stop token included) trained."""
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests. They are admitted in this order as room allows: a function of requests and lengths, never of
+        time.
+
+        Raises ConfigError for an empty prompt, and one that leaves no room for `max_tokens` below the model's limit, or
+        that would cross a switch of its RoPE.
+        """
+        ...
+
+    def finished(self) -> list[Drawn]:
+        """Work until at least one sample ends, and return those that have, in a fixed order; empty if not `busy`."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was submitted has not been returned."""
+        ...
+
+    def cancel(self, groups: Sequence[int]) -> None:
+        """Forget all requests of these groups, whether admitted or waiting."""
         ...
 
     def load(self, weights: Any, version: int) -> None:
-        """Take over weights by Hugging Face name; None if the sampler draws from the trained model itself."""
+        """Take over weights by Hugging Face name; None if the sampler draws from the trained model itself. Samples
+        drawn from now on carry `version`."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------ graders
+
+
+class Graders(Protocol):
+    """Rewards of responses: text in, outcomes out. Responses are graded while others are drawn."""
+
+    @property
+    def best(self) -> float | None:
+        """The highest score that the rewards declare; None if one of them declares none."""
+        ...
+
+    def grades(self, task: Task) -> tuple[str, ...]:
+        """The names of the rewards that grade a task; empty if none does."""
+        ...
+
+    def submit(self, key: Key, prompt: Prompt, sample: Sample) -> None:
+        """Grade one response; `sample` holds its ids behind the prompt's."""
+        ...
+
+    def finished(self, *, wait: bool) -> list[tuple[Key, Outcome]]:
+        """Outcomes that are there, in any order; with `wait`, after at least one came in (empty if not `busy`)."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was submitted has not been returned."""
+        ...
+
+    def close(self) -> None:
+        """End all worker processes."""
         ...

@@ -10,7 +10,7 @@ from itertools import groupby, permutations
 import torch
 from torch import Tensor
 
-from espalier.types import settled
+from espalier.ties import settled
 
 EXACT_TIE = 4  # the orders of a tie are enumerated up to this many tied samples: 24 orders
 
@@ -20,7 +20,7 @@ def plackett_luce(scores_S: Tensor, labels_S: Tensor, group_S: Tensor) -> Tensor
 
         P(y_1 > y_2 > ... > y_K) = prod_k exp(s_k) / sum_{j >= k} exp(s_j)
 
-    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels (`types.settled`) are
+    scores_S: strengths s, [S], of any float dtype. labels_S: [S], higher is better, equal labels (`ties.settled`) are
     a tie, nan leaves the sample out. group_S: numbers 0 .. G - 1, [S]. A group with fewer than two ranked samples is 0.
 
     Ties: with O the orders that agree with the labels (every order inside a tie, none across ties),

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from espalier.types import Sample, settled
+from espalier.ties import settled
+from espalier.types import Sample
 from espalier.workbench.records import HeldOutGroup, JudgedResponse
 
 Groups = list[tuple[str, list[Sample]]]

@@ -19,7 +19,8 @@ from espalier.data.render.rankings import (
 )
 from espalier.data.render.refusals import CUT, IDENTICAL, refusal
 from espalier.errors import RowError
-from espalier.types import NAMELESS, Ranking, closer
+from espalier.ties import closer
+from espalier.types import NAMELESS, Ranking
 
 if TYPE_CHECKING:
     from espalier.data.render.chats import Chats

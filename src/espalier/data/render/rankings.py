@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from espalier.errors import RowError, nearest
-from espalier.types import Ranking, Response, closer, settled
+from espalier.ties import closer, settled
+from espalier.types import Ranking, Response
 
 if TYPE_CHECKING:
     from espalier.config.sections import PreferenceConfig
@@ -40,7 +41,7 @@ def levels(ranking: Ranking, weights: Mapping[str, float], by: JudgedBy = "auto"
     One kind of judgement decides for the whole ranking: the one that `by` names or, for auto, ranks if any response has
     one (level -rank), else scores, else good or bad (1 or 0). Scores of several dimensions become their
     `weighted_total`, with all weights 1 if `weights` is empty, and 0 for a dimension that it does not name. A single
-    nameless dimension is the total. Totals that differ by rounding alone are equal: see `types.settled`.
+    nameless dimension is the total. Totals that differ by rounding alone are equal: see `ties.settled`.
 
     Raises RowError if `weights` names a dimension that the ranking lacks: it would silently weigh 0.
 
@@ -130,7 +131,7 @@ def weighted_total(scores: Sequence[float | None], weights: Sequence[float]) -> 
 
 
 def comparisons(levels: Sequence[float | None], preference: PreferenceConfig, key: int, seed: int) -> Comparisons:
-    """Every two responses with levels: a strict preference if these differ, a tie if they are equal (`types.settled`).
+    """Every two responses with levels: a strict preference if these differ, a tie if they are equal (`ties.settled`).
 
     Left out and counted in `dropped`: responses without a level ("not judged", one for each response), strict
     preferences whose gap is below `preference.min_gap` ("gap below min_gap"), and what exceeds `preference.max_pairs`

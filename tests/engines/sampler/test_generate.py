@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from espalier.engines.generate import GenerateSampler, counter_uniform, inverse_cdf
 from espalier.engines.protocols import SamplingParams
+from espalier.engines.sampler.generate import GenerateSampler, counter_uniform, inverse_cdf
 from espalier.errors import ConfigError, ModelError
 from espalier.types import Sample
 from tiny import tiny_model, tiny_tokenizer

@@ -1,0 +1,72 @@
+"""Config sections of commands that answer tasks: how answers are drawn, and how they are graded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from espalier.config.fields import Count, CountOrZero, Fraction, Names, NotNegative, Number, Positive, Share, section
+from espalier.errors import ConfigError
+
+
+@section
+class RolloutConfig:
+    """How answers to tasks are drawn."""
+
+    prompts_per_step: CountOrZero = 32
+    """Prompts of a step; 0 takes all of them."""
+    group_size: Count = 8
+    """Answers to each prompt."""
+    max_tokens: Count = 256
+    """Maximum length of an answer in tokens, its stop token included."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature; 0 always takes the most probable token."""
+    top_k: CountOrZero = 0
+    """Draw among the k most probable tokens; 0 draws among all."""
+    top_p: Annotated[Number, Gt(0), Le(1)] = 1.0
+    """Draw among the fewest tokens that hold this probability."""
+    min_p: Share = 0.0
+    """Draw among tokens with at least this share of the most probable one's probability."""
+    repetition_penalty: Positive = 1.0
+    """Logits of tokens that are there already are divided by this if positive, multiplied if negative; 1 is off."""
+    stop_strings: Names = ()
+    """Texts that end an answer, besides the stop tokens."""
+    sampler: Literal["auto", "local", "generate"] = "auto"
+    """auto draws with the embedded sampler if the architecture allows it, else with transformers' generate."""
+    sampler_rows: CountOrZero = 0
+    """Answers drawn at the same time; 0 takes 256."""
+    sampler_tokens: CountOrZero = 0
+    """Tokens whose keys and values are held at the same time; 0 takes what sampler_rows answers and their prompts need,
+    within a quarter of the free memory."""
+    max_waves: Count = 8
+    """Waves in which groups that teach nothing are replaced by other prompts, before the step trains on what it has."""
+    eval_samples: CountOrZero = 0
+    """Answers to each held-out task, drawn at temperature; 0 takes the greedy one."""
+
+
+@section
+class RewardsConfig:
+    """How answers are graded."""
+
+    reward: Names = ()
+    """Rewards, each NAME, NAME=WEIGHT or PATH.py:FUNCTION=WEIGHT. A task that names a verifier is graded by that one,
+    and by those that need nothing of a task."""
+    gate: Names = ()
+    """Rewards among them that gate the others: what is not full marks there scores 0 everywhere else."""
+    invalid_score: Number = 0.0
+    """Score of an answer that does not qualify."""
+    reward_timeout: Positive = 10.0
+    """Seconds after which a grader is stopped, which is an error."""
+    reward_workers: CountOrZero = 0
+    """Worker processes that grade; 0 takes one for each core, at most 4."""
+    max_error_share: Fraction = 0.05
+    """Share of grading errors among the last 200 answers above which the run stops."""
+    reward_args: Names = ()
+    """Settings of rewards, as NAME.KEY=VALUE (length.target=200)."""
+
+    def __post_init__(self) -> None:
+        names = [entry.split("=")[0] for entry in self.reward]
+        for gate in self.gate:
+            if gate not in names:
+                raise ConfigError(f"gate: {gate} is not among the rewards; give it as reward, too", key="gate")
