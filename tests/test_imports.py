@@ -16,6 +16,8 @@ PACKAGE = ROOT / "src" / "espalier"
 
 NOUNS = ("types", "outcomes", "ties")
 GROUND = ("errors", "files", "config")  # no nouns, no torch
+ROOMS = ("forest", "losses", "credit", "algorithms", "data", "models", "rewards", "engines", "loop")
+BELOW = (*ROOMS, *NOUNS, *GROUND)
 ARROWS: dict[str, tuple[str, ...]] = {
     # A room with all its modules  <-  what it may import, itself aside. The longest name counts.
     "ties": (),
@@ -25,7 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "files": ("errors",),
     "config": ("errors",),
     "forest": ("types",),
-    "losses": ("types",),
+    "losses": ("types", "ties"),
     "credit": ("types",),
     "algorithms": (*NOUNS, "losses", "credit", *GROUND),
     "data": (*NOUNS, *GROUND),
@@ -40,40 +42,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "watch": ("losses",),
     "workbench": (*NOUNS, "data", "errors", "files"),
     # The only places where an engine meets an algorithm.
-    "assembly": (
-        *(
-            "types",
-            "outcomes",
-            "ties",
-            "forest",
-            "losses",
-            "credit",
-            "algorithms",
-            "data",
-            "models",
-            "rewards",
-            "engines",
-            "loop",
-        ),
-        *GROUND,
-    ),
-    "checks": (
-        *(
-            "types",
-            "outcomes",
-            "ties",
-            "forest",
-            "losses",
-            "credit",
-            "algorithms",
-            "data",
-            "models",
-            "rewards",
-            "engines",
-            "loop",
-        ),
-        *("assembly", *GROUND),
-    ),
+    "assembly": BELOW,
+    "checks": ("assembly", *BELOW),
     "commands": ("*",),
     "__main__": ("commands",),
 }
