@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Fate = Literal["keep", "silent", "drop", "refilled"]
 """What becomes of a group of rollouts: trained on; counted in every denominator but not run, because its gradient is
@@ -39,3 +39,29 @@ class Outcome:
     invalid: str = ""
     error: str = ""
     steps: tuple[tuple[int, float], ...] = ()
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """A JSON object from which `outcome_from_json` gives an equal outcome; entries that are empty are left out.
+
+    >>> outcome_to_json(Outcome(1.0, {"exact": Graded(1.0)}))
+    {'score': 1.0, 'parts': {'exact': [1.0, 1.0]}}
+    """
+    entries: dict[str, Any] = {"score": outcome.score}
+    if outcome.parts:
+        entries["parts"] = {name: [graded.score, graded.weight] for name, graded in outcome.parts.items()}
+    for name in ("invalid", "error", "steps"):
+        if getattr(outcome, name):
+            entries[name] = getattr(outcome, name)
+    return entries
+
+
+def outcome_from_json(entries: dict[str, Any]) -> Outcome:
+    """What `outcome_to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+    return Outcome(
+        score=float(entries["score"]),
+        parts={name: Graded(float(score), float(weight)) for name, (score, weight) in entries.get("parts", {}).items()},
+        invalid=str(entries.get("invalid", "")),
+        error=str(entries.get("error", "")),
+        steps=tuple((int(place), float(score)) for place, score in entries.get("steps", ())),
+    )
