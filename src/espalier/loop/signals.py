@@ -1,4 +1,4 @@
-"""A request to stop that a loop honours between two steps."""
+"""A request to stop, which a loop honours between two steps or by giving a draw up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class Interrupted(Exception):
+    """A stop was requested in the middle of something that is given up: a draw, an evaluation. Nothing is wrong."""
 
 
 class Stopper:
