@@ -23,9 +23,9 @@ from transformers import AutoModelForSequenceClassification
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.kto import KTO
-from espalier.algorithms.labelled import response_start
 from espalier.algorithms.reward import Reward
 from espalier.config.sections import OptimConfig
+from espalier.credit.shaping import response_start
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.forest.pack import pack, totals
 from espalier.loop.annotate import annotate

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from espalier.algorithms import bco, kto, labelled
+from espalier.algorithms import bco, kto
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.cpo import CPO
 from espalier.algorithms.dpo import DPO
@@ -20,6 +20,7 @@ from espalier.algorithms.prm import PRM
 from espalier.algorithms.reward import Reward
 from espalier.algorithms.simpo import SimPO
 from espalier.checks.invented import Case, cases
+from espalier.credit import shaping
 from espalier.losses import lists, pairs, scores, steps, unpaired
 from espalier.types import Sample
 from samples import sample
@@ -99,7 +100,7 @@ WAS = {
     "loss": pairs.loss,
     "shares": scores.shares,
     "kto": unpaired.kto,
-    "ratio": labelled.ratio,
+    "ratio": shaping.ratio,
     "pl": lists.plackett_luce,
 }
 FAULTS: list[tuple[str, Any, str, Any, Any]] = [
@@ -132,7 +133,7 @@ FAULTS: list[tuple[str, Any, str, Any, Any]] = [
     ("own mates", KTO(), "kto.mismatched", lambda groups, part: [
         [replace(s, part=part, streams={}) for s in groups[0]]], single),
     ("delta of a side", BCO(), "bco.BCO.credit", lambda self, groups, state: {"delta": self.beta * sum(
-        labelled.ratio(s) for g in groups for s in g) / sum(map(len, groups))}, single),
+        shaping.ratio(s) for g in groups for s in g) / sum(map(len, groups))}, single),
     ("bad weight", PRM(), "steps.cross_entropy", lambda s, y, w: torch.where(y.isnan(), 0.0, y.nan_to_num(0.0)
         * w * torch.nn.functional.softplus(-s) + (1 - y.nan_to_num(1.0)) * torch.nn.functional.softplus(s)), solutions),
 ]  # fmt: skip

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from espalier.algorithms.labelled import is_good, ratio
+from espalier.algorithms.labelled import is_good
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, Share, section
+from espalier.credit.shaping import ratio
 from espalier.types import Batch, Outputs, Sample, Term
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from espalier.algorithms.labelled import is_good, mismatched, ratio
+from espalier.algorithms.labelled import is_good, mismatched
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.fields import Positive, section
+from espalier.credit.shaping import ratio
 from espalier.types import Batch, Outputs, Sample, Term
 
 MATES = "kl"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from espalier.credit.shaping import response_start
 from espalier.types import Sample
 
 
@@ -13,24 +13,6 @@ def is_good(s: Sample) -> bool:
     if s.label not in (0, 1):
         raise ValueError(f"group {s.group}: a sample has the label {s.label}, expected 1 (good) or 0 (bad)")
     return s.label == 1
-
-
-def ratio(s: Sample) -> float:
-    """sum_t old_t - ref_t over the trained tokens of a sample, nats: how far the policy, as it is before the step, is
-    from the reference. Raises ValueError if one of both streams is missing."""
-    missing = [name for name in ("old_logprobs", "ref_logprobs") if name not in s.streams]
-    if missing:
-        raise ValueError(
-            f"group {s.group}, part {s.part!r}: has no {' and no '.join(missing)}; fill them before credit is called"
-        )
-    old, ref = s.streams["old_logprobs"], s.streams["ref_logprobs"]
-    # The first token is never scored: nothing precedes it.
-    return math.fsum(old[t] - ref[t] for t in range(1, len(s.tokens)) if s.mask[t])
-
-
-def response_start(s: Sample) -> int:
-    """Index of the first trained token: where the prompt ends. `len(s)` if nothing is trained."""
-    return next((t for t, trained in enumerate(s.mask) if trained), len(s))
 
 
 def mismatched(groups: Sequence[list[Sample]], part: str) -> list[list[Sample]]:

@@ -1,0 +1,62 @@
+"""Settings of algorithms over rollouts that cannot be had together: each is refused with the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espalier.config.fields import infos
+from espalier.errors import ConfigError
+
+
+def changed(algorithm: Any, *names: str) -> list[str]:
+    """Those of the fields `names` that are not at their defaults."""
+    known = infos(type(algorithm))
+    return [name for name in names if getattr(algorithm, name) != known[name].default]
+
+
+def check_on_policy(algorithm: Any) -> None:
+    """Of `onpolicy.OnPolicy`: raise ConfigError if a setting changes nothing beside the others, or has no meaning
+    there."""
+    kl = changed(algorithm, "kl_in", "kl", "kl_gradient", "sync_every")
+    if kl and not algorithm.beta:
+        raise ConfigError(f"{kl[0]} is given, but beta is 0, so there is no KL; give beta, or drop {kl[0]}", key=kl[0])
+    of_loss = changed(algorithm, "kl_gradient")
+    if of_loss and algorithm.kl_in == "reward":
+        raise ConfigError("kl_gradient is about the KL in the loss, and kl_in is reward; drop one", key="kl_gradient")
+    if algorithm.kl == "k2" and algorithm.kl_gradient == "token" and algorithm.kl_in == "loss":
+        raise ConfigError(
+            "kl k2 with kl_gradient token: the mean of ratio times k2 is not the KL; give kl_gradient naive, or kl k3",
+            key="kl",
+        )
+    if algorithm.kl_gradient == "sequence" and changed(algorithm, "kl"):
+        raise ConfigError("kl_gradient sequence is made of log-ratios and reads no estimator; drop kl", key="kl")
+    if changed(algorithm, "sync_alpha") and not algorithm.sync_every:
+        raise ConfigError("sync_alpha is given, but sync_every is 0; give both or none", key="sync_alpha")
+    if algorithm.clip_dual and algorithm.clip_dual <= 1 + algorithm.clip_high:
+        raise ConfigError(
+            f"clip_dual: got {algorithm.clip_dual:g}, expected more than 1 + clip_high; 3 is usual, 0 is off",
+            key="clip_dual",
+        )
+
+
+def check_grpo(grpo: Any) -> None:
+    """Of `grpo.GRPO`: as `check_on_policy`, and for its own settings."""
+    check_on_policy(grpo)
+    each = grpo.reward_norm == "each"
+    if each and grpo.kl_in == "reward" and grpo.beta:
+        raise ConfigError("reward_norm each normalises every reward, and the KL in the reward is none; set kl_in loss")
+    for name in changed(grpo, "scale", "advantage"):
+        if each:
+            raise ConfigError(f"{name} is for reward_norm after: each has its own scale; drop one", key=name)
+    if changed(grpo, "scale") and grpo.advantage != "normal":
+        raise ConfigError(
+            f"scale: advantages of {grpo.advantage} are 1, 0 or -1; drop scale, or advantage", key="scale"
+        )
+
+
+def check_raft(raft: Any) -> None:
+    """Of `raft.RAFT`: raise ConfigError for a setting that its selection does not read."""
+    if changed(raft, "top_share") and raft.select == "best":
+        raise ConfigError("top_share is for select top and batch, and best keeps one answer; drop it", key="top_share")
+    if raft.margin and raft.select != "batch":
+        raise ConfigError("margin is a lead over the whole step, for select batch; drop it", key="margin")
