@@ -16,10 +16,11 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What one reward says of a response, and its weight in the sum."""
+    """What one reward says of a response, and its weight in the sum. `raw` is what it gave, if a gate made it 0."""
 
     score: float
     weight: float = 1.0
+    raw: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """
     entries: dict[str, Any] = {"score": outcome.score}
     if outcome.parts:
-        entries["parts"] = {name: [graded.score, graded.weight] for name, graded in outcome.parts.items()}
+        entries["parts"] = {name: _numbers(graded) for name, graded in outcome.parts.items()}
     for name in ("invalid", "error", "steps"):
         if getattr(outcome, name):
             entries[name] = getattr(outcome, name)
@@ -60,8 +61,13 @@ def outcome_from_json(entries: dict[str, Any]) -> Outcome:
     """What `outcome_to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
     return Outcome(
         score=float(entries["score"]),
-        parts={name: Graded(float(score), float(weight)) for name, (score, weight) in entries.get("parts", {}).items()},
+        parts={name: Graded(*(float(number) for number in part)) for name, part in entries.get("parts", {}).items()},
         invalid=str(entries.get("invalid", "")),
         error=str(entries.get("error", "")),
         steps=tuple((int(place), float(score)) for place, score in entries.get("steps", ())),
     )
+
+
+def _numbers(graded: Graded) -> list[float]:
+    numbers = [graded.score, graded.weight]
+    return numbers if graded.raw is None else [*numbers, graded.raw]

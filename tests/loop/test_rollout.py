@@ -82,13 +82,13 @@ def test_numbers_of_a_draw_by_hand() -> None:
     assert [[s.reward for s in group] for group in draw.groups] == [[0.0, 1.0], [0.5, 0.5]]
 
 
-def test_groups_are_numbered_in_request_order_and_keys_are_lines() -> None:
+def test_groups_are_numbered_in_request_order_and_keys_are_unique() -> None:
     draw = source(FakeTasks(3), FakeSampler(respond), FakeGraders(by_k, delay=2)).draw(1)
     assert rows(draw.groups) == [3, 4, 5]
     assert [[(s.group, s.key, s.tokens) for s in group] for group in draw.groups] == [
-        [(0, 0, [103, 3]), (0, 1, [103, 3, 3])],
-        [(1, 2, [104, 4]), (1, 3, [104, 4, 4])],
-        [(2, 4, [105, 5]), (2, 5, [105, 5, 5])],
+        [(0, 6, [103, 3]), (0, 7, [103, 3, 3])],
+        [(1, 8, [104, 4]), (1, 9, [104, 4, 4])],
+        [(2, 10, [105, 5]), (2, 11, [105, 5, 5])],
     ]
 
 

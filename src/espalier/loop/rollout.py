@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.rollout_sections import RolloutConfig
-from espalier.engines.protocols import Graders, Sampler, SamplingParams, World, from_first, samples_of
+from espalier.engines.protocols import Graders, Sampler, SamplingParams, World, samples_of
 from espalier.errors import EspalierError
 from espalier.loop.answers import Answers, Posed, Seconds
 from espalier.loop.journal import Journal
@@ -84,7 +84,9 @@ class RolloutSource:
             raise ValueError("the algorithm does not learn from the policy's own answers; give it an offline source")
         self.online = algorithm.traits.online
         self.answers = Answers(sampler, graders, world, journal, interrupted)
-        self.rules = Rules(refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share)
+        self.rules = Rules(
+            best=graders.best, refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share
+        )
         self._step = -1
         self._rolled: list[Rolled] = []
 
@@ -102,9 +104,9 @@ class RolloutSource:
         groups are replaced in waves: each draws as many tasks as are missing, none of this step again, and only when
         all of it is graded is the next decided. After `max_waves`, the step trains on what it has.
 
-        Groups that are kept or silent are numbered from 0 in the order of their requests; a sample's key is the number
-        of its line among the step's `records`. Raises Interrupted, on all ranks, if a stop is requested of one, and
-        what `Rules.judge` raises.
+        Groups are numbered from 0 in the order of their requests, silent ones included; a sample's key is
+        row * group_size + k. Raises Interrupted, on all ranks, if a stop is requested of one, and what `Rules.judge`
+        raises.
         """
         rolled: list[Rolled] = []
         seconds = Seconds()
@@ -126,8 +128,7 @@ class RolloutSource:
                 group.fate = "refilled"
         self._step, self._rolled = step, rolled
         notes += self._losses()
-        # Ranks have met other tasks, and must come to one verdict.
-        notes += self.rules.judge(rolled, from_first(self.answers.graders.best, self.answers.world))
+        notes += self.rules.judge(rolled)
         self._number()
         numbers = numbers_of(rolled, seconds, waves)
         return Draw(list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent")), numbers, notes)
@@ -147,9 +148,9 @@ class RolloutSource:
     def _number(self) -> None:
         """Give groups and samples the numbers by which they are told apart."""
         number = 0
-        for place, group in enumerate(self._rolled):
+        for group in self._rolled:
             for k, s in enumerate(group.answers):
-                s.key = place * self.config.group_size + k
+                s.key = group.prompt.row * self.config.group_size + k
                 s.group = number
             number += group.fate in ("keep", "silent")
 
@@ -220,7 +221,7 @@ class RolloutSource:
         Raises ValueError for another step."""
         if step != self._step:
             raise ValueError(f"got records of step {step}, but the last draw was step {self._step}")
-        return list(records(step + 1, self._rolled, self.decode, frozenset(self.params.stop)))
+        return list(records(step + 1, self._rolled, self.decode))
 
     def state(self) -> dict[str, int]:
         """Counts that a checkpoint must hold, as after the last draw."""

@@ -1,0 +1,187 @@
+"""From the section `rewards` of a config to graders that run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.config.fields import named_weights
+from espalier.config.rollout_sections import RewardsConfig
+from espalier.errors import ConfigError, nearest
+from espalier.rewards.combine import Component
+from espalier.rewards.graders import Decode, Entry, WorkerGraders
+from espalier.rewards.pool import Pool, Spec, at, cores, memory_limit
+from espalier.rewards.reward import Reward, Setting
+
+MOST_WORKERS = 4
+USER_SETTINGS = {"completions": Setting("", "how TRL's completions are given", choices=("messages", "text"))}
+"""Settings of a user's function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rewards of a run, none of which has run yet. `added` are verifiers that tasks name and the run did not."""
+
+    entries: tuple[Entry, ...]
+    specs: tuple[Spec, ...]
+    timeout: float
+    workers: int
+    memory: int
+    invalid_score: float
+    max_error_share: float
+    added: tuple[str, ...] = ()
+
+    def pins(self) -> dict[str, Any]:
+        """What decides the outcomes, as JSON: names, weights, gates, settings, the sha256 of users' files, the score of
+        answers that do not qualify, the deadline. A resumed run must have the same."""
+        rewards = {}
+        for entry, spec in zip(self.entries, self.specs, strict=True):
+            component = entry.component
+            pinned: dict[str, Any] = {"weight": component.weight, "settings": dict(entry.settings)}
+            if component.gate:
+                pinned["gate"] = True
+            if spec.path:
+                pinned |= {"function": spec.function, "sha256": spec.sha256}
+            rewards[entry.name] = pinned
+        return {"rewards": rewards, "invalid_score": self.invalid_score, "timeout": self.timeout}
+
+    def lines(self, notes: Mapping[str, str]) -> list[str]:
+        """What the start of a run says of its rewards; `notes` are the pool's."""
+        lines = []
+        for entry in self.entries:
+            component = entry.component
+            about = entry.reward.about if entry.reward is not None else notes.get(entry.name, "")
+            weight = f" x {component.weight:g}" if component.weight != 1 else ""
+            gate = ", gates those after it" if component.gate else ""
+            added = ", added because tasks name it" if entry.name in self.added else ""
+            lines.append(f"{entry.name}{weight}{gate}{added}: {about}")
+        lines.append(
+            f"graded in up to {self.workers} processes of their own, {self.timeout:g} s for an answer, "
+            f"{self.memory / 2**30:.0f} GiB each"
+        )
+        return lines
+
+    def start(self, decode: Decode, stop: Iterable[int] = ()) -> WorkerGraders:
+        """Graders whose first worker runs. Raises EspalierError if a reward cannot be loaded."""
+        pool = Pool(self.specs, timeout=self.timeout, workers=self.workers, memory=self.memory)
+        pool.start()
+        return WorkerGraders(
+            self.entries,
+            pool,
+            decode=decode,
+            stop=stop,
+            invalid_score=self.invalid_score,
+            max_error_share=self.max_error_share,
+        )
+
+
+def plan(config: RewardsConfig, catalogue: Mapping[str, Reward], *, verifiers: Iterable[str] = ()) -> Plan:
+    """The rewards of a config.
+
+    catalogue: built-in rewards by name. verifiers: names that tasks have; one of the catalogue that the config does not
+    list is added behind its rewards, with weight 1.
+
+    Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, and if
+    there is no reward at all.
+    """
+    weights = named_weights(config.reward, "reward")
+    names = _names(tuple(weights), catalogue)
+    given = _settings(config.reward_args, names)
+    entries, specs = [], []
+    for text, weight in weights.items():
+        name = names[text]
+        gate = text in config.gate
+        if _is_file(text):
+            entry, spec = _user(text, name, weight, gate, given.get(name, {}))
+        elif name in catalogue:
+            entry, spec = _built_in(catalogue[name], weight, gate, given.get(name, {}))
+        else:
+            raise ConfigError(
+                f"reward: got {text!r}, expected one of {', '.join(catalogue)}, or PATH.py:FUNCTION."
+                f"{nearest(text, catalogue)}",
+                key="reward",
+            )
+        entries.append(entry)
+        specs.append(spec)
+    added = [name for name in dict.fromkeys(verifiers) if name in catalogue and name not in names.values()]
+    for name in added:
+        entry, spec = _built_in(catalogue[name], 1.0, False, given.pop(name, {}))
+        entries.append(entry)
+        specs.append(spec)
+    for name in given:
+        known = [entry.name for entry in entries]
+        if name not in known:
+            raise ConfigError(
+                f"reward_args: {name} is not among the rewards ({', '.join(known)}).{nearest(name, known)}",
+                key="reward_args",
+            )
+    if not entries:
+        raise ConfigError(
+            f"reward: nothing grades; give one of {', '.join(catalogue)}, or PATH.py:FUNCTION", key="reward"
+        )
+    workers = config.reward_workers or min(MOST_WORKERS, cores())
+    return Plan(
+        tuple(entries),
+        tuple(specs),
+        config.reward_timeout,
+        workers,
+        memory_limit(workers),
+        config.invalid_score,
+        config.max_error_share,
+        tuple(added),
+    )
+
+
+def _names(texts: Sequence[str], catalogue: Mapping[str, Reward]) -> dict[str, str]:
+    """The name of each reward by the text that gives it: a user's function has its own name, with its file's before it
+    if another reward is called the same."""
+    short = {text: text.rpartition(":")[2] if _is_file(text) else text for text in texts}
+    counts = Counter([*short.values(), *catalogue])
+    names: dict[str, str] = {}
+    for text, name in short.items():
+        if _is_file(text) and counts[name] > 1:
+            name = f"{at(text.rpartition(':')[0]).stem}.{name}"
+        if name in names.values():
+            raise ConfigError(f"reward: two rewards are called {name}; rename one of the functions", key="reward")
+        names[text] = name
+    return names
+
+
+def _is_file(text: str) -> bool:
+    return text.rpartition(":")[0].endswith(".py")
+
+
+def _settings(texts: Iterable[str], names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Settings by reward and key, as text. Raises ConfigError for one that has another form or is given twice."""
+    settings: dict[str, dict[str, str]] = {}
+    for text in texts:
+        left, equals, value = text.partition("=")
+        name, dot, key = left.rpartition(".")
+        if not (equals and dot and name and key):
+            raise ConfigError(f"reward_args: got {text!r}, expected NAME.KEY=VALUE", key="reward_args")
+        of_reward = settings.setdefault(names.get(name, name), {})
+        if key in of_reward:
+            raise ConfigError(f"reward_args: {name}.{key} is given twice; keep one", key="reward_args")
+        of_reward[key] = value
+    return settings
+
+
+def _built_in(reward: Reward, weight: float, gate: bool, given: Mapping[str, str]) -> tuple[Entry, Spec]:
+    settings = reward.with_defaults(given)
+    entry = Entry(Component(reward.name, weight, reward.best, gate), settings, reward)
+    return entry, Spec(reward.name, settings)
+
+
+def _user(text: str, name: str, weight: float, gate: bool, given: Mapping[str, str]) -> tuple[Entry, Spec]:
+    path, _, function = text.rpartition(":")
+    file = at(path)
+    if not file.is_file():
+        raise ConfigError(f"reward: {path} does not exist; expected PATH.py:FUNCTION", key="reward")
+    stand_in = Reward(name, "", lambda answer, settings: None, settings=USER_SETTINGS)
+    settings = stand_in.with_defaults(given)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    entry = Entry(Component(name, weight, None, gate), settings)
+    return entry, Spec(name, settings, str(file), function, digest)

@@ -1,0 +1,288 @@
+"""All rewards of a run: responses in, outcomes out, while others are still being drawn."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from espalier.errors import EspalierError
+from espalier.outcomes import Key, Outcome
+from espalier.rewards.combine import Component, best_score, combine
+from espalier.rewards.pool import Job, Pool
+from espalier.rewards.results import Result
+from espalier.rewards.reward import Answer, Reward
+from espalier.types import Prompt, Sample, Task
+
+WINDOW = 200
+"""How many of the last outcomes the share of errors is taken over."""
+FIRST = 8
+"""After so many outcomes that are all errors, nothing more is tried."""
+
+ANSWER = tuple(entry.name for entry in fields(Answer))
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, special tokens kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One reward of a run: its part in the score, its settings, and its entry of the catalogue (None: a user's)."""
+
+    component: Component
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reward: Reward | None = None
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    def lacks(self, task: Task) -> tuple[str, ...]:
+        """What of a task is missing for it; a user's function says so itself, with None."""
+        return () if self.reward is None else self.reward.lacks(task, self.settings)
+
+    def general(self) -> bool:
+        """Whether it needs nothing of a task."""
+        return self.reward is None or not self.reward.open_needs(self.settings)
+
+
+@dataclass(slots=True)
+class ErrorShare:
+    """How many of the last outcomes were errors, and the limit that stops a run."""
+
+    limit: float
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    causes: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    total: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one outcome. Raises EspalierError if more than `limit` of the last 200 are errors (of fewer, if that
+        many are already), or if the first 8 all are; the message names the first error and counts all by cause."""
+        self.total += 1
+        self.last.append(outcome.error)
+        if not outcome.error:
+            return
+        self.causes[outcome.error] += 1
+        self.first = self.first or outcome.error
+        errors = sum(bool(error) for error in self.last)
+        hopeless = errors == self.total == FIRST and self.limit < 1
+        if errors > self.limit * WINDOW or hopeless:
+            counts = "; ".join(f"{number} x {cause}" for cause, number in self.causes.most_common(5))
+            raise EspalierError(
+                f"{errors} of the last {len(self.last)} answers could not be graded, and max_error_share allows "
+                f"{self.limit:g} of {WINDOW}; first: {self.first}; all by cause: {counts}. "
+                "Correct the reward, or give it more time (reward_timeout)"
+            )
+
+
+@dataclass(slots=True)
+class _Open:
+    """A response of which some rewards have not answered yet."""
+
+    key: Key
+    components: list[Component]
+    results: dict[str, Result] = field(default_factory=dict)
+    place: Callable[[int], int] | None = None
+
+
+class WorkerGraders:
+    """`Graders` (engines/protocols.py) by the rewards `entries`, in worker processes.
+
+    decode: the text of token ids, special tokens kept. stop: the ids that end a response and are no part of its text.
+    invalid_score: the score of an answer that does not qualify. max_error_share: see `ErrorShare`.
+    The pool is started, and is ended by `close`.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        pool: Pool,
+        *,
+        decode: Decode,
+        stop: Iterable[int] = (),
+        invalid_score: float = 0.0,
+        max_error_share: float = 0.05,
+    ):
+        self.entries, self.pool = tuple(entries), pool
+        self.decode, self.stop = decode, frozenset(stop)
+        self.invalid_score = invalid_score
+        self.errors = ErrorShare(max_error_share)
+        self._open: dict[int, _Open] = {}
+        self._ready: list[tuple[Key, Outcome]] = []
+        self._tickets = 0
+        self._kinds: set[tuple[str, ...]] = set()
+
+    # ------------------------------------------------------------------------------------------- who grades what
+
+    @property
+    def best(self) -> float | None:
+        """The highest score that the rewards declare together for a task; of the tasks that `grades` was asked about,
+        the highest. None if one of them declares none."""
+        kinds = self._kinds or {tuple(entry.name for entry in self.entries)}
+        scores = [best_score(self.components(names)) for names in kinds]
+        known = [score for score in scores if score is not None]
+        return max(known) if len(known) == len(scores) else None
+
+    def components(self, names: Sequence[str]) -> list[Component]:
+        """The parts of these rewards in the score, in the order of the run's list."""
+        return [entry.component for entry in self.entries if entry.name in names]
+
+    def grades(self, task: Task) -> tuple[str, ...]:
+        """The names of the rewards that grade a task, in the order of the run's list: of one that names a verifier,
+        that one and those that need nothing of a task; of others, all that lack nothing. Empty if none does, or if the
+        verifier lacks something."""
+        if task.verifier and self.refusal(task):
+            return ()
+        names = []
+        for entry in self.entries:
+            chosen = entry.name == task.verifier or entry.general() if task.verifier else not entry.lacks(task)
+            if chosen:
+                names.append(entry.name)
+        if names:
+            self._kinds.add(tuple(names))
+        return tuple(names)
+
+    def refusal(self, task: Task) -> str:
+        """Why nobody grades a task; empty if a reward does."""
+        if task.verifier:
+            for entry in self.entries:
+                if entry.name == task.verifier:
+                    lacks = entry.lacks(task)
+                    return (
+                        f"its verifier {entry.name} needs {', '.join(lacks)}, which it does not have" if lacks else ""
+                    )
+            return f"its verifier {task.verifier} is not among the rewards ({', '.join(e.name for e in self.entries)})"
+        needs = {entry.name: entry.lacks(task) for entry in self.entries}
+        if all(needs.values()):
+            return "no reward grades it: " + ", ".join(f"{name} needs {' and '.join(n)}" for name, n in needs.items())
+        return ""
+
+    # ----------------------------------------------------------------------------------------------------- grading
+
+    def submit(self, key: Key, prompt: Prompt, sample: Sample) -> None:
+        """Grade one response; `sample` holds its ids behind the prompt's. Its text is without the stop token."""
+        ids = sample.tokens[len(prompt.tokens) :]
+        words = ids[:-1] if ids and sample.stop == "stop" and ids[-1] in self.stop else ids
+        text = self.decode(words)
+        place = _Places(self.decode, words, text)
+        self.submit_text(key, prompt.task, text, row=prompt.row, stop=sample.stop, ids=ids, place=place)
+
+    def submit_text(
+        self,
+        key: Key,
+        task: Task,
+        response: str,
+        *,
+        row: int = 0,
+        stop: str = "stop",
+        ids: Sequence[int] = (),
+        names: Sequence[str] | None = None,
+        place: Callable[[int], int] | None = None,
+    ) -> None:
+        """Grade a text. names: the rewards that do; None leaves that to the task."""
+        components = self.components(self.grades(task) if names is None else names)
+        if not components:
+            outcome = Outcome(0.0, error=f"no reward: {self.refusal(task) or 'none is chosen'}")
+            self._ready.append((key, outcome))
+            return
+        answer = answer_of(task, response, row=row, stop=stop, ids=ids)
+        self._tickets += 1
+        self._open[self._tickets] = _Open(key, components, place=place)
+        values = {name: getattr(answer, name) for name in ANSWER}
+        for component in components:
+            self.pool.submit(Job(self._tickets, component.name, values))
+
+    def finished(self, *, wait: bool) -> list[tuple[Key, Outcome]]:
+        """Outcomes that are there, in any order; with `wait`, after at least one came in (empty if not `busy`).
+
+        Raises EspalierError if too many are errors, and if no worker can be started any more.
+        """
+        while True:
+            ready, self._ready = self._ready, []
+            # Of one response all rewards must have answered, so results may come in without an outcome.
+            for ticket, name, result in self.pool.results(wait=wait and not ready and bool(self._open)):
+                self._take(ticket, name, result, ready)
+            if ready or not wait or not self._open:
+                break
+        for _, outcome in ready:
+            self.errors.count(outcome)
+        return ready
+
+    def _take(self, ticket: int, name: str, result: Result, ready: list[tuple[Key, Outcome]]) -> None:
+        response = self._open[ticket]
+        response.results[name] = result
+        if len(response.results) == len(response.components):
+            del self._open[ticket]
+            outcome = combine(response.components, response.results, self.invalid_score, response.place)
+            ready.append((response.key, outcome))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was submitted has not been returned."""
+        return bool(self._open or self._ready)
+
+    def grade(
+        self, answers: Iterable[tuple[Task, str]], names: Sequence[str] | None = None, *, stop: str = "stop"
+    ) -> list[Outcome]:
+        """The outcomes of (task, response) pairs, in order; nothing else may be in flight. Errors are not counted
+        towards a limit."""
+        count = 0
+        for count, (task, response) in enumerate(answers, 1):
+            self.submit_text((count - 1, 0, 0), task, response, row=count - 1, stop=stop, names=names)
+        outcomes: dict[int, Outcome] = {}
+        while len(outcomes) < count:
+            ready, self._ready = self._ready, []
+            for ticket, name, result in self.pool.results(wait=not ready):
+                self._take(ticket, name, result, ready)
+            outcomes.update({key[0]: outcome for key, outcome in ready})
+        return [outcomes[row] for row in range(count)]
+
+    def close(self) -> None:
+        """End all worker processes, and whatever rewards have started in them."""
+        self.pool.close()
+
+
+def answer_of(task: Task, response: str, *, row: int = 0, stop: str = "stop", ids: Sequence[int] = ()) -> Answer:
+    """A response to a task as rewards see it."""
+    questions = [message.content for message in task.prompt if message.role == "user"]
+    return Answer(
+        prompt=questions[-1] if questions else "",
+        response=response,
+        answer=task.answer,
+        verifier=task.verifier,
+        facts=task.facts,
+        columns=task.columns,
+        messages=tuple({"role": message.role, "content": message.content} for message in task.prompt),
+        row=row,
+        stop=stop,
+        ids=tuple(ids),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Places of tokens in a response, by the characters that they hold."""
+
+    decode: Decode
+    ids: Sequence[int]
+    text: str
+
+    def __call__(self, end: int) -> int:
+        """The place of the first token with which `text[:end]` is decoded whole. Raises ValueError if `end` lies
+        outside the response.
+
+        A character may be spread over tokens, so prefixes are decoded, and a prefix that ends inside a character does
+        not end in it.
+        """
+        if not 0 < end <= len(self.text):
+            raise ValueError(f"a step ends at character {end}; the response has {len(self.text)}")
+        low, high = 0, len(self.ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self.decode(self.ids[: middle + 1])[:end] == self.text[:end]:
+                high = middle
+            else:
+                low = middle + 1
+        return low

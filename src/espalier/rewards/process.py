@@ -1,0 +1,227 @@
+"""One worker process as its parent sees it: its pipes, its deadline, and everything that descends from it.
+
+A reward may be wrong in any way, and its process and all that it started still end. This is no sandbox: rewards run
+with the rights of whoever started the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from espalier.rewards import worker
+
+MARK = "ESPALIER_GRADER"
+"""A variable of the environment that every descendant of a worker inherits, so that one which left its session and
+whose parents have ended is still known."""
+LONGEST = 16 * 2**20
+"""Bytes of an answer without a line end, above which what a worker writes is no answer."""
+TAIL = 4096
+"""Bytes of stderr that are kept."""
+PROC = Path("/proc")
+
+
+class WorkerProcess:
+    """A started worker: `jobs` and `answers` are this end of its pipes, both non-blocking; `exits` is a descriptor that
+    is readable once it has ended (-1 if the system has none)."""
+
+    def __init__(self, first: dict[str, Any]):
+        self.mark = uuid.uuid4().hex
+        jobs, self.jobs = os.pipe()
+        self.answers, answers = os.pipe()
+        self.errors, errors = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "espalier.rewards.worker", str(jobs), str(answers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(jobs, answers),
+                start_new_session=True,
+                env=environment(self.mark),
+            )
+        except BaseException:
+            for fd in (self.jobs, self.answers, self.errors):
+                os.close(fd)
+            raise
+        finally:
+            for fd in (jobs, answers, errors):
+                os.close(fd)
+        self.pid = self.process.pid
+        for fd in (self.jobs, self.answers, self.errors):
+            os.set_blocking(fd, False)
+        self.exits = _exits(self.pid)
+        self.outgoing = b""
+        self.incoming = b""
+        self.tail = b""
+        self.kept: frozenset[int] = frozenset()
+        self.send(first)
+
+    def send(self, entries: dict[str, Any]) -> None:
+        """Queue one line and write what the pipe takes. What JSON does not have (a date in a column) goes as text."""
+        self.outgoing += json.dumps(entries, default=str).encode() + b"\n"
+        self.write()
+
+    def write(self) -> None:
+        """Write what the pipe takes. A worker that reads no more is seen by its end or by its deadline."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while self.outgoing:
+                self.outgoing = self.outgoing[os.write(self.jobs, self.outgoing) :]
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that have come, as objects. Raises EOFError at the end of the pipe, ValueError if something else
+        than answers comes."""
+        data, ended = _available(self.answers)
+        self.incoming += data
+        *lines, self.incoming = self.incoming.split(b"\n")
+        if len(self.incoming) > LONGEST:
+            raise ValueError(f"{LONGEST >> 20} MiB without a line end")
+        entries = [json.loads(line) for line in lines]
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("no JSON objects")
+        if ended and not entries:
+            raise EOFError
+        return entries
+
+    def read_errors(self) -> bool:
+        """Keep the end of what was written to stderr; False at its end."""
+        data, ended = _available(self.errors)
+        self.tail = (self.tail + data)[-TAIL:]
+        return not ended
+
+    def children(self) -> frozenset[int]:
+        """Its living children, adopted ones included."""
+        pids: set[int] = set()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(PROC / str(self.pid) / "task"):
+                text = (PROC / str(self.pid) / "task" / task / "children").read_text()
+                pids.update(int(pid) for pid in text.split())
+        return frozenset(pids)
+
+    def cause_of_death(self) -> str:
+        """How it ended, with the last line of its stderr."""
+        with contextlib.suppress(OSError):
+            self.read_errors()
+        try:
+            code = self.process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            return "closed the descriptors that it answers on"
+        if code == worker.CLOSED:
+            return "closed the descriptors that it answers on"
+        if code < 0:
+            how = f"its process was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"its process ended with exit code {code}"
+        lines = self.tail.decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"{how}; its last words: {last[:200]}" if last else how
+
+    def end(self) -> None:
+        """Kill it and everything that descends from it, and close the pipes."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Stopped, it starts nothing while its descendants are looked up.
+            os.kill(self.pid, signal.SIGSTOP)
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            left = descendants(self.pid, self.mark)
+            if not left:
+                break
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.wait()
+        for fd in (self.jobs, self.answers, self.errors, self.exits):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _available(fd: int) -> tuple[bytes, bool]:
+    """What can be read without waiting, at most 1 MiB, and whether the pipe has ended behind it."""
+    data = b""
+    while len(data) < 2**20:
+        try:
+            piece = os.read(fd, 65536)
+        except BlockingIOError:
+            return data, False
+        if not piece:
+            return data, True
+        data += piece
+    return data, False
+
+
+def _exits(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def environment(mark: str) -> dict[str, str]:
+    """This process's environment, with the mark; hashes of texts are the same in each worker, one thread each unless
+    the user has set it, and the package is found where it is found here."""
+    package = str(Path(worker.__file__).resolve().parents[2])
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([package, *([inherited] if inherited else [])]),
+        MARK: mark,
+    }
+
+
+def descendants(root: int, mark: str) -> list[int]:
+    """Living processes that came from a worker: by parentage, by session, and by the mark in their environment; the
+    worker itself aside. Without /proc there are none to see, and the process group is all that ends."""
+    stats = {stat.pid: stat for stat in _stats()}
+    known = {root}
+    grew = True
+    while grew:
+        more = {pid for pid, stat in stats.items() if stat.parent in known} - known
+        grew = bool(more)
+        known |= more
+    for pid, stat in stats.items():
+        if pid not in known and (stat.session == root or _marked(pid, mark)):
+            known.add(pid)
+    return sorted(pid for pid in known - {root} if pid in stats and not stats[pid].ended)
+
+
+class _Stat:
+    """What the system says of a process. `ended`: it is a zombie that its parent has not looked at."""
+
+    __slots__ = ("ended", "parent", "pid", "session")
+
+    def __init__(self, pid: int, text: str):
+        # The name in brackets may hold blanks and brackets itself.
+        state, parent, _, session = text.rpartition(")")[2].split()[:4]
+        self.pid, self.parent, self.session, self.ended = pid, int(parent), int(session), state in "ZX"
+
+
+def _stats() -> Iterator[_Stat]:
+    if not PROC.is_dir():
+        return
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                yield _Stat(int(name), (PROC / name / "stat").read_text(encoding="utf-8", errors="replace"))
+
+
+def _marked(pid: int, mark: str) -> bool:
+    try:
+        return f"{MARK}={mark}".encode() in (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return False

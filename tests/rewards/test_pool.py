@@ -1,0 +1,170 @@
+"""Rewards that go wrong in every way: one error each, in time, and no process left."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hostile_graders
+import pytest
+
+from espalier.errors import EspalierError
+from espalier.rewards.pool import Job, Pool, Spec, memory_limit
+from espalier.rewards.process import MARK
+from espalier.rewards.results import Result
+
+FILE = Path(__file__).resolve().parents[1] / "helpers" / "hostile_graders.py"
+DEADLINE = 0.5
+RUN = "ESPALIER_TEST_RUN"
+"""A variable by which the workers of this test run are told from those of others beside it."""
+
+
+def spec(name: str, file: Path = FILE) -> Spec:
+    return Spec(name, {}, str(file), name, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def answer(response: str) -> dict[str, object]:
+    return {"prompt": "2 + 2?", "response": response, "answer": "4"}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    names = [name for name, value in vars(hostile_graders).items() if inspect.isfunction(value)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN, str(os.getpid()))
+        pool = Pool([spec(name) for name in names], timeout=DEADLINE, workers=1, memory=2**29)
+        pool.start()
+        yield pool
+        pool.close()
+        assert running() == []
+
+
+def running() -> list[str]:
+    """The commands of all workers that this process has started, and of what those have left behind: by their
+    environment, and by the program that `starts_program` starts without it."""
+    commands = []
+    for name in os.listdir("/proc"):
+        try:
+            environ = Path("/proc", name, "environ").read_bytes() if name.isdigit() else b""
+            command = Path("/proc", name, "cmdline").read_text() if name.isdigit() else ""
+        except OSError:
+            continue
+        own = f"{MARK}=".encode() in environ and f"{RUN}={os.getpid()}".encode() in environ
+        if own or command.startswith(f"sleep\0600.{os.getpid()}"):
+            commands.append(command)
+    return commands
+
+
+def grade(pool: Pool, name: str, *responses: str) -> list[Result]:
+    """The results of a few answers by one reward, in order."""
+    for ticket, response in enumerate(responses):
+        pool.submit(Job(ticket, name, answer(response)))
+    results: dict[int, Result] = {}
+    while len(results) < len(responses):
+        results |= {ticket: result for ticket, _, result in pool.results(wait=True)}
+    return [results[ticket] for ticket in range(len(responses))]
+
+
+LATE = f"no answer within {DEADLINE:g} s"
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("hangs", LATE),
+        ("spins", LATE),
+        ("ignores_signals", LATE),
+        ("raises", "ValueError: no number in the answer (hostile_graders.py:41)"),
+        ("raises_system_exit", "SystemExit: done (hostile_graders.py:45)"),
+        ("exits", "its process ended with exit code 3; its last words: about to go"),
+        ("crashes", "its process was ended by SIGSEGV"),
+        ("prints", 0.25),
+        ("forks", 0.5),
+        ("forks_and_returns", 0.5),
+        ("forks_and_exits", "its process ended with exit code 4"),
+        ("leaves_session", 0.5),
+        ("leaves_session_and_hangs", LATE),
+        ("starts_program", 0.5),
+        ("closes_descriptors", "closed the descriptors that it answers on"),
+        ("closes_and_hangs", "closed the descriptors that it answers on"),
+        ("writes_to_pipes", "wrote something else than its answer to its pipe"),
+        ("eats_memory", "MemoryError (hostile_graders.py"),
+        ("leaves_alarm", 0.5),
+        ("not_a_number", "ValueError: returned nan; expected a finite number"),
+        ("text", "TypeError: returned str 'good'; expected a number"),
+    ],
+)
+def test_each_costs_one_answer_at_most(pool: Pool, name: str, outcome: str | float) -> None:
+    began = time.monotonic()
+    results = grade(pool, name, "4")
+    took = time.monotonic() - began
+    if isinstance(outcome, float):
+        assert results == [Result({"": outcome})]
+    else:
+        assert results[0].error.startswith(outcome) and not results[0].scores
+    assert took < DEADLINE + 2.0
+    # The next answer is graded as if nothing had been.
+    assert grade(pool, "plain", "4", "5") == [Result({"": 1.0}), Result({"": 0.0})]
+    assert len(running()) == 1
+
+
+def test_a_batch_that_dies_is_graded_again_one_by_one(pool: Pool) -> None:
+    blocked, *results = grade_behind(pool, "hangs", "batch", ["a", "bad", "ccc"])
+    assert blocked.error == LATE
+    assert [result.scores for result in results] == [{"": 1.0}, {}, {"": 3.0}]
+    assert results[1].error == "its process ended with exit code 5"
+
+
+def test_a_batch_with_a_wrong_number_of_entries_is_graded_again_one_by_one(pool: Pool) -> None:
+    _, *results = grade_behind(pool, "hangs", "short_batch", ["a", "b"])
+    assert results == [Result({"": 1.0})] * 2
+
+
+def test_async_answers_run_side_by_side_and_hang_alone(pool: Pool) -> None:
+    began = time.monotonic()
+    _, *results = grade_behind(pool, "hangs", "waits", ["x" * n for n in range(1, 21)] + ["hang"])
+    assert [result.scores for result in results[:20]] == [{"": float(n)} for n in range(1, 21)]
+    assert results[20].error == LATE
+    # Twenty times 0.05 s one after the other would be 1 s.
+    assert time.monotonic() - began < DEADLINE * 2 + 0.95
+
+
+def grade_behind(pool: Pool, first: str, name: str, responses: list[str]) -> list[Result]:
+    """As `grade`, while the only worker is busy with one answer by `first`: the others wait for it together."""
+    pool.submit(Job(0, first, answer("4")))
+    time.sleep(0.1)
+    for ticket, response in enumerate(responses, 1):
+        pool.submit(Job(ticket, name, answer(response)))
+    results: dict[int, Result] = {}
+    while len(results) <= len(responses):
+        results |= {ticket: result for ticket, _, result in pool.results(wait=True)}
+    return [results[ticket] for ticket in range(len(responses) + 1)]
+
+
+def test_a_worker_that_a_reward_has_left_processes_in_is_replaced(pool: Pool) -> None:
+    before = pool.replaced.get("forks", 0)
+    grade(pool, "forks", "4")
+    assert pool.replaced["forks"] == before + 1
+
+
+def test_what_cannot_be_loaded_is_refused_with_its_cause(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_this_name\n")
+    for specs, cause in (
+        ([spec("reward", broken)], r"reward: ModuleNotFoundError: No module named .* \(broken.py:1\)"),
+        ([spec("plane")], "plane: .* has no function plane; it has .*plain"),
+        ([Spec("plain", {}, str(FILE), "plain", "0" * 64)], "plain: .* has changed since the run began"),
+    ):
+        pool = Pool(specs, timeout=1.0, workers=1, memory=2**29)
+        with pytest.raises(EspalierError, match=f"the rewards cannot be loaded: {cause}"):
+            pool.start()
+        assert running() == []
+
+
+def test_half_of_the_memory_is_shared_by_the_workers() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_limit(1) == max(2**30, total // 2) and memory_limit(10**6) == 2**30
