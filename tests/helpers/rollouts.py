@@ -220,7 +220,7 @@ def source(
         graders,
         algorithm or FakeAlgorithm(),
         RolloutConfig(group_size=group_size, max_waves=max_waves, eval_samples=eval_samples),
-        SamplingParams(max_tokens=4, temperature=1.0, seed=7),
+        SamplingParams(max_tokens=4, temperature=1.0, seed=7, stop=(14,)),
         world or OneRank(),
         journal,
         lambda ids: " ".join(map(str, ids)),

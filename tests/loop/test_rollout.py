@@ -82,13 +82,13 @@ def test_numbers_of_a_draw_by_hand() -> None:
     assert [[s.reward for s in group] for group in draw.groups] == [[0.0, 1.0], [0.5, 0.5]]
 
 
-def test_groups_are_numbered_in_request_order_and_keys_are_unique() -> None:
+def test_groups_are_numbered_in_request_order_and_keys_are_lines() -> None:
     draw = source(FakeTasks(3), FakeSampler(respond), FakeGraders(by_k, delay=2)).draw(1)
     assert rows(draw.groups) == [3, 4, 5]
     assert [[(s.group, s.key, s.tokens) for s in group] for group in draw.groups] == [
-        [(0, 6, [103, 3]), (0, 7, [103, 3, 3])],
-        [(1, 8, [104, 4]), (1, 9, [104, 4, 4])],
-        [(2, 10, [105, 5]), (2, 11, [105, 5, 5])],
+        [(0, 0, [103, 3]), (0, 1, [103, 3, 3])],
+        [(1, 2, [104, 4]), (1, 3, [104, 4, 4])],
+        [(2, 4, [105, 5]), (2, 5, [105, 5, 5])],
     ]
 
 
@@ -99,6 +99,21 @@ def test_silent_groups_are_counted_apart_and_share_the_numbering() -> None:
     assert [g[0].group for g in draw.groups] == [1, 3]
     assert [g[0].group for g in draw.silent] == [0, 2]
     assert (draw.numbers["silent"], draw.numbers["dead"]) == (2, 0.5)
+
+
+def test_given_groups_are_trained_beside_the_answers_and_counted_nowhere() -> None:
+    def given(step: int) -> list[list[Sample]]:
+        return [[Sample(tokens=[1, 2], part="sft", key=9)], [Sample(tokens=[1, 3], part="sft", key=9)]]
+
+    silent = FakeAlgorithm(equal="silent")
+    built = source(FakeTasks(2), FakeSampler(respond), FakeGraders(odd_rows_live), silent, given=given)
+    draw = built.draw(0)
+    assert [[(s.part, s.group, s.key) for s in group] for group in draw.groups] == [
+        [("main", 1, 2), ("main", 1, 3)],
+        [("sft", 2, 4)],
+        [("sft", 3, 5)],
+    ]
+    assert (draw.numbers["sampled_tokens"], len(built.records(0))) == (6, 4)
 
 
 # ------------------------------------------------------------------------------------------------------ refill waves

@@ -43,6 +43,8 @@ def test_a_line_says_what_was_drawn_graded_and_learned() -> None:
         "kl": pytest.approx((1 - math.log(2)) / 2),
     }
     assert (second["k"], second["score"], second["stop"]) == (1, 1.0, "stop")
+    # 14 is the stop token here; where the response was cut, it is text.
+    assert (second["response"], second["ids"]) == ("7", [7, 14])
     assert (second["advantage"], second["advantages"]) == (1.5, [1.0, 2.0])
 
 

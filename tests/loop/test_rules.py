@@ -25,22 +25,20 @@ def rolled(*scores: float, fate: Fate = "keep", stops: Stops = (), failed: int =
     return Rolled(prompt(0), 0, group, fate)
 
 
-def rules(best: float | None = 1.0, refills: bool = False, **more: Any) -> Rules:
-    return Rules(best=best, refills=refills, **more)
+def rules(refills: bool = False, **more: Any) -> Rules:
+    return Rules(refills=refills, **more)
 
 
-def rounds(judge: Rules, group: Rolled, most: int = 100, *, resumed: bool = False) -> int:
+def rounds(judge: Rules, group: Rolled, most: int = 100, *, best: float | None = 1.0, resumed: bool = False) -> int:
     """How many steps of this group a run survives; with `resumed`, each in a process of its own."""
     for count in range(most):
         try:
-            judge.judge([group])
+            judge.judge([group], best)
         except EspalierError:
             return count
         if resumed:
-            counts, judge = (
-                judge.counts(),
-                Rules(best=judge.best, refills=judge.refills, skip=judge.skip, max_error_share=judge.max_error_share),
-            )
+            counts = judge.counts()
+            judge = Rules(refills=judge.refills, skip=judge.skip, max_error_share=judge.max_error_share)
             judge.restore(counts)
     return most
 
@@ -49,15 +47,22 @@ def rounds(judge: Rules, group: Rolled, most: int = 100, *, resumed: bool = Fals
 def test_twenty_rollouts_of_equal_scores_stop_the_run_unless_they_are_the_best(resumed: bool) -> None:
     assert rounds(rules(), rolled(0.0, 0.0), resumed=resumed) == 19
     assert rounds(rules(), rolled(1.0, 1.0), resumed=resumed) == 100
-    assert rounds(rules(best=None), rolled(1.0, 1.0), resumed=resumed) == 19
+    assert rounds(rules(), rolled(1.0, 1.0), best=None, resumed=resumed) == 19
     assert rounds(rules(), rolled(0.0, 1.0), resumed=resumed) == 100
 
 
 def test_one_rollout_with_a_difference_starts_the_count_anew() -> None:
     judge = rules()
     assert rounds(judge, rolled(0.0, 0.0), 19) == 19
-    judge.judge([rolled(0.0, 0.0), rolled(0.0, 1.0)])
+    judge.judge([rolled(0.0, 0.0), rolled(0.0, 1.0)], 1.0)
     assert rounds(judge, rolled(0.0, 0.0)) == 19
+
+
+def test_steps_that_differ_are_something_to_learn_from() -> None:
+    group = rolled(0.0, 0.0)
+    for i, s in enumerate(group.answers):
+        s.outcome = Outcome(0.0, steps=((0, float(i)),))
+    assert rounds(rules(), group) == 100
 
 
 def test_groups_of_one_answer_are_not_compared() -> None:
@@ -69,7 +74,7 @@ def test_the_error_names_the_scores_and_what_to_look_at() -> None:
     judge = rules()
     rounds(judge, rolled(0.25, 0.25), 19)
     with pytest.raises(EspalierError, match=r"20 rollouts in a row .*scores: 0\.25.*samples\.jsonl.*--temperature"):
-        judge.judge([rolled(0.25, 0.25)])
+        judge.judge([rolled(0.25, 0.25)], 1.0)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -78,21 +83,21 @@ def test_three_steps_without_a_live_group_stop_a_run_that_refills(resumed: bool)
     assert rounds(rules(), rolled(0.0, 0.0, fate="drop"), resumed=resumed) == 19
     judge = rules(refills=True)
     for fate in ("drop", "drop", "keep", "drop", "drop"):
-        judge.judge([rolled(0.0, 1.0, fate=fate)])
+        judge.judge([rolled(0.0, 1.0, fate=fate)], 1.0)
     with pytest.raises(EspalierError, match="3 steps in a row, with all their refills"):
-        judge.judge([rolled(0.0, 0.0, fate="drop")])
+        judge.judge([rolled(0.0, 0.0, fate="drop")], 1.0)
 
 
 def test_a_first_rollout_that_is_mostly_cut_is_refused_by_name() -> None:
     mostly, half = rolled(0, 1, 1, stops=["length", "length", "stop"]), rolled(0, 1, stops=["length", "stop"])
     with pytest.raises(CheckError, match=r"67% of the first answers.*--max-tokens.*--skip-checks length"):
-        rules().judge([mostly])
-    assert rules().judge([half]) == []
-    (note,) = rules(skip=("length",)).judge([mostly])
+        rules().judge([mostly], 1.0)
+    assert rules().judge([half], 1.0) == []
+    (note,) = rules(skip=("length",)).judge([mostly], 1.0)
     assert note.startswith("67% of the first answers were cut at max_tokens")
     judge = rules()
-    judge.judge([half])
-    assert judge.judge([mostly]) == []
+    judge.judge([half], 1.0)
+    assert judge.judge([mostly], 1.0) == []
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -101,7 +106,7 @@ def test_three_first_rollouts_without_a_stop_token_are_refused_by_name(resumed: 
     assert rounds(rules(skip=("length",)), cut, resumed=resumed) == 2
     assert rounds(rules(skip=("length", "stop")), cut, resumed=resumed) == 100
     judge = rules(skip=("length",))
-    judge.judge([rolled(0.0, 1.0)])
+    judge.judge([rolled(0.0, 1.0)], 1.0)
     assert rounds(judge, cut) == 100
 
 
@@ -113,4 +118,4 @@ def test_errors_above_their_share_of_the_last_200_stop_the_run(resumed: bool) ->
     assert rounds(rules(max_error_share=0.05), seldom, resumed=resumed) == 100
     assert rounds(rules(), often, resumed=resumed) == 100
     with pytest.raises(EspalierError, match=r"1 of the last 1 answers .*math: died \(1\).*--reward-timeout"):
-        rules(max_error_share=0.0).judge([rolled(failed=1)])
+        rules(max_error_share=0.0).judge([rolled(failed=1)], 1.0)

@@ -29,9 +29,13 @@ class Rolled:
 
     @property
     def equal(self) -> bool | None:
-        """Whether all scores are exactly equal; None with fewer than two, which nothing distinguishes."""
-        scores = [score_of(s) for s in self.graded]
-        return len(set(scores)) == 1 if len(scores) > 1 else None
+        """Whether all scores, and those of all steps of process rewards, are exactly equal; None with fewer than two
+        answers, of which none can be better."""
+        graded = self.graded
+        if len(graded) < 2:
+            return None
+        steps = {x for s in graded if s.outcome is not None for _, x in s.outcome.steps}
+        return len({score_of(s) for s in graded}) == 1 and len(steps) <= 1
 
 
 def error_of(sample: Sample) -> str:

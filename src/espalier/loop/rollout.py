@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.rollout_sections import RolloutConfig
-from espalier.engines.protocols import Graders, Sampler, SamplingParams, World, samples_of
+from espalier.engines.protocols import Graders, Group, Sampler, SamplingParams, World, from_first, samples_of
 from espalier.errors import EspalierError
 from espalier.loop.answers import Answers, Posed, Seconds
 from espalier.loop.journal import Journal
@@ -58,6 +58,7 @@ class RolloutSource:
 
     decode: ids to text, for samples.jsonl. interrupted: whether a stop was requested (`heed` replaces it). skip_checks:
     rules (`rules.CHECKS`) that are noted only. max_error_share: see `RewardsConfig`; None leaves errors uncounted.
+    given: groups of other parts that a step trains on beside its answers (conversations for rejection sampling).
 
     The source is a function of (seed, step, weights) and of `state`, which a checkpoint holds.
     """
@@ -77,6 +78,7 @@ class RolloutSource:
         *,
         skip_checks: Collection[str] = (),
         max_error_share: float | None = None,
+        given: Callable[[int], list[Group]] | None = None,
     ):
         self.tasks, self.sampler, self.algorithm = tasks, sampler, algorithm
         self.config, self.params, self.decode = config, params, decode
@@ -84,9 +86,8 @@ class RolloutSource:
             raise ValueError("the algorithm does not learn from the policy's own answers; give it an offline source")
         self.online = algorithm.traits.online
         self.answers = Answers(sampler, graders, world, journal, interrupted)
-        self.rules = Rules(
-            best=graders.best, refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share
-        )
+        self.rules = Rules(refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share)
+        self.given = given
         self._step = -1
         self._rolled: list[Rolled] = []
 
@@ -104,9 +105,9 @@ class RolloutSource:
         groups are replaced in waves: each draws as many tasks as are missing, none of this step again, and only when
         all of it is graded is the next decided. After `max_waves`, the step trains on what it has.
 
-        Groups are numbered from 0 in the order of their requests, silent ones included; a sample's key is
-        row * group_size + k. Raises Interrupted, on all ranks, if a stop is requested of one, and what `Rules.judge`
-        raises.
+        Groups that are kept or silent are numbered from 0 in the order of their requests; a sample's key is the number
+        of its line among the step's `records`. Raises Interrupted, on all ranks, if a stop is requested of one, and
+        what `Rules.judge` raises.
         """
         rolled: list[Rolled] = []
         seconds = Seconds()
@@ -128,10 +129,13 @@ class RolloutSource:
                 group.fate = "refilled"
         self._step, self._rolled = step, rolled
         notes += self._losses()
-        notes += self.rules.judge(rolled)
-        self._number()
+        # Ranks have met other tasks, and must come to one verdict.
+        notes += self.rules.judge(rolled, from_first(self.answers.graders.best, self.answers.world))
+        given = self.given(step) if self.given else []
+        self._number(given)
         numbers = numbers_of(rolled, seconds, waves)
-        return Draw(list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent")), numbers, notes)
+        kept, silent = list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent"))
+        return Draw([*kept, *given], silent, numbers, notes)
 
     def _wave(self, step: int, posed: list[Posed], seconds: Seconds) -> list[Rolled]:
         groups, spent = self.answers.answer(step, posed, self.params, self.config.group_size)
@@ -145,14 +149,17 @@ class RolloutSource:
         graded = group.graded
         return self.algorithm.keep(graded) if len(graded) >= max(1, self.online.least_group) else "drop"
 
-    def _number(self) -> None:
+    def _number(self, given: list[Group]) -> None:
         """Give groups and samples the numbers by which they are told apart."""
-        number = 0
-        for group in self._rolled:
-            for k, s in enumerate(group.answers):
-                s.key = group.prompt.row * self.config.group_size + k
-                s.group = number
-            number += group.fate in ("keep", "silent")
+        number = key = 0
+        for rolled in self._rolled:
+            for s in rolled.answers:
+                s.group, s.key, key = number, key, key + 1
+            number += rolled.fate in ("keep", "silent")
+        for group in given:
+            for s in group:
+                s.group, s.key, key = number, key, key + 1
+            number += 1
 
     def _losses(self) -> list[str]:
         """Lines about answers without an outcome."""
@@ -221,7 +228,7 @@ class RolloutSource:
         Raises ValueError for another step."""
         if step != self._step:
             raise ValueError(f"got records of step {step}, but the last draw was step {self._step}")
-        return list(records(step + 1, self._rolled, self.decode))
+        return list(records(step + 1, self._rolled, self.decode, frozenset(self.params.stop)))
 
     def state(self) -> dict[str, int]:
         """Counts that a checkpoint must hold, as after the last draw."""

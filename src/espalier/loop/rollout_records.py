@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from espalier.loop.rolled import Rolled
@@ -14,10 +14,14 @@ CLAMP = 20.0
 """Log-ratios are clamped to this on both sides, as in the losses."""
 
 
-def records(done: int, groups: Sequence[Rolled], decode: Callable[[list[int]], str]) -> Iterator[dict[str, Any]]:
-    """One record per answer, in the order of the requests; `done` is the number of the step, from 1.
+def records(
+    done: int, groups: Sequence[Rolled], decode: Callable[[list[int]], str], stop: Collection[int] = ()
+) -> Iterator[dict[str, Any]]:
+    """One record per answer, in the order of the requests; `done` is the number of the step, from 1, and `stop` are the
+    ids that end a response.
 
-    step, task (row, source, line), epoch, k: which answer. prompt, response: text; ids: those of the response.
+    step, task (row, source, line), epoch, k: which answer. prompt, response: text, the latter as the rewards read it,
+        without the stop token; ids: those of the response, all of them.
     score, parts, invalid, error: what the rewards say. fate: of its group; an answer with an error left it.
     advantage: mean over the trained tokens; `advantages` has one per token if they differ.
     logprob: mean over the response, of the sampler, in nats. entropy: mean, in nats. kl: mean of k3 = r - 1 - log r
@@ -32,7 +36,8 @@ def records(done: int, groups: Sequence[Rolled], decode: Callable[[list[int]], s
         for k, s in enumerate(group.answers):
             ids = s.tokens[len(group.prompt.tokens) :]
             record = {"step": done, "task": task, "epoch": group.epoch, "k": k, "prompt": prompt}
-            record |= {"response": decode(ids), "ids": ids}
+            words = ids[:-1] if s.stop == "stop" and ids and ids[-1] in stop else ids
+            record |= {"response": decode(words), "ids": ids}
             yield record | verdict(s, group.fate) | _measured(s)
 
 

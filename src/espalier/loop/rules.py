@@ -24,17 +24,15 @@ WINDOW = 200
 class Rules:
     """Looks at each step's groups.
 
-    best: the highest score that the rewards declare, None if one declares none. refills: dropped groups are replaced.
-    skip: names of `CHECKS` that are noted only. max_error_share: of the last 200 answers.
+    refills: dropped groups are replaced. skip: names of `CHECKS` that are noted only. max_error_share: of the last 200
+    answers; None leaves errors uncounted.
 
     All that a verdict depends on is the step's groups and `counts`, which a checkpoint holds, so a resumed run stops
     where the run that was not interrupted would have.
     """
 
-    def __init__(
-        self, *, best: float | None, refills: bool, skip: Collection[str] = (), max_error_share: float | None = None
-    ):
-        self.best, self.refills, self.skip, self.max_error_share = best, refills, skip, max_error_share
+    def __init__(self, *, refills: bool, skip: Collection[str] = (), max_error_share: float | None = None):
+        self.refills, self.skip, self.max_error_share = refills, skip, max_error_share
         self.rollouts = 0
         self.stopless = 0
         self.equal = 0
@@ -60,8 +58,9 @@ class Rules:
         self.lifeless = counts.get("rollouts_lifeless", 0)
         self.window = counts.get("rollouts_errors", 1)
 
-    def judge(self, groups: Sequence[Rolled]) -> list[str]:
-        """Count a step's groups, all of them, in the order of their requests; returns lines for the user.
+    def judge(self, groups: Sequence[Rolled], best: float | None) -> list[str]:
+        """Count a step's groups, all of them, in the order of their requests; returns lines for the user. `best` is
+        the highest score that the rewards declare, None if one declares none.
 
         Raises CheckError if too many of the first answers were cut, or none of the first rollouts had a stop token;
         EspalierError if too many answers could not be graded, or nothing could be learned for too long.
@@ -69,7 +68,7 @@ class Rules:
         self.rollouts += 1
         notes = self._stops(groups)
         self._errors(groups)
-        self._scores(groups)
+        self._scores(groups, best)
         return notes
 
     def _stops(self, groups: Sequence[Rolled]) -> list[str]:
@@ -115,7 +114,7 @@ class Rules:
                     "then continue with --resume"
                 )
 
-    def _scores(self, groups: Sequence[Rolled]) -> None:
+    def _scores(self, groups: Sequence[Rolled], best: float | None) -> None:
         compared = [group for group in groups if group.equal is not None]
         if self.refills:
             self.lifeless = 0 if any(group.fate == "keep" for group in groups) else self.lifeless + 1
@@ -128,7 +127,7 @@ class Rules:
         if not compared:
             return
         equal = all(group.equal for group in compared)
-        at_best = all(score_of(s) == self.best for group in compared for s in group.graded)
+        at_best = all(score_of(s) == best for group in compared for s in group.graded)
         self.equal = self.equal + 1 if equal and not at_best else 0
         if self.equal >= EQUAL:
             raise EspalierError(
