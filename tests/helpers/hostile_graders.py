@@ -131,7 +131,7 @@ def writes_to_pipes(prompt: str, response: str, **task: Any) -> float:
 def eats_memory(prompt: str, response: str, **task: Any) -> float:
     pieces = []
     while True:
-        pieces.append(bytearray(2**28))
+        pieces.append(bytearray(2**30))
 
 
 def leaves_alarm(prompt: str, response: str, **task: Any) -> float:
@@ -149,7 +149,7 @@ def text(prompt: str, response: str, **task: Any) -> Any:
 
 async def waits(prompt: str, response: str, **task: Any) -> float:
     """Hangs for one answer only."""
-    await asyncio.sleep(600 if response == "hang" else 0.05)
+    await asyncio.sleep(600 if response == "hang" else 0.2)
     return float(len(response))
 
 
