@@ -12,7 +12,8 @@ from espalier.config.fields import named_weights
 from espalier.config.rollout_sections import RewardsConfig
 from espalier.errors import ConfigError, nearest
 from espalier.rewards.combine import Component
-from espalier.rewards.graders import Decode, Entry, WorkerGraders
+from espalier.rewards.graders import Decode, WorkerGraders
+from espalier.rewards.grading import Entry, Grading
 from espalier.rewards.pool import Pool, Spec, at, cores, memory_limit
 from espalier.rewards.reward import Reward, Setting
 
@@ -64,12 +65,17 @@ class Plan:
         )
         return lines
 
+    @property
+    def grading(self) -> Grading:
+        """Which of them grade which task."""
+        return Grading(self.entries, frozenset(self.added))
+
     def start(self, decode: Decode, stop: Iterable[int] = ()) -> WorkerGraders:
         """Graders whose first worker runs. Raises EspalierError if a reward cannot be loaded."""
         pool = Pool(self.specs, timeout=self.timeout, workers=self.workers, memory=self.memory)
         pool.start()
         return WorkerGraders(
-            self.entries,
+            self.grading,
             pool,
             decode=decode,
             stop=stop,
@@ -82,7 +88,7 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward], *, verifiers: I
     """The rewards of a config.
 
     catalogue: built-in rewards by name. verifiers: names that tasks have; one of the catalogue that the config does not
-    list is added behind its rewards, with weight 1.
+    list is added behind its rewards, with weight 1, for the tasks that name it.
 
     Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, and if
     there is no reward at all.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from espalier.errors import EspalierError
 from espalier.outcomes import Key, Outcome
 from espalier.rewards.combine import Component, best_score, combine
+from espalier.rewards.grading import Grading
 from espalier.rewards.pool import Job, Pool
 from espalier.rewards.results import Result
-from espalier.rewards.reward import Answer, Reward
+from espalier.rewards.reward import Answer
 from espalier.types import Prompt, Sample, Task
 
 WINDOW = 200
@@ -24,27 +24,6 @@ ANSWER = tuple(entry.name for entry in fields(Answer))
 
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids, special tokens kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One reward of a run: its part in the score, its settings, and its entry of the catalogue (None: a user's)."""
-
-    component: Component
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    reward: Reward | None = None
-
-    @property
-    def name(self) -> str:
-        return self.component.name
-
-    def lacks(self, task: Task) -> tuple[str, ...]:
-        """What of a task is missing for it; a user's function says so itself, with None."""
-        return () if self.reward is None else self.reward.lacks(task, self.settings)
-
-    def general(self) -> bool:
-        """Whether it needs nothing of a task."""
-        return self.reward is None or not self.reward.open_needs(self.settings)
 
 
 @dataclass(slots=True)
@@ -88,7 +67,7 @@ class _Open:
 
 
 class WorkerGraders:
-    """`Graders` (engines/protocols.py) by the rewards `entries`, in worker processes.
+    """`Graders` (engines/protocols.py) by the rewards of `grading`, in worker processes.
 
     decode: the text of token ids, special tokens kept. stop: the ids that end a response and are no part of its text.
     invalid_score: the score of an answer that does not qualify. max_error_share: see `ErrorShare`.
@@ -97,7 +76,7 @@ class WorkerGraders:
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        grading: Grading,
         pool: Pool,
         *,
         decode: Decode,
@@ -105,7 +84,7 @@ class WorkerGraders:
         invalid_score: float = 0.0,
         max_error_share: float = 0.05,
     ):
-        self.entries, self.pool = tuple(entries), pool
+        self.grading, self.pool = grading, pool
         self.decode, self.stop = decode, frozenset(stop)
         self.invalid_score = invalid_score
         self.errors = ErrorShare(max_error_share)
@@ -120,44 +99,21 @@ class WorkerGraders:
     def best(self) -> float | None:
         """The highest score that the rewards declare together for a task; of the tasks that `grades` was asked about,
         the highest. None if one of them declares none."""
-        kinds = self._kinds or {tuple(entry.name for entry in self.entries)}
-        scores = [best_score(self.components(names)) for names in kinds]
+        kinds = self._kinds or {tuple(entry.name for entry in self.grading.entries)}
+        scores = [best_score(self.grading.components(names)) for names in kinds]
         known = [score for score in scores if score is not None]
         return max(known) if len(known) == len(scores) else None
 
-    def components(self, names: Sequence[str]) -> list[Component]:
-        """The parts of these rewards in the score, in the order of the run's list."""
-        return [entry.component for entry in self.entries if entry.name in names]
-
     def grades(self, task: Task) -> tuple[str, ...]:
-        """The names of the rewards that grade a task, in the order of the run's list: of one that names a verifier,
-        that one and those that need nothing of a task; of others, all that lack nothing. Empty if none does, or if the
-        verifier lacks something."""
-        if task.verifier and self.refusal(task):
-            return ()
-        names = []
-        for entry in self.entries:
-            chosen = entry.name == task.verifier or entry.general() if task.verifier else not entry.lacks(task)
-            if chosen:
-                names.append(entry.name)
+        """See `Grading.grades`."""
+        names = self.grading.grades(task)
         if names:
-            self._kinds.add(tuple(names))
-        return tuple(names)
+            self._kinds.add(names)
+        return names
 
     def refusal(self, task: Task) -> str:
-        """Why nobody grades a task; empty if a reward does."""
-        if task.verifier:
-            for entry in self.entries:
-                if entry.name == task.verifier:
-                    lacks = entry.lacks(task)
-                    return (
-                        f"its verifier {entry.name} needs {', '.join(lacks)}, which it does not have" if lacks else ""
-                    )
-            return f"its verifier {task.verifier} is not among the rewards ({', '.join(e.name for e in self.entries)})"
-        needs = {entry.name: entry.lacks(task) for entry in self.entries}
-        if all(needs.values()):
-            return "no reward grades it: " + ", ".join(f"{name} needs {' and '.join(n)}" for name, n in needs.items())
-        return ""
+        """See `Grading.refusal`."""
+        return self.grading.refusal(task)
 
     # ----------------------------------------------------------------------------------------------------- grading
 
@@ -182,7 +138,7 @@ class WorkerGraders:
         place: Callable[[int], int] | None = None,
     ) -> None:
         """Grade a text. names: the rewards that do; None leaves that to the task."""
-        components = self.components(self.grades(task) if names is None else names)
+        components = self.grading.components(self.grades(task) if names is None else names)
         if not components:
             outcome = Outcome(0.0, error=f"no reward: {self.refusal(task) or 'none is chosen'}")
             self._ready.append((key, outcome))
