@@ -22,6 +22,11 @@ class Graded:
     weight: float = 1.0
     raw: float | None = None
 
+    @property
+    def alone(self) -> float:
+        """What the reward gave, whatever the others did."""
+        return self.score if self.raw is None else self.raw
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -53,7 +53,7 @@ def test_one_failed_reward_is_an_error_and_never_a_zero() -> None:
 
 def test_an_answer_that_does_not_qualify_gets_the_stated_score() -> None:
     outcome = combine([MATH, TAGS], {"math": Result(invalid="no number"), "tags": of(1.0)}, -1.0)
-    assert (outcome.score, outcome.invalid) == (-1.0, "math: no number")
+    assert outcome == Outcome(-1.0, invalid="math: no number")
 
 
 def test_behind_a_closed_gate_nothing_counts() -> None:
@@ -85,6 +85,14 @@ def test_steps_are_placed_weighted_and_in_order() -> None:
     outcome = combine([MATH, TAGS], results, place=lambda end: end // 2)
     assert outcome.steps == ((2, 2.0), (3, 0.5), (4, 0.0))
     assert combine([MATH, TAGS], results).error.startswith("math: gives scores of steps")
+
+
+def test_steps_alone_are_shown_and_not_added() -> None:
+    steps = Result({}, {"": 0.5}, steps=((4, 1.0), (9, 0.0)))
+    outcome = combine([MATH, TAGS], {"math": steps, "tags": of(1.0)}, place=lambda end: end)
+    assert (outcome.score, outcome.steps) == (0.5, ((4, 2.0), (9, 0.0)))
+    assert outcome.parts["math"] == Graded(0.5, 0.0)
+    assert combine([MATH], {"math": steps}, place=lambda end: end).error == ""
 
 
 def test_the_best_score_is_known_if_each_reward_declares_one() -> None:

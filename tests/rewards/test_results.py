@@ -68,9 +68,10 @@ def test_an_answer_that_does_not_qualify_has_no_score() -> None:
     assert read({"invalid": "", "score": 3.0}) == Result({"": 3.0})
 
 
-def test_steps_give_their_mean_unless_there_is_a_score() -> None:
-    assert read({"steps": [(4, 1.0), (9, 0.0), (12, 0.5)]}) == Result({"": 0.5}, steps=((4, 1.0), (9, 0.0), (12, 0.5)))
-    assert read({"steps": [[4, 1]], "score": 0}).scores == {"": 0.0}
+def test_steps_alone_show_their_mean_and_do_not_count_twice() -> None:
+    steps = ((4, 1.0), (9, 0.0), (12, 0.5))
+    assert read({"steps": list(steps)}) == Result({}, {"": 0.5}, steps=steps)
+    assert read({"steps": [[4, 1]], "score": 0}) == Result({"": 0.0}, steps=((4, 1.0),))
 
 
 def test_of_a_dict_in_verls_form_the_score_counts() -> None:

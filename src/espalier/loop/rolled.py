@@ -105,7 +105,7 @@ def scores_of(answers: Sequence[Sample]) -> dict[str, float]:
         return {}
     numbers = {"reward": statistics.fmean(outcome.score for outcome in graded)}
     for name in sorted({name for outcome in graded for name in outcome.parts}):
-        scores = [outcome.parts[name].score for outcome in graded if name in outcome.parts]
+        scores = [outcome.parts[name].alone for outcome in graded if name in outcome.parts]
         numbers[f"reward_{name}"] = statistics.fmean(scores)
     numbers["invalid"] = sum(bool(outcome.invalid) for outcome in graded) / len(graded)
     return numbers

@@ -47,7 +47,7 @@ def verdict(sample: Sample, fate: str) -> dict[str, Any]:
     assert outcome is not None
     return {
         "score": None if outcome.error else outcome.score,
-        "parts": {name: graded.score for name, graded in outcome.parts.items()},
+        "parts": {name: graded.alone for name, graded in outcome.parts.items()},
         "invalid": outcome.invalid,
         "error": outcome.error,
         "fate": fate,

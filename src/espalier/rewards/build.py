@@ -11,6 +11,7 @@ from typing import Any
 from espalier.config.fields import named_weights
 from espalier.config.rollout_sections import RewardsConfig
 from espalier.errors import ConfigError, nearest
+from espalier.rewards.builtin import BUILTIN
 from espalier.rewards.combine import Component
 from espalier.rewards.graders import Decode, WorkerGraders
 from espalier.rewards.grading import Entry, Grading
@@ -84,11 +85,12 @@ class Plan:
         )
 
 
-def plan(config: RewardsConfig, catalogue: Mapping[str, Reward], *, verifiers: Iterable[str] = ()) -> Plan:
+def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, verifiers: Iterable[str] = ()) -> Plan:
     """The rewards of a config.
 
-    catalogue: built-in rewards by name. verifiers: names that tasks have; one of the catalogue that the config does not
-    list is added behind its rewards, with weight 1, for the tasks that name it.
+    catalogue: rewards by name, all of them `BUILTIN`'s, since workers load them from there. verifiers: names that tasks
+    have; one of the catalogue that the config does not list is added behind its rewards, with weight 1, for the tasks
+    that name it.
 
     Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, and if
     there is no reward at all.

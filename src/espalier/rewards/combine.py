@@ -36,7 +36,7 @@ def combine(
     steps and `invalid` do not count: 0, with what the reward gave as `raw`. A gate that does not apply is open; an
     answer that does not qualify is invalid, whatever follows.
     One error makes the outcome an error, and so does a task to which nothing applies; otherwise one `invalid` makes it
-    invalid, with `invalid_score`.
+    invalid, with `invalid_score` and no parts.
     place: the place in the response of the token that covers the end of a step, given in characters; the scores of
     steps are multiplied by the reward's weight. It may raise ValueError, which is an error.
 
@@ -57,23 +57,25 @@ def combine(
             if is_open:
                 invalid = invalid or f"{component.name}: {result.invalid}"
             continue
-        applies = applies or bool(result.scores)
+        applies = applies or bool(result.scores or result.steps)
         for key, score in result.scores.items():
-            name = component.name if key == OWN else f"{component.name}.{key}"
-            parts[name] = Graded(score, component.weight) if is_open else Graded(0.0, component.weight, raw=score)
+            graded = Graded(score, component.weight) if is_open else Graded(0.0, component.weight, raw=score)
+            parts[_name(component, key)] = graded
         for key, score in result.shown.items():
-            parts[f"{component.name}.{key}"] = Graded(score, 0.0)
+            parts[_name(component, key)] = Graded(score, 0.0)
         if result.steps:
             try:
                 steps += _placed(result, component.weight if is_open else 0.0, place)
             except ValueError as caught:
                 error = error or f"{component.name}: {caught}"
-        if component.gate and any(score < full_marks(component) for score in result.scores.values()):
+        marks = result.scores or result.shown
+        if component.gate and any(score < full_marks(component) for score in marks.values()):
             is_open = False
     if error:
         return Outcome(0.0, parts, error=error)
     if invalid:
-        return Outcome(invalid_score, parts, invalid=invalid)
+        # Whatever else speaks for the answer, it has the stated score and no other.
+        return Outcome(invalid_score, invalid=invalid)
     if not applies:
         names = ", ".join(component.name for component in components)
         return Outcome(0.0, parts, error=f"{names or 'no reward'}: does not apply to this task")
@@ -91,6 +93,10 @@ def best_score(components: Sequence[Component]) -> float | None:
     if not components or any(component.best is None or component.weight < 0 for component in components):
         return None
     return sum(component.weight * (component.best or 0.0) for component in components)
+
+
+def _name(component: Component, key: str) -> str:
+    return component.name if key == OWN else f"{component.name}.{key}"
 
 
 def _placed(result: Result, weight: float, place: Callable[[int], int] | None) -> list[tuple[int, float]]:

@@ -119,11 +119,18 @@ class WorkerGraders:
 
     def submit(self, key: Key, prompt: Prompt, sample: Sample) -> None:
         """Grade one response; `sample` holds its ids behind the prompt's. Its text is without the stop token."""
+        self._submit(key, prompt, sample, None)
+
+    def submit_names(self, prompt: Prompt, sample: Sample, names: Sequence[str], key: Key = (0, 0, 0)) -> None:
+        """As `submit`, by some of the rewards."""
+        self._submit(key, prompt, sample, names)
+
+    def _submit(self, key: Key, prompt: Prompt, sample: Sample, names: Sequence[str] | None) -> None:
         ids = sample.tokens[len(prompt.tokens) :]
         words = ids[:-1] if ids and sample.stop == "stop" and ids[-1] in self.stop else ids
         text = self.decode(words)
-        place = _Places(self.decode, words, text)
-        self.submit_text(key, prompt.task, text, row=prompt.row, stop=sample.stop, ids=ids, place=place)
+        place = Places(self.decode, words, text)
+        self.submit_text(key, prompt.task, text, row=prompt.row, stop=sample.stop, ids=ids, names=names, place=place)
 
     def submit_text(
         self,
@@ -218,7 +225,7 @@ def answer_of(task: Task, response: str, *, row: int = 0, stop: str = "stop", id
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
     """Places of tokens in a response, by the characters that they hold."""
 
     decode: Decode

@@ -53,9 +53,9 @@ def read(value: Any) -> Result:
 
     A number (or bool) is its score; None does not apply. A mapping has `invalid` (a reason; the rest does not count),
     `steps` (pairs of end and score, in order) with or without `score`, and scores by name, of which None does not
-    apply. Steps without any score give their mean as the score.
+    apply. Steps without any score count as steps alone: their mean is shown, or they would count twice.
 
-    >>> read({"steps": [(4, 1.0), (9, 0.0)]}).scores
+    >>> read({"steps": [(4, 1.0), (9, 0.0)]}).shown
     {'': 0.5}
 
     Raises TypeError and ValueError for anything else, and for numbers that are not finite.
@@ -76,9 +76,8 @@ def read(value: Any) -> Result:
         if not isinstance(name, str) or not name:
             raise TypeError(f"returned a mapping with the name {_short(name)}; expected texts as names")
         scores[OWN if name == "score" else name] = number(score, f"{name} is")
-    if steps and not scores:
-        scores[OWN] = sum(score for _, score in steps) / len(steps)
-    return Result(scores, steps=steps)
+    shown = {OWN: sum(score for _, score in steps) / len(steps)} if steps and not scores else {}
+    return Result(scores, shown, steps=steps)
 
 
 def read_scored(value: Any) -> Result:

@@ -13,7 +13,6 @@ running whatever a reward raises; what it cannot survive (a hang, an exit, close
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import json
 import os
@@ -31,7 +30,6 @@ from espalier.rewards.user import UserFunction, load
 
 CLOSED = 81
 """Exit code of a worker whose descriptors were closed by what it ran."""
-CATALOGUE = "espalier.rewards.catalogue"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -53,7 +51,10 @@ class Worker:
             self.sources[name] = spec["path"]
             function = self.user[name] = load(Path(spec["path"]), spec["function"], spec["sha256"], settings)
             return {"batch": function.batched or function.is_async, "note": function.note}
-        reward: Reward = importlib.import_module(CATALOGUE).CATALOGUE[name]
+        # Users' rewards alone need none of them.
+        from espalier.rewards.builtin import BUILTIN
+
+        reward: Reward = BUILTIN[name]
         if reward.load is not None:
             reward.load()
         self.builtin[name] = (reward, settings)
