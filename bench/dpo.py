@@ -64,11 +64,11 @@ def espalier(model_dir: str, rows: list[dict[str, Any]], where: str, budget: int
         )
         with open_session(config) as session:
             learner = build_learner(session)
-            reference = build_reference(session)
+            build_reference(session)
 
             def step(i: int) -> int:
                 groups = session.dataset.groups(i)
-                state = annotate(groups, config.algorithm, learner, reference, {})
+                state = annotate(groups, config.algorithm, session.roles, {})
                 learner.forward_backward(groups, config.algorithm.loss, state, i)
                 learner.optim_step(config.optim.lr)
                 return len(groups)

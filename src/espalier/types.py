@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
-Over = Literal["tokens", "sequences", "pairs", "groups", "reads"]
+Over = Literal["tokens", "sequences", "pairs", "groups", "reads", "max"]
+"""What a term is summed over; `max` takes the largest entry instead, and is for metrics alone."""
 StopReason = Literal["stop", "length", "error"]
 Consumes = Literal["chat", "ranking", "steps", "task"]
 """The form of examples that a run learns from: conversations and texts, judged responses, solutions cut into steps,
 prompts that the policy answers itself."""
-Says = Literal["tokens", "reads"]
-"""What a model is asked to say: how probable tokens are, or what a scalar head says at `Sample.reads`."""
+Says = Literal["tokens", "reads", "values"]
+"""What a model says: log-probabilities of tokens, the numbers of a scalar head at `Sample.reads`, or (a critic) the
+number of a scalar head before each scored token."""
 Wants = Literal["pairs", "comparisons", "labels", "grades"]
 """What a ranking must offer, or its row is refused: a strict preference, a strict preference or a tie, a good-or-bad
 label of every response, a score."""
@@ -364,7 +366,11 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A thing to be summed and divided by `totals[over, part]`; `coef` 0 makes it a metric that is not trained on."""
+    """A thing to be summed and divided by `totals[over, part]`; `coef` 0 makes it a metric that is not trained on.
+
+    Trained terms are divided by the totals of the whole minibatch, metrics by those of the groups that ran (silent
+    ones do not). A term over `max` is the largest entry of `x` among them, of whatever part, and must be a metric.
+    """
 
     x: Tensor
     over: Over

@@ -27,6 +27,7 @@ from espalier.algorithms.reward import Reward
 from espalier.config.sections import OptimConfig
 from espalier.credit.shaping import response_start
 from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.engines.protocols import Roles
 from espalier.forest.pack import pack, totals
 from espalier.loop.annotate import annotate
 from espalier.losses.ops import normalise
@@ -284,7 +285,7 @@ def on_the_model(algorithm: Any, kind: str) -> tuple[float, dict[str, Tensor]]:
     """One micro-batch of the forest, mates, reference and reference point as a run has them."""
     groups, learner = rows_of(kind), policy_of(kind)
     reference: Any = Beside() if kind != "reward" else None
-    state = annotate(groups, algorithm, learner, reference, {})
+    state = annotate(groups, algorithm, Roles(learner, reference=reference), {})
     assert kind != "kto" or state["kl"] > 0.1
     if kind == "bco":
         state = {"delta": 0.0}

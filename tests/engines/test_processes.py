@@ -220,7 +220,7 @@ def test_a_signal_to_one_rank_stops_all_and_torchrun_resumes_bit_for_bit(out: Pa
     lines = [[without_time(line) for line in read_lines(run / "metrics.jsonl")] for run in (stopped, whole)]
     assert lines[0] == lines[1] and len(lines[0]) > 6
     last = checkpoint.steps(whole / "checkpoints")[-1]
-    for name in ("optimizer.safetensors", "trained.safetensors", "model/model.safetensors"):
+    for name in ("policy/optimizer.safetensors", "policy/trained.safetensors", "model/model.safetensors"):
         a, b = (file_to_tensors(run / "checkpoints" / checkpoint.step_name(last) / name) for run in (stopped, whole))
         assert a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):

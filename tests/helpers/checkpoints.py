@@ -15,7 +15,7 @@ def state_of(step: int, **changes: object) -> TrainState:
         "position": 7,
         "counters": {"samples": 320},
         "state": {"delta": 0.1 + 0.2},
-        "best": 1.25,
+        "best_score": -1.25,
         "best_step": 60,
         "stale": 2,
         "lengths": {"metrics.jsonl": 4096},

@@ -18,7 +18,7 @@ from espalier.loop.state import TrainState
 
 def state(step: int) -> TrainState:
     return TrainState(
-        step=step, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={}
+        step=step, epoch=0, position=0, counters={}, state={}, best_score=None, best_step=None, stale=0, lengths={}
     )
 
 

@@ -16,7 +16,7 @@ from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.assembly.runs import RUNS, RunConfig
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, ReferenceConfig
-from espalier.engines.protocols import Group, Quantity, SampleOutputs
+from espalier.engines.protocols import Group, Quantity, Roles, SampleOutputs
 from espalier.errors import ConfigError
 from espalier.loop.annotate import annotate
 from espalier.types import Sample
@@ -42,6 +42,10 @@ class Model:
     def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
         assert list(what) == ["logprobs"]
         return [SampleOutputs(logprobs=x) for x in self.logprobs(groups)]
+
+
+def roles(policy: Any, reference: Any) -> Roles:
+    return Roles(policy, reference=reference)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def two() -> Groups:
 def test_streams_are_the_reference_s_one_entry_a_token() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
     state = {"kept": 1.5}
-    assert annotate(groups, DPO(), policy, reference, state) == state  # type: ignore[arg-type]
+    assert annotate(groups, DPO(), roles(policy, reference), state) == state  # type: ignore[arg-type]
     streams = [s.streams for g in groups for s in g]
     assert streams == [{"ref_logprobs": x} for x in ([0, 0, -6, -8], [0, 0, -10], [0, 0, -16])]
     assert policy.asked == [] and len(reference.asked) == 1
@@ -87,14 +91,14 @@ def test_old_logprobs_are_the_policy_s() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
     for s in (s for g in groups for s in g):
         s.label = 1.0
-    annotate(groups, BCO(), policy, reference, {})  # type: ignore[arg-type]
+    annotate(groups, BCO(), roles(policy, reference), {})  # type: ignore[arg-type]
     assert groups[0][0].streams == {"ref_logprobs": [0, 0, -6, -8], "old_logprobs": [0, 0, -3, -4]}
 
 
 def test_mates_go_through_the_reference_beside_their_prompt_and_get_the_policy_s_numbers() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
     before = {"seen": 5.0}
-    state = annotate(groups, Toy(), policy, reference, before)  # type: ignore[arg-type]
+    state = annotate(groups, Toy(), roles(policy, reference), before)  # type: ignore[arg-type]
     first, second = reference.asked[0]
     assert [s.tokens for s in first] == [[1, 2, 3, 4], [1, 2, 5], [1, 2, 8]]
     assert [s.tokens for s in second] == [[6, 7, 8], [6, 7, 3, 4]]
@@ -108,7 +112,7 @@ def test_mates_go_through_the_reference_beside_their_prompt_and_get_the_policy_s
 
 def test_where_old_logprobs_are_needed_mates_share_that_forward_too() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
-    annotate(groups, Toy(("ref_logprobs", "old_logprobs")), policy, reference, {})  # type: ignore[arg-type]
+    annotate(groups, Toy(("ref_logprobs", "old_logprobs")), roles(policy, reference), {})  # type: ignore[arg-type]
     assert [len(g) for g in policy.asked[0]] == [3, 2]
     assert all(set(s.streams) == {"ref_logprobs", "old_logprobs"} for g in groups for s in g)
 
@@ -117,7 +121,7 @@ def test_mates_whose_group_is_not_clear_stand_alone() -> None:
     groups, reference = two(), Model(-2.0)
     for s in (s for g in groups for s in g):
         s.group = 7
-    annotate(groups, Toy(), Model(-1.0), reference, {})  # type: ignore[arg-type]
+    annotate(groups, Toy(), roles(Model(-1.0), reference), {})  # type: ignore[arg-type]
     assert [len(g) for g in reference.asked[0]] == [2, 1, 1, 1]
 
 
@@ -127,28 +131,28 @@ def test_kto_gets_its_reference_point() -> None:
     groups[0].pop()
     for (s,), label in zip(groups, (1.0, 0.0), strict=True):
         s.label = label
-    assert annotate(groups, KTO(), Model(-1.0), Model(-2.0), {}) == {"kl": (8 + 3 + 4) / 2}  # type: ignore[arg-type]
+    assert annotate(groups, KTO(), roles(Model(-1.0), Model(-2.0)), {}) == {"kl": (8 + 3 + 4) / 2}  # type: ignore[arg-type]
 
 
 def test_replay_is_held_against_nothing() -> None:
     groups, policy, reference = two(), Model(-1.0), Model(-2.0)
     replay = sample([9], [10, 11], part="replay", group=2)
-    annotate([*groups, [replay]], DPO(), policy, reference, {})  # type: ignore[arg-type]
+    annotate([*groups, [replay]], DPO(), roles(policy, reference), {})  # type: ignore[arg-type]
     assert replay.streams == {} and all(s.part != "replay" for g in reference.asked[0] for s in g)
-    annotate([[replay]], DPO(), policy, reference, {})  # type: ignore[arg-type]
+    annotate([[replay]], DPO(), roles(policy, reference), {})  # type: ignore[arg-type]
     assert len(reference.asked) == 1, "a step of replay alone asks nobody"
 
 
 def test_who_needs_nothing_costs_nothing() -> None:
     groups, policy = two(), Model(-1.0)
     for algorithm in (SFT(), SimPO()):
-        assert annotate(groups, algorithm, policy, None, {}) == {}  # type: ignore[arg-type]
+        assert annotate(groups, algorithm, roles(policy, None), {}) == {}  # type: ignore[arg-type]
     assert policy.asked == [] and all(s.streams == {} for g in groups for s in g)
 
 
 def test_a_missing_reference_is_said() -> None:
     with pytest.raises(ValueError, match="needs ref_logprobs, and there is no reference"):
-        annotate(two(), DPO(), Model(-1.0), None, {})  # type: ignore[arg-type]
+        annotate(two(), DPO(), roles(Model(-1.0), None), {})  # type: ignore[arg-type]
 
 
 def run_of(reference: ReferenceConfig, algorithm: Any) -> RunConfig:

@@ -12,6 +12,7 @@ from espalier.algorithms.dpo import DPO
 from espalier.algorithms.sft import SFT
 from espalier.config.sections import OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
+from espalier.engines.protocols import Roles
 from espalier.engines.reference import StartReference
 from espalier.loop.evaluate import evaluate, evaluate_loss, shown
 from espalier.models import heads
@@ -89,17 +90,20 @@ def test_held_out_terms_are_divided_once_over_all_chunks() -> None:
     """Chunks of 1 and 3 pairs count as 4 pairs, not as two means; before the first step the loss is ln 2."""
     learner, algorithm = make(), DPO()
     reference = StartReference(learner)
-    first = evaluate_loss(learner, algorithm, reference, {}, iter([pair_groups(1), pair_groups(3, seed=4)]))
+    first = evaluate_loss(
+        Roles(learner, reference=reference), algorithm, {}, iter([pair_groups(1), pair_groups(3, seed=4)])
+    )
     assert first["eval_loss"] == first["eval_sigmoid"] == pytest.approx(math.log(2), rel=1e-6)
     assert first["eval_margin"] == first["eval_accuracy"] == 0
     train(learner, pair_groups())
     cut, whole = (
-        evaluate_loss(learner, algorithm, reference, {}, iter(chunks))
+        evaluate_loss(Roles(learner, reference=reference), algorithm, {}, iter(chunks))
         for chunks in ([pair_groups(1), pair_groups(3, seed=4)], [[*pair_groups(1), *pair_groups(3, seed=4)]])
     )
     assert cut == pytest.approx(whole, rel=1e-5) and abs(whole["eval_loss"] - math.log(2)) > 1e-3
     parts = [
-        evaluate_loss(learner, algorithm, reference, {}, iter([g])) for g in (pair_groups(1), pair_groups(3, seed=4))
+        evaluate_loss(Roles(learner, reference=reference), algorithm, {}, iter([g]))
+        for g in (pair_groups(1), pair_groups(3, seed=4))
     ]
     assert whole["eval_margin"] == pytest.approx((parts[0]["eval_margin"] + 3 * parts[1]["eval_margin"]) / 4, rel=1e-4)
 
@@ -107,17 +111,17 @@ def test_held_out_terms_are_divided_once_over_all_chunks() -> None:
 def test_nothing_held_out_and_nothing_to_compare_are_no_evaluation() -> None:
     learner = make()
     reference = StartReference(learner)
-    assert evaluate_loss(learner, DPO(), reference, {}, iter([])) == {}
+    assert evaluate_loss(Roles(learner, reference=reference), DPO(), {}, iter([])) == {}
     ties = pair_groups(2)
     for s in (s for g in ties for s in g):
         s.beats = []
-    assert evaluate_loss(learner, DPO(), reference, {}, iter([ties])) == {}
+    assert evaluate_loss(Roles(learner, reference=reference), DPO(), {}, iter([ties])) == {}
 
 
 def test_likelihood_and_loss_agree_where_both_can_be_asked() -> None:
     learner = make(whole=False)
     said = evaluate(learner, iter([tree_groups()]))
-    assert evaluate_loss(learner, SFT(), None, {}, iter([tree_groups()]))["eval_loss"] == pytest.approx(
+    assert evaluate_loss(Roles(learner), SFT(), {}, iter([tree_groups()]))["eval_loss"] == pytest.approx(
         said["eval_loss"]
     )
     assert shown(said).startswith(f"held-out loss {said['eval_loss']:.4f}, perplexity ")
@@ -141,7 +145,7 @@ def test_held_out_tokens_count_with_their_weights() -> None:
                 weight += s.weights[t]
     said = evaluate(learner, iter([groups]))
     assert said["eval_loss"] == pytest.approx(loss / weight, rel=1e-6)
-    assert evaluate_loss(learner, SFT(), None, {}, iter([groups]))["eval_loss"] == pytest.approx(
+    assert evaluate_loss(Roles(learner), SFT(), {}, iter([groups]))["eval_loss"] == pytest.approx(
         loss / weight, rel=1e-5
     )
     for s in samples:

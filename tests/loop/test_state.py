@@ -22,7 +22,7 @@ PLAIN = {
     "position": 12,
     "counters": {"samples": 2**60},
     "state": {"delta": 0.1 + 0.2, "kl_coef": 5e-324, "mean": -0.0},
-    "best": None,
+    "best_score": None,
     "best_step": None,
     "stale": 0,
     "lengths": {},
@@ -42,7 +42,7 @@ def test_floats_keep_all_their_bits() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)), st.floats(-1e300, 1e300))
 def test_any_finite_state_comes_back(table: dict[str, float], best: float) -> None:
-    state = TrainState(**{**PLAIN, "state": table, "best": best, "best_step": 2})
+    state = TrainState(**{**PLAIN, "state": table, "best_score": best, "best_step": 2})
     assert TrainState.from_json(state.to_json()) == state
 
 
@@ -60,7 +60,7 @@ def test_unknown_and_wrong_entries_are_refused_by_name() -> None:
         ("step", -1, "a count"),
         ("step", 3.0, "a count"),
         ("stale", True, "a count"),
-        ("best", 1, "a finite float or null"),
+        ("best_score", 1, "a finite float or null"),
         ("state", {"delta": "0.3"}, "finite floats by name"),
         ("lengths", {"metrics.jsonl": None}, "counts by name"),
         ("counters", [1], "counts by name"),
@@ -74,8 +74,8 @@ def test_unknown_and_wrong_entries_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_is_not_saved(value: float) -> None:
-    with pytest.raises(CheckpointError, match=r"best is (inf|-inf|nan), expected a finite float"):
-        TrainState(**{**PLAIN, "best": value}).to_json()
+    with pytest.raises(CheckpointError, match=r"best_score is (inf|-inf|nan), expected a finite float"):
+        TrainState(**{**PLAIN, "best_score": value}).to_json()
     with pytest.raises(CheckpointError, match=r"state is .*(inf|nan)"):
         TrainState(**{**PLAIN, "state": {"delta": value}}).to_json()
 

@@ -17,10 +17,11 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.config.sections import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group
+from espalier.engines.protocols import Group, Roles
 from espalier.engines.reference import FILE, StartReference
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
+from espalier.loop.offline import OfflineSource
 from espalier.loop.train import Reporters, Trainer
 from espalier.types import Batch, Outputs, Term
 from preferences import furthest, make, pair_groups, policy_logprobs
@@ -90,9 +91,10 @@ class Run:
         folder.mkdir(exist_ok=True)
         self.file = folder / "metrics.jsonl"
         self.trainer = Trainer(
-            self.learner, algorithm, source or Data(), optim=OptimConfig(lr=1e-2, schedule="constant"),
+            Roles(self.learner, reference=self.reference), algorithm, OfflineSource(source or Data()),
+            optim=OptimConfig(lr=1e-2, schedule="constant"),
             loop=LoopConfig(out=str(folder), eval_every=2, save_every=1, keep=0), root=folder / "checkpoints",
-            metrics=MetricsFile(self.file), reference=self.reference, watch=watch,
+            metrics=MetricsFile(self.file), watch=watch,
             reporters=Reporters(
                 lambda step, numbers: None, lambda step, numbers: self.tracked.append((step, numbers)),
                 self.notes.append, lambda: 0,
@@ -121,7 +123,7 @@ def test_a_run_resumes_bit_for_bit_with_its_reference_and_its_state(
     assert len(again.lines()) == at + at // 2
     again.trainer.run()
     assert again.lines() == whole.lines() and len(whole.lines()) == STEPS + STEPS // 2
-    for name in (FILE, "trained.safetensors", "optimizer.safetensors"):
+    for name in (FILE, "policy/trained.safetensors", "policy/optimizer.safetensors"):
         a, b = (tmp_path / run / "checkpoints" / checkpoint.step_name(STEPS) / name for run in ("whole", "cut"))
         assert a.read_bytes() == b.read_bytes()
     # Lines hold times, so their lengths and digests differ.
@@ -162,7 +164,7 @@ def test_dpo_learns_and_its_held_out_numbers_say_so(tmp_path: Path) -> None:
     held = [line for line in run.lines() if "eval_loss" in line]
     assert [line["step"] for line in held] == [2, 4, 6]
     assert {"eval_sigmoid", "eval_accuracy", "eval_margin"} <= held[0].keys() and "eval_perplexity" not in held[0]
-    assert finished.state.best == min(line["eval_loss"] for line in held)
+    assert finished.state.best_score == -min(line["eval_loss"] for line in held)
     assert run.notes[0].startswith(f"step 2: held-out loss {held[0]['eval_loss']:.4f}, accuracy ")
     assert ", margin " in run.notes[0]
 

@@ -230,13 +230,13 @@ def test_a_corrupt_checkpoint_is_found_and_the_one_before_offered(place: Place, 
     whole, run = place.whole("whole"), tmp_path / "run"
     assert place.run(run, hook=["in_step", 6, 0]).code == -signal.SIGKILL
     newest, older = reversed(steps(run / "checkpoints")[-2:])
-    file = run / "checkpoints" / step_name(newest) / "optimizer.safetensors"
+    file = run / "checkpoints" / step_name(newest) / "policy" / "optimizer.safetensors"
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
     refused = place.run(run, "--resume")
     assert refused.code == 2
-    assert f"checkpoint {step_name(newest)} is corrupt: optimizer.safetensors has sha256" in refused.err
+    assert f"checkpoint {step_name(newest)} is corrupt: policy/optimizer.safetensors has sha256" in refused.err
     offered = re.search(r"go back to it with (--resume --resume-from step-\d+)", refused.err)
     assert offered is not None and offered[1] == f"--resume --resume-from {step_name(older)}", refused.err
     resumed = place.run(run, *offered[1].split())

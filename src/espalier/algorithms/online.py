@@ -14,7 +14,8 @@ class Online:
     siblings: the loss needs all samples of a group in one minibatch.
     least_group: the fewest graded answers to a prompt that it can learn from.
     entropy: the loss reads `Outputs.entropy`.
-    old: whose log-probabilities are the old ones: the learner's before the step's first update, or the sampler's.
+    old: whose log-probabilities are the stream `old_logprobs`, if `Traits.needs` names it: the learner's before the
+        step's first update, or the sampler's.
     always: a term other than the policy's has a gradient (KL in the loss, entropy bonus), so no group is silent.
     refills: a dropped group is replaced by another prompt's.
     """

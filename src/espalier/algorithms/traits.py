@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from espalier.outcomes import Fate
     from espalier.types import Batch, Outputs, Sample, Says, Term
 
-Stream = Literal["ref_logprobs", "old_logprobs"]
+Stream = Literal["ref_logprobs", "old_logprobs", "values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,9 @@ class Traits:
     consumes: the form in which examples are read.
     wants: what a ranking must offer, or its row is refused; see `types.Wants`.
     train_on: which turns of a conversation are trained.
-    needs: streams filled before the loss: `ref_logprobs` by the reference, `old_logprobs` by the policy as it is before
-        the step (on mates they are filled in any case).
+    needs: streams filled before `credit`: `ref_logprobs` by the reference, `old_logprobs` by the policy as it is before
+        the step (on mates they are filled in any case; see also `Online.old`), `values` by the critic. A loss with
+        ratios whose step makes one update needs no `old_logprobs`: they are its own, detached.
     mates: it builds further samples across the groups of a step; see `Algorithm.mates`.
     linear: the loss is linear in the log-probabilities, with coefficients that do not depend on the outputs.
     whole: the loss needs a group in one forward.

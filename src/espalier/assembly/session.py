@@ -19,7 +19,7 @@ from espalier.data.dataset import Dataset, Opened
 from espalier.data.render.renderer import Renderer
 from espalier.engines import processes
 from espalier.engines.learner import TorchLearner
-from espalier.engines.protocols import Reference
+from espalier.engines.protocols import Reference, Roles
 from espalier.loop.progress import Progress
 from espalier.types import Sample
 
@@ -63,6 +63,11 @@ class Session:
     def traits(self) -> Traits:
         """What the run's algorithm says about itself."""
         return self.config.algorithm.traits
+
+    @property
+    def roles(self) -> Roles:
+        """Who takes part in a step."""
+        return Roles(self.learner, reference=self.reference)
 
     @property
     def main(self) -> bool:

@@ -127,7 +127,7 @@ class Evidence:
         """The first step's gradient on a few of its groups, cleared again."""
         session, algorithm = self.session, self.session.config.algorithm
         groups = session.dataset.groups(0)[: max(PROBED_GROUPS, session.processes.size)]
-        state = annotate(groups, algorithm, session.learner, session.reference, {})
+        state = annotate(groups, algorithm, session.roles, {})
         result = session.learner.forward_backward(groups, algorithm.loss, state, 0)
         shares = session.learner.probe_update(session.config.optim.lr, session.model.loaded.source_dtype)
         loss = result.terms.get("nll", result.loss) if session.traits.likelihood else result.loss
@@ -167,7 +167,7 @@ class Evidence:
         groups = first_groups(session)
         if not groups:
             return None
-        state = annotate(groups, session.config.algorithm, session.learner, session.reference, {})
+        state = annotate(groups, session.config.algorithm, session.roles, {})
         if session.traits.says == "reads":
             scores = [outputs.scores for outputs in session.learner.forwards.say(groups, ["scores"])]
             return First(groups, facts_of_scores(session.traits, groups, scores), state)

@@ -196,13 +196,14 @@ def _checkpoint_faults(session: Session, chosen: Path) -> Iterator[str]:
     from safetensors import safe_open
 
     from espalier.engines import fsdp
+    from espalier.loop.checkpoint import role_folder
 
     if session.processes.size > 1:
         return
     learner = session.learner
     live = {name: fsdp.local(parameter.detach()) for name, parameter in learner.optimizer.named.items()}
     live.update({name: master.data for name, master in learner.optimizer.masters.items()})
-    with safe_open(str(chosen / "trained.safetensors"), "pt") as stored:
+    with safe_open(str(role_folder(chosen, "policy") / "trained.safetensors"), "pt") as stored:
         names = sorted(stored.keys())
         for name in names[:: max(1, len(names) // 8)]:
             if name in live and not torch.equal(stored.get_tensor(name), live[name].cpu()):

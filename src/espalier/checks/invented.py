@@ -139,11 +139,11 @@ def _own_mates(algorithm: Algorithm, s: Sample) -> Case:
 
 
 def _annotated(algorithm: Algorithm, groups: Groups, said: Said) -> dict[str, float]:
+    from espalier.engines.protocols import Roles
     from espalier.loop.annotate import annotate
 
-    learner: Any = said
-    reference: Any = said
-    return annotate(groups, algorithm, learner, reference, {})
+    model: Any = said
+    return annotate(groups, algorithm, Roles(model, reference=model), {})
 
 
 def _short(group: list[Sample]) -> list[Sample]:

@@ -65,7 +65,7 @@ def check_evaluation(evidence: Evidence) -> Outcome:
         algorithm = session.config.algorithm
         groups = [*first.groups[:2], *within(first.groups[2:], EVALUATED)]
         batches = iter([groups[:1], groups[1:]])
-        numbers = evaluate_loss(session.learner, algorithm, session.reference, first.state, batches)
+        numbers = evaluate_loss(session.roles, algorithm, first.state, batches)
         terms = session.learner.measure(groups, algorithm.loss, first.state)
         expected = {"eval_loss": _loss_of(terms)}
         for name, term in terms.items():

@@ -12,30 +12,37 @@ from espalier.loop.metrics import read_lines
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
+    from espalier.loop.state import TrainState
 
 NUMBERS = 64
 
 
-def check_resumed(session: Session, folder: Path, step: int, metrics: Path | None) -> None:
-    """Raise CheckpointError unless the run stands after `step` updates, as the checkpoint in `folder` does.
+def check_resumed(session: Session, folder: Path, state: TrainState, metrics: Path | None) -> None:
+    """Raise CheckpointError unless the run stands where `state` does, which is that of the checkpoint in `folder`.
 
     metrics: the run's file, None on a rank that writes none.
     """
     written = 0
     if metrics is not None:
         written = max((int(line["step"]) for line in read_lines(metrics) if "step" in line), default=0)
-    faults = resumed(step, session.learner.optimizer.updates(), written, stale_reference(session, folder))
+    # Offline a step is one update, and nobody counts them.
+    made = state.counters.get("updates", state.step)
+    stale = stale_reference(session, folder)
+    faults = resumed(state.step, session.learner.optimizer.updates(), written, stale, made)
     if faults:
         raise CheckpointError(f"resume: {'; '.join(faults)}. The run would not go on where it stopped: report this")
 
 
-def resumed(step: int, updates: Mapping[str, int], written: int, stale: list[str]) -> list[str]:
-    """What does not stand where a run of `step` steps stands: updates of parameters, the last step of the metrics, and
-    names of weights of the reference that are not those of its file."""
+def resumed(
+    step: int, updates: Mapping[str, int], written: int, stale: list[str], made: int | None = None
+) -> list[str]:
+    """What does not stand where a run of `step` steps and `made` updates (None: one a step) stands: updates of
+    parameters, the last step of the metrics, and names of weights of the reference that are not those of its file."""
     faults = []
+    made = step if made is None else made
     for name, count in updates.items():
-        if count != step:
-            faults.append(f"the optimizer has made {count} updates of {name} after {step} steps")
+        if count != made:
+            faults.append(f"the optimizer has made {count} updates of {name} after {step} steps of {made} updates")
             break
     if written > step:
         faults.append(f"the metrics go to step {written}, the run to {step}")

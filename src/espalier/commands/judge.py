@@ -44,7 +44,7 @@ Report = dict[str, Any]
 def finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Calibrate the model that was chosen, write it as `model/`, and judge it on held-out data."""
     if finished.chosen is not None and finished.chosen.name != checkpoint.step_name(finished.state.step):
-        session.learner.load(finished.chosen)
+        session.learner.load(checkpoint.role_folder(finished.chosen, "policy"))
     _calibrate(session)
     session.learner.export(run.model)
     held = held_out(session, session.config.judge.judged)

@@ -117,6 +117,7 @@ def _judge(session: Session, run: RunDir) -> Path:
 def _train(session: Session, run: RunDir) -> Finished:
     """The loop, with the checkpoint it starts from, its files, trackers and watch."""
     from espalier.checks.resume import check_resumed
+    from espalier.loop.offline import OfflineSource
     from espalier.loop.track import Trackers
     from espalier.loop.train import Reporters, Trainer
     from espalier.watch.preference import PreferenceWatch, explain
@@ -135,20 +136,19 @@ def _train(session: Session, run: RunDir) -> Finished:
     try:
         with progress:
             trainer = Trainer(
-                session.learner,
+                session.roles,
                 config.algorithm,
-                session.dataset,
+                OfflineSource(session.dataset),
                 optim=config.optim,
                 loop=config.loop,
                 root=run.checkpoints,
                 metrics=metrics,
                 reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
-                reference=session.reference,
                 watch=watch,
             )
             if start is not None:
                 trainer.resume(start)
-                check_resumed(session, start.path, trainer.state.step, run.metrics if main else None)
+                check_resumed(session, start.path, trainer.state, run.metrics if main else None)
                 if trainer.watch is not None and main:
                     trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
                 progress.note(f"resumed from {start.path.name}")
@@ -217,7 +217,7 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     else:
         _put_model(session, finished, run)
         if name != checkpoint.step_name(finished.state.step):
-            session.learner.load(finished.chosen)
+            session.learner.load(checkpoint.role_folder(finished.chosen, "policy"))
     kept = kept_line(run.model) if session.main else ""
     if kept:
         console.note(kept)
@@ -249,7 +249,7 @@ def _put_model(session: Session, finished: Finished, run: RunDir) -> None:
             _copy_model(source, run.model)
         return
     if finished.chosen.name != checkpoint.step_name(finished.state.step):
-        session.learner.load(finished.chosen)
+        session.learner.load(checkpoint.role_folder(finished.chosen, "policy"))
     session.learner.export(run.model)
     kind = "the adapter alone" if adapter_only else "merged weights"
     session.console.note(f"{run.model} is written anew as {kind}; checkpoints keep what they held")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,8 +17,14 @@ from espalier.models.heads import calibration_of
 from espalier.models.policy import Policy
 from espalier.types import Batch, Sample, Says
 
-GIVEN: dict[Says, tuple[Quantity, ...]] = {"tokens": ("logprobs", "entropy", "correct"), "reads": ("scores",)}
+GIVEN: dict[Says, tuple[Quantity, ...]] = {
+    "tokens": ("logprobs", "entropy", "correct"),
+    "reads": ("scores",),
+    "values": ("values",),
+}
 """The quantities that each kind of head gives."""
+OUTPUT: dict[Says, str] = {"tokens": "logprobs", "reads": "scores_RK", "values": "values"}
+"""What a policy's forward always returns, by the kind of its head."""
 
 
 class Forwards:
@@ -83,27 +89,17 @@ class Forwards:
         return self._of_tokens(groups, what)
 
     def _of_tokens(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
-        samples = samples_of(groups)
-        starts = _starts([len(s.tokens) for s in samples])
-        first = {id(s): start for s, start in zip(samples, starts[:-1], strict=True)}
-        flat = {name: torch.zeros(starts[-1], dtype=torch.float64) for name in what}
+        placed = Placed(samples_of(groups), what)
         for batch, real in self.batches(self.plan(groups), groups, totals(groups), {}):
             scores = self.policy(batch, entropy="entropy" in what, correct="correct" in what)
-            if not real:
-                continue
-            # A batch has its scored tokens in this order: sample by sample, each from its second
-            # token on.
-            scored = [first[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
-            places = torch.tensor(scored, dtype=torch.int64)
-            for name, numbers in flat.items():
-                numbers[places] = scores[name][batch.score].double().cpu()
+            if real:
+                placed.put(batch, scores)
         fsdp.reshard(self.policy)
-        outputs = [SampleOutputs() for _ in samples]
-        for name in what:
-            rows = self._over_ranks(flat[name]).tolist()
-            for of_sample, (low, high) in zip(outputs, pairwise(starts), strict=True):
-                setattr(of_sample, name, rows[low:high])
-        return outputs
+        return self.gathered(placed)
+
+    def gathered(self, placed: Placed) -> list[SampleOutputs]:
+        """What all ranks placed, sample by sample."""
+        return placed.outputs({name: self._over_ranks(numbers) for name, numbers in placed.flat.items()})
 
     def _scores(self, groups: Sequence[Group], calibrated: bool) -> list[SampleOutputs]:
         samples = samples_of(groups)
@@ -125,6 +121,35 @@ class Forwards:
     def _over_ranks(self, tensor: Tensor) -> Tensor:
         """What each rank filled in, and zeros elsewhere, joined; on the CPU."""
         return self.world.sum(tensor.to(self.device)).cpu()
+
+
+class Placed:
+    """Quantities of scored tokens, placed at the tokens of `samples` as batches bring them; float64 on the CPU."""
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[Quantity]):
+        self.samples = samples
+        self._starts = _starts([len(s.tokens) for s in samples])
+        self._first = {id(s): start for s, start in zip(samples, self._starts[:-1], strict=True)}
+        self.flat = {name: torch.zeros(self._starts[-1], dtype=torch.float64) for name in names}
+
+    def put(self, batch: Batch, scores: dict[str, Tensor]) -> None:
+        """Place what a forward says of a batch."""
+        if not self.flat:
+            return
+        # A batch has its scored tokens in this order: sample by sample, each from its second token on.
+        scored = [self._first[id(s)] + t for s in batch.samples for t in range(1, len(s.tokens)) if s.mask[t]]
+        places = torch.tensor(scored, dtype=torch.int64)
+        for name, numbers in self.flat.items():
+            numbers[places] = scores[name].detach()[batch.score].double().cpu()
+
+    def outputs(self, flat: Mapping[Quantity, Tensor]) -> list[SampleOutputs]:
+        """The numbers of `flat`, sample by sample."""
+        outputs = [SampleOutputs() for _ in self.samples]
+        for name, numbers in flat.items():
+            rows = numbers.tolist()
+            for of_sample, (low, high) in zip(outputs, pairwise(self._starts), strict=True):
+                setattr(of_sample, name, rows[low:high])
+        return outputs
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espalier.config.sections import OptimConfig
 from espalier.engines import fsdp
-from espalier.engines.forwards import Forwards
+from espalier.engines.forwards import OUTPUT, Forwards, Placed
 from espalier.engines.optimizer import Optimizer
 from espalier.engines.processes import Distributed, OneProcess
 from espalier.engines.protocols import (
@@ -26,11 +26,12 @@ from espalier.engines.protocols import (
     from_first,
     samples_of,
 )
+from espalier.engines.sums import Sums
 from espalier.errors import CheckpointError
 from espalier.files import file_to_tensors, tensors_to_file
-from espalier.forest.pack import totals
+from espalier.forest.pack import Totals, totals
 from espalier.forest.trie import laid_length
-from espalier.losses.ops import normalise
+from espalier.losses.ops import normalise, peaks
 from espalier.models import adapters
 from espalier.models.attention import interface as attention
 from espalier.models.export import export
@@ -46,6 +47,7 @@ class LearnerOptions:
     budget: packed tokens in a forward.
     compute: dtype of forward and backward; masters are float32.
     linear: the loss is linear in the log-probabilities, so the head forms its gradients in the forward pass.
+    entropy: the loss reads `Outputs.entropy`, gradient included.
     whole: the loss needs groups in one piece.
     router_coef: coefficient of the load-balancing loss.
     grad_checkpointing: recompute each layer's activations in the backward pass.
@@ -57,6 +59,7 @@ class LearnerOptions:
     budget: int = 2048
     compute: torch.dtype = torch.float32
     linear: bool = False
+    entropy: bool = False
     whole: bool = False
     router_coef: float = 0.0
     grad_checkpointing: bool = False
@@ -158,17 +161,20 @@ class TorchLearner:
 
     @torch.no_grad()
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
-        """The terms of `loss`, summed over all groups and ranks, each with what it is divided by."""
+        """The terms of `loss`, summed over all groups and ranks, each with what it is divided by; those over `max` are
+        left out."""
         divisors = totals(groups)
         # Total and coefficient of a term: the same in every batch.
         facts: dict[str, tuple[float, float]] = {}
         sums: dict[str, Tensor] = {}
         plan = self.forwards.plan(groups)
         for batch, real in self.forwards.batches(plan, groups, divisors, state):
-            scores = self.policy(batch)
+            scores = self.policy(batch, entropy=self.options.entropy)
             if not real:
                 continue
             for name, term in loss(self._outputs(scores, batch), batch).items():
+                if term.over == "max":
+                    continue
                 facts[name] = (divisors[term.over, term.part], term.coef)
                 sums[name] = sums.get(name, torch.zeros_like(self._zero)) + term.x.sum()
         fsdp.reshard(self.policy)
@@ -181,16 +187,33 @@ class TorchLearner:
     def _outputs(self, scores: dict[str, Tensor], batch: Batch) -> Outputs:
         if self.policy.says == "reads":
             return Outputs(scores["scores_RK"].new_zeros(0), scores_RK=scores["scores_RK"])
-        return Outputs(scores["logprobs"][batch.score])
+        if self.policy.says == "values":
+            return Outputs(scores["values"].new_zeros(0), values=scores["values"][batch.score])
+        # Entropy that is kept for the log alone has no gradient, and no loss sees it.
+        entropy = scores["entropy"][batch.score] if self.options.entropy else None
+        return Outputs(scores["logprobs"][batch.score], entropy)
 
     # ------------------------------------------------------------------------------------------------------ training
 
-    def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:
-        """Accumulate the gradient of `loss`: sums over all micro-batches and ranks, divided by the step's totals."""
-        divisors = totals(groups)
-        terms: dict[str, Tensor] = {}
-        total = torch.zeros_like(self._zero)
-        packed = scored = 0
+    def forward_backward(
+        self,
+        groups: Sequence[Group],
+        loss: LossFn,
+        state: dict[str, float],
+        step: int,
+        *,
+        silent: Sequence[Group] = (),
+        keep: Sequence[Quantity] = (),
+    ) -> StepResult:
+        """Accumulate the gradient of `loss`: sums over all micro-batches and ranks, divided by the update's totals, in
+        which `silent` groups count, too."""
+        ran = totals(groups)
+        divisors = _added(ran, totals(silent, streams=False))
+        entropy = self.options.entropy or "entropy" in keep
+        # The gradient of a kept entropy is not formed, and a head that forms its gradients early has no entropy.
+        early = self.options.linear and not entropy
+        sums = Sums(self._zero)
+        placed = Placed(samples_of(groups), keep)
         plan = self.forwards.plan(groups)
         forwards = sum(1 for forward in plan if forward)
         for batch, real in self.forwards.batches(plan, groups, divisors, state):
@@ -198,35 +221,29 @@ class TorchLearner:
             # No loss sees a dummy: it joins the collectives of both passes and adds nothing.
             if not real:
                 scores = self.policy(batch, noise=noise)
-                output = scores["scores_RK" if self.policy.says == "reads" else "logprobs"]
+                output = scores[OUTPUT[self.policy.says]]
                 torch.autograd.backward(output, torch.zeros_like(output))
                 continue
-            cotangent_U = self._cotangent(batch, loss) if self.options.linear else None
-            scores = self.policy(batch, cotangent_U=cotangent_U, noise=noise)
-            value, shares = normalise(loss(self._outputs(scores, batch), batch), divisors)
+            cotangent_U = self._cotangent(batch, loss) if early else None
+            scores = self.policy(
+                batch, entropy=entropy, entropy_grad=self.options.entropy, cotangent_U=cotangent_U, noise=noise
+            )
+            terms = loss(self._outputs(scores, batch), batch)
+            value, shares = normalise(terms, divisors, ran)
             if self.options.router_coef:
-                # The mean over the step's forwards. It is not linear in the tokens, so it depends
+                # The mean over the update's forwards. It is not linear in the tokens, so it depends
                 # on the split.
                 balance = scores["router"] / forwards
                 shares["router"] = balance.detach()
                 value = value + self.options.router_coef * balance
             value.backward()  # type: ignore[no-untyped-call]
-            total += value.detach()
-            for name, share in shares.items():
-                terms[name] = terms.get(name, torch.zeros_like(total)) + share
-            packed += batch.inputs_N.numel()
-            scored += batch.score.numel()
-        names: list[str] = sorted(terms)
-        if self._some_idle(plan):
-            names = from_first(names, self.world)
-        values = [terms.get(name, self._zero).item() for name in names]
-        numbers = self.world.sum([total.item(), *values, packed, scored])
-        return StepResult(
-            loss=numbers[0],
-            terms=dict(zip(names, numbers[1:-2], strict=True)),
+            sums.add(value, shares, peaks(terms), batch)
+            placed.put(batch, scores)
+        return sums.result(
+            self.world,
+            some_idle=self._some_idle(plan),
             tokens=sum(len(s.tokens) for s in samples_of(groups)),
-            packed=int(numbers[-2]),
-            scored=int(numbers[-1]),
+            outputs=self.forwards.gathered(placed) if keep else [],
         )
 
     def _some_idle(self, plan: list[list[Sequence[Sample]]]) -> bool:
@@ -311,6 +328,7 @@ class TorchLearner:
         trained = self._gathered(self.optimizer.weights())
         state = self._gathered(self.optimizer.state())
         if self.world.rank == 0:
+            folder.mkdir(exist_ok=True)
             tensors_to_file(trained, folder / "trained.safetensors")
             tensors_to_file(state, folder / "optimizer.safetensors")
 
@@ -355,6 +373,10 @@ class TorchLearner:
             # Also if rank 0 could not write: the others wait here, and hear of it from whoever
             # called this.
             self.world.barrier()
+
+
+def _added(one: Totals, other: Totals) -> Totals:
+    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in (*one, *other)}
 
 
 def _ends(model: Any, trained: list[tuple[str, Any]]) -> set[str]:

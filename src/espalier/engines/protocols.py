@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Group = list[Sample]
 LossFn = Callable[[Outputs, Batch], dict[str, Term]]
-Quantity = Literal["logprobs", "entropy", "correct", "scores"]
+Quantity = Literal["logprobs", "entropy", "correct", "scores", "values"]
 """What a model says of a sample: see `SampleOutputs`."""
 
 
@@ -94,24 +94,29 @@ class SampleOutputs:
     logprobs, entropy, correct: one number per token, 0 if the token is not scored: its log-probability (nats), the
         entropy of the distribution it stands in (nats), and 1 if it is that distribution's most probable token.
     scores: what a scalar head says after each of the sample's `reads`, one number per dimension.
+    values: what a critic says before each token, one number per token, 0 if the token is not scored.
     """
 
     logprobs: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`terms[name]` is the normalised sum of the loss's term of that name over the whole step; `loss` is their
-    weighted sum."""
+    """`terms[name]` is the normalised sum of the loss's term of that name over the whole update; `loss` is the weighted
+    sum of those that are trained. `peaks` are the names of terms over `max`. `outputs` is what the forward said of each
+    sample that ran, in order, if it was to be kept."""
 
     loss: float
     terms: dict[str, float]
     tokens: int  # tokens of all samples, shared prefixes counted once per sample
     packed: int  # tokens that went through the model
     scored: int
+    peaks: tuple[str, ...] = ()
+    outputs: list[SampleOutputs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +138,30 @@ class Learner(Protocol):
         """What the model says about every sample, in order, without gradients. Scores have the stored bias and scale
         applied.
 
-        Raises ValueError for a quantity that the model's head does not give: a scalar head gives scores and nothing
-        else, a token head everything else.
+        Raises ValueError for a quantity that the model's head does not give: a reward model gives scores and nothing
+        else, a critic values, a token head everything else.
         """
         ...
 
     def measure(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float]) -> dict[str, Measured]:
-        """The terms of `loss` over all groups, without gradients."""
+        """The terms of `loss` over all groups, without gradients; those over `max` are left out."""
         ...
 
-    def forward_backward(self, groups: Sequence[Group], loss: LossFn, state: dict[str, float], step: int) -> StepResult:
-        """Accumulate the gradient of `loss` over all groups, split into micro-batches and over ranks."""
+    def forward_backward(
+        self,
+        groups: Sequence[Group],
+        loss: LossFn,
+        state: dict[str, float],
+        step: int,
+        *,
+        silent: Sequence[Group] = (),
+        keep: Sequence[Quantity] = (),
+    ) -> StepResult:
+        """Accumulate the gradient of `loss` over all groups, split into micro-batches and over ranks.
+
+        step: keys the noise, if there is any. silent: groups that count in the totals of trained terms and are not run.
+        keep: quantities of the training forward (`logprobs`, `entropy`) that `StepResult.outputs` returns.
+        """
         ...
 
     def optim_step(self, lr: float) -> dict[str, float]:

@@ -25,7 +25,7 @@ Group = Sequence[Sample]
 Totals = dict[tuple[str, str], float]
 
 
-def totals(groups: Sequence[Group]) -> Totals:
+def totals(groups: Sequence[Group], *, streams: bool = True) -> Totals:
     """What the terms of one optimizer step are divided by, for every part: sums over ALL its groups.
 
     tokens: the weights of scored tokens (a sample's first token is never scored, nothing precedes it); sequences:
@@ -35,9 +35,11 @@ def totals(groups: Sequence[Group]) -> Totals:
     If a group has pairs, those of its samples that beat another and are beaten by none count once more, as the part
     `chosen` (tokens, sequences, groups). A likelihood term on preferred answers is divided by it.
 
-    Raises ValueError if samples of one part disagree on their streams, naming the group.
+    Raises ValueError if samples of one part disagree on their streams, naming the group; without `streams` they may,
+    because they are counted and not packed.
     """
-    _stream_names([s for group in groups for s in group])
+    if streams:
+        _stream_names([s for group in groups for s in group])
     out: Totals = {}
 
     def add(over: str, part: str, amount: float) -> None:
@@ -102,7 +104,7 @@ def pack(
             # token that is read does.
             where = trie.where(i, max([scored[-1] if scored else 0, *(read + 1 for read in s.reads)]))
             judged.reads.extend(where[read] + base for read in s.reads)
-            if says == "tokens":
+            if says != "reads":
                 scores.add(s, row, scored, where, base)
             row += 1
         forest.count(trie, group)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from espalier.algorithms.traits import Algorithm
-from espalier.engines.protocols import Group, Learner, Reference, samples_of
+from espalier.algorithms.traits import Algorithm, Traits
+from espalier.engines.protocols import Group, Roles, samples_of
 
 REPLAY = "replay"
 """The part that is not compared with a reference."""
@@ -14,35 +15,79 @@ REPLAY = "replay"
 def annotate(
     groups: Sequence[Group],
     algorithm: Algorithm,
-    learner: Learner,
-    reference: Reference | None,
+    roles: Roles,
     state: dict[str, float],
+    *,
+    silent: Sequence[Group] = (),
 ) -> dict[str, float]:
-    """Fill in place the streams that `algorithm.traits.needs` lists, then let it credit; returns its state for the loss
-    and the next step.
+    """Fill in place the streams that an algorithm needs, then let it credit; returns its state for the loss and the
+    next step.
 
     Mates, if the algorithm builds them, are built first and belong to no loss. `ref_logprobs` come from the reference,
     on mates too: a mate goes through the model beside the group whose number it has, so their prompt is computed once.
-    `old_logprobs` come from the policy as it is, on mates in any case. Both have one entry per token, on all samples
-    but those of the part `replay`. `credit` sees the groups, mates behind them; `state` is not changed.
+    `old_logprobs` come from the policy as it is, on mates in any case; `values` from the critic. All have one entry per
+    token, on all samples but those of the part `replay`. `credit` sees the groups, silent ones, then mates; `state` is
+    not changed.
 
-    Raises ValueError if a reference is needed and there is none.
+    Of an algorithm that is online, `old_logprobs` come with the stream `entropy`, from the same forward. If its `old`
+    is the sampler they are what it drew with, as log-probabilities of the whole distribution: logprobs + log(mass). If
+    `traits.needs` does not name them, the loss of a step's only update takes them from its own outputs.
+
+    Silent groups get no streams, since nothing runs them.
+
+    Raises ValueError if a reference or critic is needed and there is none.
     """
-    needs = algorithm.traits.needs
-    mates: Sequence[Group] = algorithm.mates(groups) if algorithm.traits.mates else []
-    if "ref_logprobs" in needs:
-        if reference is None:
+    traits = algorithm.traits
+    mates: Sequence[Group] = algorithm.mates(groups) if traits.mates else []
+    if "ref_logprobs" in traits.needs:
+        if roles.reference is None:
             raise ValueError("the algorithm needs ref_logprobs, and there is no reference; give the loop one")
         compared = _without_replay(_joined(groups, mates))
         if compared:
-            for s, logprobs in zip(samples_of(compared), reference.logprobs(compared), strict=True):
+            for s, logprobs in zip(samples_of(compared), roles.reference.logprobs(compared), strict=True):
                 s.streams["ref_logprobs"] = logprobs
-    # An algorithm that builds mates credits from what the policy says about them.
-    scored = _without_replay(_joined(groups, mates) if "old_logprobs" in needs else mates)
-    if scored:
-        for s, outputs in zip(samples_of(scored), learner.say(scored, ["logprobs"]), strict=True):
-            s.streams["old_logprobs"] = outputs.logprobs
-    return {name: float(x) for name, x in algorithm.credit([*groups, *mates], dict(state)).items()}
+    if "values" in traits.needs:
+        if roles.critic is None:
+            raise ValueError("the algorithm needs values, and there is no critic; give the loop one")
+        judged = _without_replay(groups)
+        if judged:
+            for s, outputs in zip(samples_of(judged), roles.critic.say(judged, ["values"]), strict=True):
+                s.streams["values"] = outputs.values
+    if traits.online is not None and "old_logprobs" in traits.needs and not says_old(traits):
+        _take_the_samplers(_without_replay(groups))
+    elif says_old(traits):
+        scored = _without_replay(groups)
+        if scored:
+            for s, outputs in zip(samples_of(scored), roles.policy.say(scored, ["logprobs", "entropy"]), strict=True):
+                s.streams["old_logprobs"], s.streams["entropy"] = outputs.logprobs, outputs.entropy
+    else:
+        # An algorithm that builds mates credits from what the policy says about them.
+        scored = _without_replay(_joined(groups, mates) if "old_logprobs" in traits.needs else mates)
+        if scored:
+            for s, outputs in zip(samples_of(scored), roles.policy.say(scored, ["logprobs"]), strict=True):
+                s.streams["old_logprobs"] = outputs.logprobs
+    return {name: float(x) for name, x in algorithm.credit([*groups, *silent, *mates], dict(state)).items()}
+
+
+def says_old(traits: Traits) -> bool:
+    """Whether the learner says the old log-probabilities, and the entropy, before the first update of an online
+    step."""
+    return traits.online is not None and traits.online.old == "learner" and "old_logprobs" in traits.needs
+
+
+def _take_the_samplers(groups: Sequence[Group]) -> None:
+    """Make the sampler's log-probabilities the old ones.
+
+    It drew from what its filters kept of the distribution, `mass` of it, and divided by that; the policy's ratio is
+    about the whole distribution.
+    """
+    for s in samples_of(groups):
+        logprobs, mass = s.streams.get("logprobs"), s.streams.get("mass")
+        if logprobs is None:
+            raise ValueError(f"group {s.group}: old is the sampler, and a sample has no stream logprobs; expected one")
+        if mass is not None:
+            logprobs = [x + math.log(m) if t else x for x, m, t in zip(logprobs, mass, s.mask, strict=True)]
+        s.streams["old_logprobs"] = list(logprobs)
 
 
 def _joined(groups: Sequence[Group], mates: Sequence[Group]) -> list[Group]:

@@ -3,7 +3,7 @@
     checkpoints/step-000100/   manifest.json   size and sha256 of every other file; written last
                                state.json      `TrainState`
                                rng-00000.json  generators of rank 0, and so on
-                               ...             what the caller's `write` put there
+                               policy/, ...    what the caller's `write` put there: see `role_folder`
 
 Only what a manifest lists is trusted. Names that start with a dot belong to saves and deletions in progress; `clean`
 removes those that a killed process left. One process (rank 0) at a time may write, which the run's lock ensures.
@@ -63,6 +63,19 @@ class Broken:
 def step_name(step: int) -> str:
     """`step-000100` for 100; more than six digits from a million on."""
     return f"step-{step:06d}"
+
+
+def role_folder(path: Path, role: str) -> Path:
+    """The files of one learner in the checkpoint `path`: `policy/`, `critic/`. Older checkpoints have those of their
+    policy beside state.json.
+
+    Raises CheckpointError if the checkpoint has no such learner.
+    """
+    if (path / role).is_dir():
+        return path / role
+    if role == "policy":
+        return path
+    raise CheckpointError(f"{path} has no {role}/, so it was written by a run without a {role}")
 
 
 def steps(root: Path) -> list[int]:

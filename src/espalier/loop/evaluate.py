@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from espalier.algorithms.traits import Algorithm
-from espalier.engines.protocols import Group, Learner, Reference, samples_of
+from espalier.engines.protocols import Group, Learner, Roles, samples_of
 from espalier.loop.annotate import annotate
 
 
@@ -34,9 +34,8 @@ def evaluate(learner: Learner, batches: Iterator[list[Group]]) -> dict[str, floa
 
 
 def evaluate_loss(
-    learner: Learner,
+    roles: Roles,
     algorithm: Algorithm,
-    reference: Reference | None,
     state: dict[str, float],
     batches: Iterator[list[Group]],
 ) -> dict[str, float]:
@@ -48,8 +47,8 @@ def evaluate_loss(
     """
     sums: dict[str, tuple[float, float, float]] = {}
     for groups in batches:
-        annotate(groups, algorithm, learner, reference, state)
-        for name, measured in learner.measure(groups, algorithm.loss, state).items():
+        annotate(groups, algorithm, roles, state)
+        for name, measured in roles.policy.measure(groups, algorithm.loss, state).items():
             added, total, _ = sums.get(name, (0.0, 0.0, 0.0))
             sums[name] = (added + measured.sum, total + measured.total, measured.coef)
     means = {name: (added / total, coef) for name, (added, total, coef) in sums.items() if total}
@@ -60,7 +59,13 @@ def evaluate_loss(
 
 
 def shown(numbers: Mapping[str, float]) -> str:
-    """Held-out numbers in a line: the loss, and perplexity, accuracy and margin if they were measured."""
+    """Held-out numbers in a line: of rows the loss, and perplexity, accuracy and margin if they were measured; of tasks
+    the score, and the length of answers."""
+    if "eval_loss" not in numbers:
+        parts = [f"held-out score {numbers['eval_score']:.4f}"]
+        if "eval_length" in numbers:
+            parts.append(f"length {numbers['eval_length']:.1f}")
+        return ", ".join(parts)
     parts = [f"held-out loss {numbers['eval_loss']:.4f}"]
     if "eval_perplexity" in numbers:
         parts.append(f"perplexity {numbers['eval_perplexity']:.3f}, token accuracy {numbers['eval_accuracy']:.1%}")

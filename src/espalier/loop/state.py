@@ -28,7 +28,8 @@ class TrainState:
     epoch, position: the data cursor: passes finished, and groups of the current pass already consumed.
     counters: totals since the first step (samples, tokens and the like).
     state: the algorithm's own numbers.
-    best, best_step: the best evaluation so far and its step; None before the first. stale: evaluations since then.
+    best_score, best_step: the highest `eval_score` so far and its step; None before the first. stale: evaluations since
+        then.
     lengths, digests: bytes of the append-only files and sha256 of these bytes, by name.
     """
 
@@ -37,7 +38,7 @@ class TrainState:
     position: int
     counters: dict[str, int]
     state: dict[str, float]
-    best: float | None
+    best_score: float | None
     best_step: int | None
     stale: int
     lengths: dict[str, int]
@@ -61,8 +62,13 @@ class TrainState:
             raise CheckpointError(f"{where} is not JSON: {error}") from error
         if not isinstance(entries, dict):
             raise CheckpointError(f"{where} holds {type(entries).__name__}, expected an object")
-        # Older versions kept no digests.
+        # Older versions kept no digests, and as `best` a loss, lower being better.
         entries = {"digests": {}, **entries}
+        if "best" in entries and "best_score" not in entries:
+            best = entries.pop("best")
+            if not _is("a finite float or null", best):
+                raise CheckpointError(f"{where}: best is {best!r}, expected a finite float or null")
+            entries["best_score"] = None if best is None else -best
         _check(entries, where)
         return cls(**entries)
 
@@ -73,7 +79,7 @@ _ENTRIES = {
     "position": "a count",
     "counters": "counts by name",
     "state": "finite floats by name",
-    "best": "a finite float or null",
+    "best_score": "a finite float or null",
     "best_step": "a count or null",
     "stale": "a count",
     "lengths": "counts by name",

@@ -1,4 +1,4 @@
-"""The loop. It runs every algorithm: read, annotate, forward and backward, update, log, evaluate, save.
+"""The loop. It runs every algorithm: draw, annotate, update, hand the weights over, log, evaluate, save.
 
 It speaks to engines through protocols only, and everything it carries from step to step is in `TrainState`.
 """
@@ -7,41 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import LoopConfig, OptimConfig
-from espalier.engines.protocols import Group, Learner, Reference, StepResult, together
+from espalier.engines.protocols import Roles, together
 from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
-from espalier.loop.evaluate import evaluate, evaluate_loss, shown
+from espalier.loop.evaluate import shown
 from espalier.loop.metrics import MetricsFile
 from espalier.loop.schedule import learning_rate
-from espalier.loop.signals import Stopper
+from espalier.loop.signals import Interrupted, Stopper
+from espalier.loop.source import Source
 from espalier.loop.state import TrainState, load_rng
-
-
-class Source(Protocol):
-    """The source of a step's groups: a function of the step alone."""
-
-    steps: int
-
-    def groups(self, step: int) -> list[Group]: ...
-
-    def held_out(self) -> Iterator[list[Group]]:
-        """Held-out groups, some at a time; empty if nothing is held out."""
-        ...
-
-    def epoch_of(self, step: int) -> float: ...
-
-    def consumed(self, step: int) -> str:
-        """A digest of all rows of the steps before `step`."""
-        ...
+from espalier.loop.step import Made, UpdateError, make_updates, mean_entropy
+from espalier.types import Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +52,20 @@ class Finished:
 Watch = Callable[[int, Mapping[str, float]], list[str]]
 SAVES = 10
 """Checkpoints of a run whose config does not set `save_every`."""
-FRESH = TrainState(step=0, epoch=0, position=0, counters={}, state={}, best=None, best_step=None, stale=0, lengths={})
+OF_SOURCE = "source."
+"""What the names of the source's own counters begin with."""
+FRESH = TrainState(
+    step=0, epoch=0, position=0, counters={}, state={}, best_score=None, best_step=None, stale=0, lengths={}
+)
 
 
 class Trainer:
     """One run of the loop.
 
+    roles: who takes part; the reference is built from the weights that the run starts with (so before `resume`).
     root: the folder of the checkpoints.
-    metrics: the run's file, None on ranks that write none.
-    reference: the model that the algorithm compares the policy with, built from the weights that the run starts with
-        (so before `resume`).
+    metrics, samples: the run's files, None on ranks that write none; a source without records needs no `samples`.
+    critic_optim: the critic's learning rate and its schedule.
     watch: called with the number and numbers of each step and evaluation; the lines that it returns for a step are
         noted and stand in its metrics as `notes`.
 
@@ -85,7 +74,7 @@ class Trainer:
 
     def __init__(
         self,
-        learner: Learner,
+        roles: Roles,
         algorithm: Algorithm,
         source: Source,
         *,
@@ -94,61 +83,91 @@ class Trainer:
         root: Path,
         metrics: MetricsFile | None,
         reporters: Reporters,
-        reference: Reference | None = None,
+        samples: MetricsFile | None = None,
+        critic_optim: OptimConfig | None = None,
         watch: Watch | None = None,
     ):
-        self.learner, self.algorithm, self.source = learner, algorithm, source
-        self.optim, self.loop, self.root = optim, loop, root
-        self.metrics, self.reporters = metrics, reporters
-        self.reference, self.watch = reference, watch
-        self.world = learner.world
+        if (roles.critic is None) != (critic_optim is None):
+            raise ValueError("got a critic without critic_optim, or critic_optim without a critic; expected both")
+        self.roles, self.algorithm, self.source = roles, algorithm, source
+        self.optim, self.critic_optim, self.loop, self.root = optim, critic_optim, loop, root
+        self.metrics, self.samples, self.reporters, self.watch = metrics, samples, reporters, watch
+        self.world = roles.policy.world
         self.every = loop.save_every or max(1, -(-source.steps // SAVES))
         self.state = FRESH
         self._saved: TrainState | None = None
 
+    @property
+    def _files(self) -> list[MetricsFile]:
+        """The append-only files, which a checkpoint measures and a resumed run cuts."""
+        return [file for file in (self.metrics, self.samples) if file is not None]
+
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Take up a checkpoint: weights, reference, optimizer, generators, counters, and the metrics file as it was
-        then.
+        """Take up a checkpoint: weights, reference, optimizers, generators, counters, and the append-only files as they
+        were then.
 
         Raises CheckpointError if it lacks something or does not fit. Whether data and config are those it was trained
         on is the caller's to check (`RunDir.pin`).
         """
         state = saved.state()
-        self.learner.load(saved.path)
-        if self.reference is not None:
-            self.reference.load(saved.path)
+        self.roles.policy.load(checkpoint.role_folder(saved.path, "policy"))
+        if self.roles.critic is not None:
+            self.roles.critic.load(checkpoint.role_folder(saved.path, "critic"))
+        if self.roles.reference is not None:
+            self.roles.reference.load(saved.path)
         load_rng(saved.path, self.world.rank)
-        if self.metrics is not None:
-            name = self.metrics.path.name
+        for file in self._files:
+            name = file.path.name
+            if name not in state.lengths and file is self.metrics:
+                raise CheckpointError(f"{saved.path}: state.json lacks the length of {name}")
             digest = "" if self.loop.accept_changes else state.digests.get(name, "")
-            self.metrics.truncate_to(state.lengths[name], digest)
+            # A run that wrote no samples.jsonl so far has none of its lines.
+            file.truncate_to(state.lengths.get(name, 0), digest)
+        of_source = [name for name in state.counters if name.startswith(OF_SOURCE)]
+        self.source.restore({name.removeprefix(OF_SOURCE): state.counters[name] for name in of_source})
+        self.source.moved(state.step)
         self.state = self._saved = state
 
     def run(self) -> Finished:
         """Train from the current state to the last step, a stop signal, or the end of patience.
 
-        A signal that comes after the last step changes nothing: the run saves and ends in any case.
+        A signal that comes after the last step changes nothing, unless it interrupts the last evaluation: the run saves
+        and ends in any case. A draw or an evaluation that a signal interrupts is left out, and what was before it is
+        saved.
         """
         with Stopper() as stopper:
-            while not self._over():
-                self._step()
-                step = self.state.step
-                if self.loop.eval_every and step % self.loop.eval_every == 0:
-                    self._evaluate()
-                # The last step is saved below, once, with its evaluation.
-                if self._over():
-                    break
-                # Signals reach ranks at different moments, so one rank's signal stops all.
-                if self.world.sum([float(stopper.requested)])[0]:
-                    self._save()
-                    return Finished(self.state, stopper.reason or "stop signal", None)
-                if step % self.every == 0:
-                    self._save()
-            self._evaluate()
-            self._save()
-        stopped = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
+            self.source.heed(lambda: stopper.requested)
+            try:
+                stopped = self._train(stopper)
+            except Interrupted:
+                self._save()
+                stopped = True
+            if stopped:
+                return Finished(self.state, stopper.reason or "stop signal", None)
+        reason = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
         best_step = self.state.best_step if self.loop.patience else None
-        return Finished(self.state, stopped, self.root / checkpoint.step_name(best_step or self.state.step))
+        return Finished(self.state, reason, self.root / checkpoint.step_name(best_step or self.state.step))
+
+    def _train(self, stopper: Stopper) -> bool:
+        """The steps, and the last save; whether a signal ended them."""
+        # Due already if a signal interrupted it.
+        if self.state.step:
+            self._evaluate_if_due()
+        while not self._over():
+            self._step()
+            self._evaluate_if_due()
+            # The last step is saved below, once, with its evaluation.
+            if self._over():
+                break
+            # Signals reach ranks at different moments, so one rank's signal stops all.
+            if self.world.sum([float(stopper.requested)])[0]:
+                self._save()
+                return True
+            if self.state.step % self.every == 0:
+                self._save()
+        self._evaluate()
+        self._save()
+        return False
 
     def _over(self) -> bool:
         return self.state.step >= self.source.steps or self._exhausted()
@@ -159,57 +178,112 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------------- steps
 
     def _step(self) -> None:
-        step, began = self.state.step, time.perf_counter()
-        groups = self.source.groups(step)
-        lr = learning_rate(step, self.source.steps, self.optim)
-        moving = annotate(groups, self.algorithm, self.learner, self.reference, self.state.state)
-        result = self.learner.forward_backward(groups, self.algorithm.loss, moving, step)
-        try:
-            update = self.learner.optim_step(lr)
-        except FloatingPointError as error:
-            self._save()
-            rows = ", ".join(str(g[0].key) for g in groups[:4])
-            raise EspalierError(
-                f"step {step + 1}: {error}, so no update was made; the weights before it are saved. The loss of this "
-                f"step is {result.loss:g}; its first samples have keys {rows}. Lower lr, or look at these rows"
-            ) from error
+        step, times = self.state.step, [time.perf_counter()]
+        draw = self.source.draw(step)
+        times.append(time.perf_counter())
+        moving = annotate(draw.groups, self.algorithm, self.roles, self.state.state, silent=draw.silent)
+        times.append(time.perf_counter())
+        rates = {"lr": learning_rate(step, self.source.steps, self.optim)}
+        if self.critic_optim is not None:
+            rates["lr_critic"] = learning_rate(step, self.source.steps, self.critic_optim)
+        made = self._update(step, draw, moving, rates)
         self._sync(step + 1)
-        added = self._count(step + 1, groups, result, moving)
-        seconds = time.perf_counter() - began
+        self.source.moved(step + 1)
+        times.append(time.perf_counter())
+        added = self._count(step + 1, draw, made, moving)
+        seconds = time.perf_counter() - times[0]
         numbers = {
-            "loss": result.loss,
-            **result.terms,
-            "lr": lr,
-            **update,
+            **made.numbers,
+            **rates,
+            **made.optimizers,
             "epoch": self.source.epoch_of(step + 1),
             **added,
+            **self._about(draw, made, times),
             "seconds": seconds,
-            "tokens_per_second": result.tokens / seconds,
+            "tokens_per_second": made.tokens / seconds,
             "memory_bytes": self.reporters.memory(),
         }
-        self._report(step + 1, numbers)
+        notes = list(draw.notes)
+        if made.skipped:
+            notes.append(
+                f"{made.skipped} of {made.skipped + made.updates} updates had nothing to run and were not made"
+            )
+        self._record(step)
+        self._report(step + 1, numbers, notes)
 
-    def _count(self, done: int, groups: list[Group], result: StepResult, moving: dict[str, float]) -> dict[str, int]:
+    def _update(self, step: int, draw: Draw, moving: dict[str, float], rates: Mapping[str, float]) -> Made:
+        """The updates of a step. Raises EspalierError for a gradient that is not finite."""
+        try:
+            return make_updates(
+                self.roles,
+                self.algorithm,
+                draw,
+                moving,
+                step=step,
+                seed=self.loop.seed,
+                lr=rates["lr"],
+                critic_lr=rates.get("lr_critic", 0.0),
+            )
+        except UpdateError as error:
+            saved = "the weights before it are saved"
+            if error.made:
+                # Between the updates of a step there is nothing that could be resumed.
+                saved = f"nothing is saved, since {error.made} updates of this step were made; --resume goes back"
+            else:
+                self._save()
+            rows = ", ".join(str(g[0].key) for g in error.groups[:4])
+            raise EspalierError(
+                f"step {step + 1}: {error}, so no update was made; {saved}. The loss of this step is {error.loss:g}; "
+                f"its first samples have keys {rows}. Lower lr, or look at these rows"
+            ) from error
+
+    def _about(self, draw: Draw, made: Made, times: list[float]) -> dict[str, float]:
+        """What an online step says beside: numbers of its draw, updates, entropy, seconds by phase."""
+        if self.algorithm.traits.online is None:
+            return {}
+        numbers: dict[str, float] = {**draw.numbers, "updates": made.updates}
+        entropy = mean_entropy(draw.groups)
+        if entropy is not None and "entropy" not in made.numbers:
+            numbers["entropy"] = entropy
+        twice = sorted(numbers.keys() & made.numbers.keys())
+        if twice:
+            raise ValueError(f"the draw and the loss both have a number {twice[0]}; expected names of their own")
+        phases = ("draw", "annotate", "update")
+        for name, begun, ended in zip(phases, times, times[1:], strict=False):
+            numbers[f"seconds_{name}"] = ended - begun
+        return numbers
+
+    def _count(self, done: int, draw: Draw, made: Made, moving: dict[str, float]) -> dict[str, int]:
         """Make the state that of `done` steps; returns what this step added to the counters."""
         added = {
-            "samples": sum(len(g) for g in groups),
-            "groups": len(groups),
-            "tokens": result.tokens,
-            "packed": result.packed,
-            "scored": result.scored,
+            "samples": sum(len(g) for g in draw.groups),
+            "groups": len(draw.groups),
+            "tokens": made.tokens,
+            "packed": made.packed,
+            "scored": made.scored,
         }
         counters = dict(self.state.counters)
-        for name, amount in added.items():
+        counted = dict(added)
+        if self.algorithm.traits.online is not None:
+            counted["updates"] = made.updates
+        for name, amount in counted.items():
             counters[name] = counters.get(name, 0) + amount
+        counters.update({f"{OF_SOURCE}{name}": count for name, count in self.source.state().items()})
         epoch = int(self.source.epoch_of(done))
         self.state = replace(
             self.state, step=done, epoch=epoch, position=counters["groups"], counters=counters, state=moving
         )
         return added
 
-    def _report(self, done: int, numbers: dict[str, float]) -> None:
-        """Write, show and track the numbers of a step, and what the watch says about them."""
-        lines = self.watch(done, numbers) if self.watch else []
+    def _record(self, step: int) -> None:
+        """Write what the source says of its samples."""
+        if self.samples is not None:
+            for record in self.source.records(step):
+                self.samples.append(record)
+
+    def _report(self, done: int, numbers: dict[str, float], notes: list[str]) -> None:
+        """Write, show and track the numbers of a step, its notes, and what the watch says about them."""
+        lines = [*notes, *(self.watch(done, numbers) if self.watch else [])]
         record: dict[str, Any] = {"step": done, **numbers, "rows": self.source.consumed(done)[:16]}
         if lines:
             record["notes"] = lines
@@ -223,9 +297,9 @@ class Trainer:
         """Move the reference if the algorithm moves it after `done` steps."""
         traits = self.algorithm.traits
         if traits.sync_every and done % traits.sync_every == 0:
-            if self.reference is None:
+            if self.roles.reference is None:
                 raise ValueError("the algorithm moves its reference, and there is none; give the loop one")
-            self.reference.move(traits.sync_alpha)
+            self.roles.reference.move(traits.sync_alpha)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:
@@ -233,26 +307,28 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
+    def _evaluate_if_due(self) -> None:
+        if self.loop.eval_every and self.state.step % self.loop.eval_every == 0:
+            self._evaluate()
+
     def _evaluate(self) -> None:
         """Evaluate held-out data, at most once per step, and save if it is the best so far."""
         if self.state.counters.get("evaluated_at") == self.state.step:
             return
         began = time.perf_counter()
-        if self.algorithm.traits.likelihood:
-            numbers = evaluate(self.learner, self.source.held_out())
-        else:
-            numbers = evaluate_loss(
-                self.learner, self.algorithm, self.reference, self.state.state, self.source.held_out()
-            )
+        numbers = self.source.evaluate(self.roles, self.algorithm, self.state.state)
         if not numbers:
             return
-        loss = numbers["eval_loss"]
-        better = math.isfinite(loss) and (self.state.best is None or loss < self.state.best)
+        score, best = numbers["eval_score"], self.state.best_score
+        better = math.isfinite(score) and (best is None or score > best)
         stale = 0 if better else self.state.stale + 1
         step = self.state.step
         self.state = replace(self.state, stale=stale, counters={**self.state.counters, "evaluated_at": step})
         if better:
-            self.state = replace(self.state, best=loss, best_step=step)
+            self.state = replace(self.state, best_score=score, best_step=step)
+        if "eval_loss" in numbers:
+            # Of rows the score is the loss with its sign changed.
+            numbers = {name: number for name, number in numbers.items() if name != "eval_score"}
         self._log({"step": step, **numbers, "seconds": time.perf_counter() - began})
         self.reporters.track(step, numbers)
         # What the watch says about later steps depends on held-out numbers.
@@ -267,10 +343,12 @@ class Trainer:
     def _save(self) -> None:
         """Save the state, unless it is saved already, and delete checkpoints that need not be kept."""
         if self._saved != self.state:
-            if self.metrics is not None:
-                self.metrics.sync()
-                name = self.metrics.path.name
-                lengths, digests = {name: self.metrics.length()}, {name: self.metrics.digest()}
+            lengths: dict[str, int] = {}
+            digests: dict[str, str] = {}
+            for file in self._files:
+                file.sync()
+                lengths[file.path.name], digests[file.path.name] = file.length(), file.digest()
+            if lengths:
                 self.state = replace(self.state, lengths=lengths, digests=digests)
             checkpoint.save(self.root, self.state, self._write, world=self.world)
             self._saved = self.state
@@ -279,11 +357,14 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         # All gather over all ranks, so none may enter the next while rank 0 failed to write the one
         # before.
-        outcome = f"{folder} was not written"
-        together(partial(self.learner.save, folder), outcome, self.world, CheckpointError)
-        if self.reference is not None:
-            together(partial(self.reference.save, folder), outcome, self.world, CheckpointError)
-        self.learner.export(folder / "model")
+        roles, parts = self.roles, [partial(self.roles.policy.save, folder / "policy")]
+        if roles.critic is not None:
+            parts.append(partial(roles.critic.save, folder / "critic"))
+        if roles.reference is not None:
+            parts.append(partial(roles.reference.save, folder))
+        for part in parts:
+            together(part, f"{folder} was not written", self.world, CheckpointError)
+        roles.policy.export(folder / "model")
 
     def _prune(self) -> None:
         if self.world.rank == 0:

@@ -10,22 +10,35 @@ from torch import Tensor
 from espalier.types import Term
 
 
-def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of one micro-batch and each term's share of the step.
+def normalise(
+    terms: Mapping[str, Term],
+    totals: Mapping[tuple[str, str], float],
+    ran: Mapping[tuple[str, str], float] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one micro-batch and each term's share of the update.
 
     share_k = sum(x_k) / totals[over_k, part_k];   loss = sum_k coef_k share_k
 
-    Summed over all micro-batches and ranks, shares are the terms of the whole step. A term whose total is 0 (a part
-    without weight in this step) is 0; a metric over nothing, such as the accuracy of a step without a pair, is left out
-    of the shares. Raises KeyError for a part that the totals do not know.
+    Summed over all micro-batches and ranks, shares are the terms of the whole update. `ran` are the totals of the
+    groups that ran, which metrics are divided by; None: all of them ran. A term whose total is 0 (a part without weight
+    in this update) is 0; a metric over nothing, such as the accuracy of a step without a pair, is left out of the
+    shares, and so are terms over `max`, which are no sums (see `peaks`).
+
+    Raises KeyError for a part that the totals do not know, ValueError for a trained term over `max`.
     """
     shares: dict[str, Tensor] = {}
     loss: Tensor | None = None
     for name, term in terms.items():
+        if term.over == "max":
+            if term.coef:
+                raise ValueError(f"term {name!r} is over max and has coef {term.coef:g}; expected 0: it is no sum")
+            continue
         if (term.over, term.part) not in totals:
             known = ", ".join(sorted(f"{over}/{part}" for over, part in totals))
             raise KeyError(f"term {name!r} is over {term.over}/{term.part}; expected one of {known}")
         total = totals[term.over, term.part]
+        if ran is not None and not term.coef:
+            total = ran.get((term.over, term.part), 0.0)
         share = term.x.sum() / total if total else term.x.sum() * 0.0
         if total or term.coef:
             shares[name] = share.detach()
@@ -34,6 +47,15 @@ def normalise(terms: Mapping[str, Term], totals: Mapping[tuple[str, str], float]
     if loss is None:  # nothing but metrics in this step
         loss = sum((term.x.sum() * 0.0 for term in terms.values()), start=torch.zeros(()))
     return loss, shares
+
+
+def peaks(terms: Mapping[str, Term]) -> dict[str, Tensor]:
+    """The largest entry of each term over `max`; those without entries are left out.
+
+    >>> peaks({"ratio_max": Term(torch.tensor([0.5, 3.0, 1.0]), "max", coef=0)})
+    {'ratio_max': tensor(3.)}
+    """
+    return {name: term.x.detach().max() for name, term in terms.items() if term.over == "max" and term.x.numel()}
 
 
 def by_sample(x: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -29,8 +29,8 @@ class Policy(nn.Module):
 
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
     keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. says: what
-    the model is read for; `reads` needs a scalar head (`heads.attach`) in place of its token head, and reads it at the
-    batch's `reads_R`.
+    the model is read for; `reads` and `values` need a scalar head (`heads.attach`) in place of its token head, and read
+    it at the batch's `reads_R`, or before each score.
 
     Raises ModelError if `dropout` is on and the architecture draws some of its noise itself: attention dropout in the
     layout padded, or dropouts that are not modules; and if the model does not have the head that `says` needs.
@@ -48,8 +48,8 @@ class Policy(nn.Module):
     ):
         super().__init__()
         has_scalar_head = heads.scalar_head(model) is not None
-        if says == "reads" and not has_scalar_head:
-            raise ModelError(f"says is reads, but {type(model).__name__} has no scalar head; expected one")
+        if says != "tokens" and not has_scalar_head:
+            raise ModelError(f"says is {says}, but {type(model).__name__} has no scalar head; expected one")
         if says == "tokens" and has_scalar_head:
             raise ModelError(f"says is tokens, but {type(model).__name__} has a scalar head; expected a token head")
         self.says = says
@@ -84,21 +84,27 @@ class Policy(nn.Module):
         batch: Batch,
         *,
         entropy: bool = False,
+        entropy_grad: bool = True,
         correct: bool = False,
         cotangent_U: Tensor | None = None,
         noise: Noise | None = None,
     ) -> dict[str, Tensor]:
-        """Scores of the batch: `logprobs` [U] and, if asked for, `entropy` [U], `correct` [U] (1 if the target is the
-        most probable token, else 0) and `router`, the load-balancing loss.
+        """Scores of the batch: `logprobs` [U] and, if asked for, `entropy` [U] (without a gradient unless
+        `entropy_grad`), `correct` [U] (1 if the target is the most probable token, else 0) and `router`, the
+        load-balancing loss.
 
-        Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, and
-        `router`. Raises ValueError if it is asked for an output that only a token head has.
+        Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, or
+        `values` [U] before the targets; and `router`. Raises ValueError if it is asked for an output that only a token
+        head has.
         """
-        if self.says == "reads" and (entropy or correct or cotangent_U is not None):
+        if self.says != "tokens" and (entropy or correct or cotangent_U is not None):
             raise ValueError("a model with a scalar head has no entropy, correct or cotangent; ask for none of them")
         hidden_ND, router = self._hidden(batch, noise)
-        if self.says == "reads":
-            outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
+        if self.says != "tokens":
+            if self.says == "reads":
+                outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
+            else:
+                outputs = {"values": heads.read(self.model, hidden_ND[batch.sources_U])[:, 0]}
             if router is not None:
                 outputs["router"] = router
             return outputs
@@ -113,6 +119,7 @@ class Policy(nn.Module):
             batch.temperatures_U if tempered else None,
             head=self.head,
             entropy=entropy,
+            entropy_grad=entropy_grad,
             correct=correct,
             cotangent_U=cotangent_U,
         )

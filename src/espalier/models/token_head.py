@@ -84,12 +84,14 @@ def score_tokens(
     *,
     head: TokenHead = TokenHead(),
     entropy: bool = False,
+    entropy_grad: bool = True,
     correct: bool = False,
     cotangent_U: Tensor | None = None,
     chunk: int = 0,
 ) -> dict[str, Tensor]:
     """`logprobs` [U] of the targets and, if asked for, `entropy` [U] of the distributions, in nats, and `correct` [U],
-    1 if the target is the most probable token, else 0; float32 (float64 for float64 inputs).
+    1 if the target is the most probable token, else 0; float32 (float64 for float64 inputs). Without `entropy_grad` no
+    gradient flows through the entropy, and the backward pass costs as much as without it.
 
     cotangent_U: the gradient of the loss in every log-probability, if it is known before the forward pass; the
     backward pass raises RuntimeError if the real one differs (checked on CPU, where it costs no synchronisation).
@@ -111,7 +113,7 @@ def score_tokens(
     # is what is scarce.
     if torch.is_grad_enabled() and cotangent_U is None and head.softcap is None and not hidden_UD.is_cuda:
         kept = CPU_KEPT_BYTES // (4 * vocabulary)
-    plan = _Plan(head, entropy, correct, chunk, kept)
+    plan = _Plan(head, entropy, entropy and entropy_grad, correct, chunk, kept)
     apply: Any = _Score.apply
     logprobs_U, entropy_U, correct_U = apply(hidden_UD, weight_VD, bias_V, targets_U, temperatures_U, cotangent_U, plan)
     outputs = {"logprobs": logprobs_U}
@@ -128,6 +130,7 @@ class _Plan:
 
     head: TokenHead
     entropy: bool
+    entropy_grad: bool
     correct: bool
     chunk: int
     kept: int
@@ -227,7 +230,7 @@ class _Score(torch.autograd.Function):
             ctx.save_for_backward(hidden, weight, bias, targets, temperatures, norms, entropies)
         else:
             ctx.save_for_backward(cotangent)
-        if plan.entropy:
+        if plan.entropy_grad:
             ctx.mark_non_differentiable(correct)
         else:
             ctx.mark_non_differentiable(entropies, correct)
@@ -257,7 +260,7 @@ class _Score(torch.autograd.Function):
             if log_p is None:
                 z, bent = _logits(hidden[part], weight, bias, factor, plan.head)
                 log_p = z.sub_(norms[part, None])
-            if plan.entropy:
+            if plan.entropy_grad:
                 p = log_p.exp()
                 # dH/dz_v = -p_v (log p_v + H)
                 slope = p * (log_p + entropies[part, None]) * -grad_entropies[part, None]
