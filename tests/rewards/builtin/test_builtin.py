@@ -11,7 +11,7 @@ from graded import reward_of
 def test_known_answers_are_graded_as_declared(name: str) -> None:
     reward = BUILTIN[name]
     for known in reward.known:
-        assert reward_of(reward, known) == known.score, (known.response, known.settings)
+        assert reward_of(reward, known) == pytest.approx(known.score, abs=1e-12), (known.response, known.settings)
 
 
 @pytest.mark.parametrize("name", BUILTIN)
