@@ -92,7 +92,7 @@ def _paragraphs(text: str, args: Arguments) -> bool:
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
     if not all(parts[1:-1]):
         return False
-    return sum(map(bool, parts)) == args["num_paragraphs"]
+    return bool(sum(map(bool, parts)) == args["num_paragraphs"])
 
 
 def _nth_paragraph(text: str, args: Arguments) -> bool:
@@ -102,11 +102,11 @@ def _nth_paragraph(text: str, args: Arguments) -> bool:
     if nth > count or count != args["num_paragraphs"] or not parts[nth - 1].strip():
         return False
     first = parts[nth - 1].split()[0].lstrip("'").lstrip('"')
-    return re.split(r"[.,?!'\"]", first)[0].lower() == args["first_word"].lower()
+    return bool(re.split(r"[.,?!'\"]", first)[0].lower() == args["first_word"].lower())
 
 
 def _placeholders(text: str, args: Arguments) -> bool:
-    return len(re.findall(r"\[.*?\]", text)) >= args["num_placeholders"]
+    return bool(len(re.findall(r"\[.*?\]", text)) >= args["num_placeholders"])
 
 
 def _postscript(text: str, args: Arguments) -> bool:
@@ -118,7 +118,7 @@ def _postscript(text: str, args: Arguments) -> bool:
 def _bullets(text: str, args: Arguments) -> bool:
     stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
     dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
-    return len(stars) + len(dashes) == args["num_bullets"]
+    return bool(len(stars) + len(dashes) == args["num_bullets"])
 
 
 def _constrained(text: str, args: Arguments) -> bool:
@@ -128,12 +128,12 @@ def _constrained(text: str, args: Arguments) -> bool:
 def _highlights(text: str, args: Arguments) -> bool:
     single = [part for part in re.findall(r"\*[^\n*]*\*", text) if part.strip("*").strip()]
     double = [part for part in re.findall(r"\*\*[^\n*]*\*\*", text) if part.strip("*").strip()]
-    return len(single) + len(double) >= args["num_highlights"]
+    return bool(len(single) + len(double) >= args["num_highlights"])
 
 
 def _sections(text: str, args: Arguments) -> bool:
     marks = re.findall(rf"\s?{re.escape(args['section_spliter'].strip())}\s?\d+\s?", text)
-    return len(marks) >= args["num_sections"]
+    return bool(len(marks) >= args["num_sections"])
 
 
 def _json(text: str, args: Arguments) -> bool:

