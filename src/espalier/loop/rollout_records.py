@@ -81,7 +81,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _k3(sample: Sample) -> list[float]:
     references = _trained(sample, "ref_logprobs")
-    policies = _trained(sample, "old_logprobs") or _trained(sample, "logprobs")
+    policies: list[float] = []
+    # The learner's own, if the old ones are the sampler's.
+    for name in ("policy_logprobs", "old_logprobs", "logprobs"):
+        policies = policies or _trained(sample, name)
     if not references or not policies:
         return []
     estimates = []
