@@ -103,6 +103,7 @@ def fine_tune(out: Path) -> Path:
 def answered(model: Path, questions: list[Any], n: int, temperature: float, seed: int = 0) -> list[list[str]]:
     """`n` answers to each problem, as text."""
     from espalier.assembly.answer import Chatter
+    from espalier.assembly.sampling import draw_groups
     from espalier.config.sections import ModelConfig
     from espalier.engines.protocols import SamplingParams
     from espalier.types import Message
@@ -113,7 +114,7 @@ def answered(model: Path, questions: list[Any], n: int, temperature: float, seed
     params = SamplingParams(max_tokens=MAX_TOKENS, temperature=temperature, stop=stop, seed=seed)
     return [
         [str(chatter.tokenizer.decode(s.tokens[len(ids) :], skip_special_tokens=True)) for s in group]
-        for ids, group in zip(prompts, chatter.sampler.generate(prompts, n, params), strict=True)
+        for ids, group in zip(prompts, draw_groups(chatter.sampler, prompts, n, params), strict=True)
     ]
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from espalier.assembly.model import compute_dtype
+from espalier.assembly.sampling import Kind, build_sampler, draw_groups, room
 from espalier.config.sections import ModelConfig, TurnsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.engines.processes import pick_device
 from espalier.engines.protocols import SamplingParams
-from espalier.engines.sampler.generate import GenerateSampler
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
 from espalier.models.merge import load_merged
@@ -21,18 +22,25 @@ from espalier.types import Message
 
 
 class Chatter:
-    """Answers prompts with a model, through the template that its training uses."""
+    """Answers prompts with a model, through the template that its training uses. `note` says which sampler draws."""
 
-    def __init__(self, loaded: Loaded, turns: TurnsConfig | None = None):
+    def __init__(self, loaded: Loaded, turns: TurnsConfig | None = None, sampler: Kind = "auto"):
         self.tokenizer = loaded.tokenizer
         form = Form(turns=turns or TurnsConfig())
         stops = stops_of(loaded.folder, loaded.adapter)
         self.renderer = Renderer(loaded.tokenizer, form=form, known_stops=stops)
-        self.sampler = GenerateSampler(loaded.model, loaded.tokenizer, limit=loaded.limit)
-        self.limit = loaded.limit
+        built = build_sampler(loaded, kind=sampler)
+        self.sampler, self.note = built.sampler, built.note
+        self.limit, self.original_limit = loaded.limit, loaded.original_limit
 
     @classmethod
-    def load(cls, config: ModelConfig, device: str | None = None, turns: TurnsConfig | None = None) -> Chatter:
+    def load(
+        cls,
+        config: ModelConfig,
+        device: str | None = None,
+        turns: TurnsConfig | None = None,
+        sampler: Kind = "auto",
+    ) -> Chatter:
         """Read a model for answering, with its adapter merged into it; `turns` says what its chat template is given.
         Raises ModelError and ConfigError."""
         read = load_merged if config.adapter else load_model
@@ -41,7 +49,7 @@ class Chatter:
         complete(loaded.tokenizer)
         model: Any = loaded.model
         model.to(compute_dtype(config.dtype, loaded.model.device))
-        return cls(loaded, turns)
+        return cls(loaded, turns, sampler)
 
     def answer(
         self,
@@ -52,11 +60,14 @@ class Chatter:
         max_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        **settings: Any,
     ) -> list[str]:
         """One response per prompt, without special tokens. With `chat` a prompt is a user's message; otherwise it is
         text to be continued.
 
-        Raises ConfigError if `chat` is on and the model has no template.
+        An answer ends at a stop token, after max_tokens, or at the model's limit. Further arguments are fields of
+        `SamplingParams`. Raises ConfigError if `chat` is on and the model has no template, and if a prompt leaves no
+        room for an answer.
         """
         if chat and self.tokenizer.chat_template is None:
             raise ConfigError(
@@ -73,8 +84,18 @@ class Chatter:
             way_out = "" if error.fix else ". Leave out system, or give another template"
             raise ConfigError(f"prompt: {error}{way_out}", key="prompt") from error
         stop = tuple(self.renderer.stop_ids)
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed, **settings)
+        each = [replace(params, max_tokens=self._room(prompt, max_tokens)) for prompt in ids]
         out = []
-        for prompt, (response,) in zip(ids, self.sampler.generate(ids, 1, params), strict=True):
+        for prompt, (response,) in zip(ids, draw_groups(self.sampler, ids, 1, each), strict=True):
             out.append(str(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True)))
         return out
+
+    def _room(self, prompt: list[int], most: int) -> int:
+        """The most tokens of the answer to a prompt."""
+        tokens = room(len(prompt), most, self.limit, self.original_limit)
+        if tokens < 1:
+            raise ConfigError(
+                f"a prompt has {len(prompt)} tokens; the model takes {self.limit}. Shorten it", key="prompt"
+            )
+        return tokens

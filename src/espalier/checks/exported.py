@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from espalier.assembly.machine import free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -191,18 +192,6 @@ def room_for(session: Session) -> str:
     if _on_cuda(session, need) or need <= free:
         return ""
     return f"a second copy needs {need / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
-
-
-def free_memory() -> float:
-    """Bytes of main memory that can be had without pushing anything out."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:  # no Linux
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def _bytes(session: Session) -> int:

@@ -19,15 +19,22 @@ def run(config: SampleConfig) -> None:
         trust_remote_code=config.trust_remote_code,
     )
     turns = TurnsConfig(template_args=config.template_args)
-    answers = Chatter.load(model, turns=turns).answer(
+    chatter = Chatter.load(model, turns=turns, sampler=config.sampler)
+    console = Terminal(highlight=False)
+    console.print(Text(chatter.note, style="dim"))
+    answers = chatter.answer(
         list(config.prompt),
         chat=config.chat,
         system=config.system,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
         seed=config.seed,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        stop_strings=config.stop_strings,
     )
-    console = Terminal(highlight=False)
     for prompt, answer in zip(config.prompt, answers, strict=True):
         console.print(Text(prompt, style="bold"))
         console.print(answer + "\n", markup=False, emoji=False)

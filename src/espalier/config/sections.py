@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import MinLen
+from annotated_types import Gt, Le, MinLen
 
 from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig, TurnsConfig
 from espalier.config.data_source import Mapped, mapped_fields
@@ -20,6 +20,7 @@ from espalier.config.fields import (
     Name,
     Names,
     NotNegative,
+    Number,
     OneOrMany,
     Positive,
     Seed,
@@ -327,6 +328,18 @@ class SampleConfig:
     """Maximum length of an answer in tokens."""
     temperature: NotNegative = 0.0
     """Sampling temperature; 0 always takes the most probable token."""
+    top_k: CountOrZero = 0
+    """Draw among the k most probable tokens; 0 draws among all."""
+    top_p: Annotated[Number, Gt(0), Le(1)] = 1.0
+    """Draw among the fewest tokens that hold this probability."""
+    min_p: Share = 0.0
+    """Draw among tokens with at least this share of the most probable one's probability."""
+    repetition_penalty: Positive = 1.0
+    """Logits of tokens that are there already are divided by this if positive, multiplied if negative; 1 is off."""
+    stop_strings: Names = ()
+    """Texts that end an answer, besides the stop tokens."""
+    sampler: Literal["auto", "local", "generate"] = "auto"
+    """auto draws with the embedded sampler if the architecture allows it, else with transformers' generate."""
     seed: Seed = 0
     """Seed of the sampler."""
     dtype: Dtype = "auto"

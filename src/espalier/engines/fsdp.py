@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -49,6 +50,24 @@ def reshard(policy: Policy) -> None:
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def whole(policy: Policy) -> Iterator[None]:
+    """Inside, every rank has all parameters whole, so forwards need no other rank; they are gathered on entering, which
+    is a collective, and freed on leaving. Nothing happens to a policy that is not sharded."""
+    root: nn.Module = policy
+    modules = [(module, module is root) for module in policy.modules() if isinstance(module, FSDPModule)]
+    for module, _ in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module, is_root in modules:
+            # As torch sets it: the root keeps its parameters for the backward pass.
+            module.set_reshard_after_forward(not is_root, recurse=False)
+        reshard(policy)
 
 
 def layers(model: Any) -> Iterator[nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
@@ -289,7 +290,8 @@ class Sampler(Protocol):
         ...
 
     def finished(self) -> list[Drawn]:
-        """Work until at least one sample ends, and return those that have, in a fixed order; empty if not `busy`."""
+        """Work until at least one sample ends, and return those that have, in a fixed order; empty if not `busy`, and
+        if the run was interrupted meanwhile."""
         ...
 
     @property
@@ -304,6 +306,11 @@ class Sampler(Protocol):
     def load(self, weights: Any, version: int) -> None:
         """Take over weights by Hugging Face name; None if the sampler draws from the trained model itself. Samples
         drawn from now on carry `version`."""
+        ...
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Hold the model ready to be drawn from. Several processes enter and leave together, which gathers and frees
+        sharded weights; inside, each takes its own number of steps. `finished` outside of it enters by itself."""
         ...
 
 

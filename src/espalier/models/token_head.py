@@ -180,6 +180,11 @@ def _logits(
     return z.mul_(factor), bent
 
 
+def logits(hidden_BD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: TokenHead) -> Tensor:
+    """Logits [B, V] of hidden states as `score_tokens` has them: float32 (float64 stays), capped and scaled."""
+    return _logits(hidden_BD, weight_VD, bias_V, head.scale, head)[0]
+
+
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(

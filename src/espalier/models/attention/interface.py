@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from espalier.models.attention.decode import Decode, Kept
 from espalier.models.attention.forest import Forest
 from espalier.models.noise import Noise, drop_attention
 
@@ -97,6 +98,8 @@ def forest_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     forest: Forest | None = None,
+    decode: Decode | None = None,
+    kept: Kept | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer over one packed row.
@@ -104,18 +107,24 @@ def forest_attention(
     query [1, heads, N, d], key and value [1, kv heads, N, d]; returns [1, N, heads, d] as transformers expects. Scores
     are `query . key * scaling`, then `softcap * tanh(scores / softcap)` if given; query i of a path sees keys j with
     0 <= i - j < sliding_window. Weights are dropped with probability `dropout` by masks from the forest's noise keys.
+    `kept` receives the layer's keys and values. With `decode` in place of a forest, the rows of a batch are sequences
+    of which each gives its next token: query [B, heads, 1, d], result [B, 1, heads, d].
     Raises TypeError for an argument of an architecture that is not implemented here.
     """
     problem = _unfit(module, others)
     if problem:
         raise TypeError(problem)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if decode is not None:
+        return decode.attend(_layer(module), query, key, value, scaling, sliding_window, softcap), None
     if forest is None:
         raise TypeError(
             f"{type(module).__name__} got no forest: its model does not hand keyword arguments "
             "down to attention; set layout: padded"
         )
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+    if kept is not None:
+        kept[_layer(module)] = key, value
     drop = None
     if dropout and forest.noise:
         drop = _Dropout(dropout, forest.noise, f"attention.{module.layer_idx}")
@@ -132,6 +141,12 @@ def forest_attention(
 
         return attend_cpu(query, key, value, forest, scaling), None
     return _by_segments(query, key, value, forest, scaling, drop, sliding_window, softcap), None
+
+
+def _layer(module: torch.nn.Module) -> int:
+    """The number of an attention module's layer."""
+    number: Any = module.layer_idx
+    return int(number)
 
 
 def _unfit(module: torch.nn.Module, others: dict[str, Any]) -> str:

@@ -1,0 +1,245 @@
+"""Attention of one decode step: each row's new token over the prompt's keys and over the row's own.
+
+Scores of a row over two runs of keys have the maxima m and m', the sums n and n' of exp(score - maximum), and the
+weighted sums o and o' of values; with M = max(m, m') the attention over both is
+
+    (o exp(m - M) + o' exp(m' - M)) / (n exp(m - M) + n' exp(m' - M))
+
+so rows of one prompt read its keys together, and no key of a prompt is copied. Shapes: B rows, H heads, K key heads, d
+width of a head, T own keys, P prompts, G rows of a prompt, L keys of a prompt. Own keys and those of prompts lie
+transposed, [d, T] and [d, L], which products of a few queries read fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Kept = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values [1, K, N, d] of a packed forward by layer, before any is repeated for its heads."""
+Part = tuple[Tensor, Tensor, Tensor]
+"""Maximum [.., 1], sum [.., 1] and weighted values [.., d] of the scores over a run of keys."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Keys of prompts of similar length, and the rows that read them.
+
+    keys: [P, K, d, L] by layer, values [P, K, L, d], or more than P, of which the first are in use; `lengths` [P] of
+    the prompts, up to L. rows: numbers of the rows, None for all. cells: place of each row in a grid [P, width].
+    """
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    lengths: list[int]
+    width: int
+    cells: list[int]
+    rows: list[int] | None = None
+
+
+@dataclass(slots=True)
+class Decode:
+    """One decode step of B rows.
+
+    keys, values: [rows, K, d, capacity] and [rows, K, capacity, d] by layer, the first B rows in use. lengths: own keys
+    of each row, the new token's excluded. bases: the position of each row's first own key.
+    """
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    lengths: list[int]
+    bases: list[int]
+    prompts: Sequence[Prompts]
+    device: torch.device
+    longest: int = field(init=False)
+    _equal: bool = field(init=False)
+    _columns: Tensor = field(init=False)
+    _positions: Tensor = field(init=False)
+    _tensors: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.longest = max(self.lengths) + 1
+        self._equal = min(self.lengths) + 1 == self.longest
+        self._columns = torch.tensor(self.lengths, device=self.device)
+        self._positions = self._columns + torch.tensor(self.bases, device=self.device)
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions [B] of the new tokens."""
+        return self._positions
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of one layer: query [B, H, 1, d], key and value [B, K, 1, d]; returns [B, 1, H, d]."""
+        size, heads, _, width = query.shape
+        shared = key.shape[1]
+        keys, values = self.keys[layer][:size], self.values[layer][:size]
+        self._write(keys, values, key, value)
+        # A key that nobody's window ends before is seen by all.
+        if window and max(n + base for n, base in zip(self.lengths, self.bases, strict=True)) < window:
+            window = None
+        q = query.reshape(size, shared, heads // shared, width) * scaling
+        keys = keys[..., : self.longest].flatten(0, 1)
+        scores = _product(q.flatten(0, 1), keys)
+        mask = self._own_mask(window)
+        part = _weigh(scores, values[:, :, : self.longest].flatten(0, 1), mask, softcap)
+        part = tuple(x.view(size, heads, -1) for x in part)  # type: ignore[assignment]
+        for number, prompts in enumerate(self.prompts):
+            part = self._with_prompts(number, prompts, layer, q, part, window, softcap)
+        _, total, out = part
+        return (out / total).to(query.dtype).view(size, 1, heads, -1)
+
+    def _write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put the new token's key and value behind each row's own."""
+        if self._equal:
+            keys[..., self.longest - 1] = key[:, :, 0]
+            values[:, :, self.longest - 1] = value[:, :, 0]
+            return
+        columns = self._columns[:, None, None, None]
+        keys.scatter_(3, columns.expand(*keys.shape[:3], 1), key.transpose(2, 3))
+        values.scatter_(2, columns.expand(*values.shape[:2], 1, values.shape[3]), value)
+
+    def _own_mask(self, window: int | None) -> Tensor | None:
+        """What to add to scores over own keys: [B, 1, T], 0 if seen, else a number below all scores; None for 0."""
+        if self._equal and not window:
+            return None
+        key = "own", window
+        if key not in self._tensors:
+            columns = torch.arange(self.longest, device=self.device)[None]
+            back = self._columns[:, None] - columns
+            self._tensors[key] = _mask(back, window)[:, None]
+        return self._tensors[key]  # type: ignore[no-any-return]
+
+    def _with_prompts(
+        self,
+        number: int,
+        prompts: Prompts,
+        layer: int,
+        q: Tensor,
+        own: Part,
+        window: int | None,
+        softcap: float | None,
+    ) -> Part:
+        """Attention over the prompts' keys, merged into that over own keys: [B, H, ..]."""
+        count = len(prompts.lengths)
+        keys, values = prompts.keys[layer][:count], prompts.values[layer][:count]
+        _, shared, width, length = keys.shape
+        group = q.shape[2]
+        cells, rows = self._places(number, prompts)
+        # [P, G, K, g, d] as [P, K, G g, d].
+        if cells is None:
+            grid = q
+        else:
+            grid = q.new_zeros(count * prompts.width, *q.shape[1:])
+            grid[cells] = q if rows is None else q[rows]
+        grid = grid.view(count, prompts.width, shared, group, width).transpose(1, 2)
+        scores = _product(grid.reshape(count * shared, prompts.width * group, width), keys.flatten(0, 1))
+        mask = self._prompt_mask(number, prompts, window)
+        if mask is not None:
+            view = scores.view(count, shared, prompts.width, group, length)
+            scores = _capped(view, softcap).add_(mask).view_as(scores)
+            softcap = None
+        part = _weigh(scores, values.flatten(0, 1), None, softcap)
+        parts = []
+        for x in part:
+            x = x.view(count, shared, prompts.width, group, -1).transpose(1, 2)
+            x = x.reshape(count * prompts.width, shared * group, -1)
+            parts.append(x if cells is None else x[cells])
+        if rows is None:
+            return _merge(own, (parts[0], parts[1], parts[2]))
+        mine = own[0][rows], own[1][rows], own[2][rows]
+        for x, y in zip(own, _merge(mine, (parts[0], parts[1], parts[2])), strict=True):
+            x[rows] = y
+        return own
+
+    def _places(self, number: int, prompts: Prompts) -> tuple[Tensor | None, Tensor | None]:
+        """`cells` and `rows` of prompts as tensors; None for cells that are all, in order."""
+        key = "places", number
+        if key not in self._tensors:
+            whole = len(prompts.lengths) * prompts.width
+            cells = rows = None
+            if prompts.rows is not None or prompts.cells != list(range(whole)):
+                cells = torch.tensor(prompts.cells, device=self.device)
+            if prompts.rows is not None:
+                rows = torch.tensor(prompts.rows, device=self.device)
+            self._tensors[key] = cells, rows
+        return self._tensors[key]  # type: ignore[no-any-return]
+
+    def _prompt_mask(self, number: int, prompts: Prompts, window: int | None) -> Tensor | None:
+        """What to add to scores over the prompts' keys: [P, 1, G or 1, 1, L]; None if all see all."""
+        length = next(iter(prompts.keys.values())).shape[3]
+        if not window and min(prompts.lengths) == length:
+            return None
+        key = "prompts", number, window
+        if key not in self._tensors:
+            columns = torch.arange(length, device=self.device)
+            ends = torch.tensor(prompts.lengths, device=self.device)[:, None, None]
+            hidden = (columns >= ends).expand(len(prompts.lengths), 1, length)
+            if window:
+                cells, rows = self._places(number, prompts)
+                positions = self._positions if rows is None else self._positions[rows]
+                grid = positions
+                if cells is not None:
+                    grid = positions.new_zeros(len(prompts.lengths) * prompts.width)
+                    grid[cells] = positions
+                grid = grid.view(len(prompts.lengths), prompts.width, 1)
+                hidden = hidden | (grid - columns >= window)
+            self._tensors[key] = _additive(hidden)[:, None, :, None]
+        return self._tensors[key]  # type: ignore[no-any-return]
+
+
+def _mask(back: Tensor, window: int | None) -> Tensor:
+    """An additive mask of keys that stand `back` tokens before the query: those after it are hidden."""
+    hidden = back < 0
+    if window:
+        hidden |= back >= window
+    return _additive(hidden)
+
+
+def _additive(hidden: Tensor) -> Tensor:
+    # Finite: a run of keys that is hidden as a whole would give nan, where this gives it weight 0.
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -1e30)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right of two batches of matrices with a float32 result (float64 stays), also for bfloat16 factors."""
+    if left.dtype in (torch.float32, torch.float64):
+        return torch.bmm(left, right)
+    if left.is_cuda:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+
+def _weigh(scores: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
+    """Maximum, sum and weighted values of scores [batch, queries, keys], which are overwritten; `mask` has an entry for
+    each row, whose heads stand side by side in the batch."""
+    scores = _capped(scores, softcap)
+    if mask is not None:
+        scores.view(len(mask), -1, scores.shape[-1]).add_(mask)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return top, total, _product(weights.to(values.dtype), values)
+
+
+def _merge(one: Part, other: Part) -> Part:
+    """The two runs of keys as one."""
+    top = torch.maximum(one[0], other[0])
+    a, b = (one[0] - top).exp_(), (other[0] - top).exp_()
+    return top, one[1] * a + other[1] * b, one[2] * a + other[2] * b
