@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import espalier.data.read as data_read
+import espalier.data.sources as data_sources
 from containers import PAIR, examples
 from espalier.data import interleave
 from espalier.data.files import content
@@ -19,7 +19,7 @@ from espalier.errors import ConfigError, DataError, RowError
 from espalier.types import Chat, Completion, Text
 
 
-@pytest.mark.parametrize("module", [content, interleave, data_read], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [content, interleave, data_sources], ids=lambda module: module.__name__)
 def test_worked_examples(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert failed == 0 and tried >= 1

@@ -21,7 +21,8 @@ class DataConfig:
     {path, format, columns, ignore_columns, share}."""
     format: str = "auto"
     """Format of data that names none: auto, alpaca, sharegpt, messages, prompt, completion, text, transcript,
-    pairs, compared, hh, judge, ranked, scores, labels, tree, nodes, steps, prm800k; or, of a folder, reviews."""
+    pairs, compared, hh, judge, ranked, scores, labels, tree, nodes, steps, prm800k; of tasks task, gsm8k, math,
+    choice, ifeval; or, of a folder, reviews."""
     columns: Mapped = ()
     """Fields of a format and the columns they are read from, as NAME=COLUMN, NAME=a.b[0].c or NAME==TEXT (a constant);
     for all data."""

@@ -60,6 +60,7 @@ def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
             source = replace(source, part=part, default_format=default_format, alpaca_prompt=prompt, consumes=consumes)
             source = replace(source, keep_wrong=config.keep_wrong)
             columns = source.columns if part == REPLAY else everywhere.updated(source.columns)
+            columns = replace(columns, instead=consumes != "task")
             sources.append(replace(source, columns=columns))
         return tuple(sources)
 

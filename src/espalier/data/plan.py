@@ -11,7 +11,7 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,37 @@ class Plan:
         sources, groups = self._named(int(self._bounds[i]), int(self._bounds[i + 1]))
         return list(zip(sources.tolist(), groups.tolist(), strict=True))
 
+    def passes(self, i: int) -> list[int]:
+        """For each group of step `i`, in the order drawn, which pass over its pool draws it, from 0. A group is drawn
+        once in a pass. Raises IndexError as `step` does."""
+        if not 0 <= i < self.steps:
+            raise IndexError(f"step {i} of a plan of {self.steps}")
+        pools, turns = self._turns(int(self._bounds[i]), int(self._bounds[i + 1]))
+        sizes = np.array([pool.size for pool in self._pools])
+        passes: list[int] = (turns // sizes[pools]).tolist()
+        return passes
+
+    def spares(self, i: int) -> Iterator[tuple[int, int]]:
+        """Main groups to draw in place of others of step `i`, as `step` names them, in an order of their own: each
+        once, in the plan's shares until a source is exhausted."""
+        orders: dict[int, list[int]] = {}
+        for number, pool in enumerate(self._pools):
+            if not pool.replay:
+                orders[number] = self._shuffled(pool, (self._seed, pool.members[0], i, 1)).tolist()
+        places = dict.fromkeys(orders, 0)
+        while any(places[number] < len(order) for number, order in orders.items()):
+            for number in self._pattern.tolist():
+                if number in orders and places[number] < len(orders[number]):
+                    yield self._member(self._pools[number], orders[number][places[number]])
+                    places[number] += 1
+
+    def _member(self, pool: _Pool, drawn: int) -> tuple[int, int]:
+        """The source and the group that a number of a pool stands for."""
+        place = bisect_right(pool.ends.tolist(), drawn)
+        source, group = pool.members[place], drawn - int(pool.ends[place - 1] if place else 0)
+        groups = self._sources[source].groups
+        return source, group if groups is None else int(groups[group])
+
     def epoch_of(self, i: int) -> float:
         """Epochs of main data drawn before step `i` (0 <= i <= steps); the integer part counts them from 0.
 
@@ -191,9 +222,7 @@ class Plan:
 
     def _draws(self, first: int, last: int) -> tuple[Numbers, Numbers]:
         """Source and position in that source of draws first ... last of the line."""
-        periods, places = np.divmod(np.arange(first, last), len(self._pattern))
-        pools = self._pattern[places]
-        turns = periods * self._per_period[pools] + self._seen[places]
+        pools, turns = self._turns(first, last)
         sources, groups = np.empty_like(turns), np.empty_like(turns)
         for number, pool in enumerate(self._pools):
             here = np.flatnonzero(pools == number)
@@ -208,6 +237,12 @@ class Plan:
                 groups[here[chosen]] = drawn - np.concatenate([[0], pool.ends])[member]
         return sources, groups
 
+    def _turns(self, first: int, last: int) -> tuple[NDArray[np.uint16], Numbers]:
+        """The pool of draws first ... last of the line, and which of that pool's draws each is."""
+        periods, places = np.divmod(np.arange(first, last), len(self._pattern))
+        pools = self._pattern[places]
+        return pools, periods * self._per_period[pools] + self._seen[places]
+
     def _order(self, pool: int, number: int) -> NDArray[Any]:
         """The permutation of a pool in its pass `number`; the last two of each pool are kept."""
         if (pool, number) in self._orders:
@@ -215,12 +250,15 @@ class Plan:
         kept = sorted((key for key in self._orders if key[0] == pool), key=lambda key: abs(key[1] - number))
         for key in kept[1:]:
             del self._orders[key]
-        size = self._pools[pool].size
-        order = np.arange(size, dtype=np.int32 if size < 1 << 31 else np.int64)
         # Keyed by a source, not by the place of the pool: a pool more leaves the orders of the others as they are.
-        entropy = (self._seed, self._pools[pool].members[0], number)
-        np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).shuffle(order)
+        order = self._shuffled(self._pools[pool], (self._seed, self._pools[pool].members[0], number))
         self._orders[pool, number] = order
+        return order
+
+    def _shuffled(self, pool: _Pool, entropy: tuple[int, ...]) -> NDArray[Any]:
+        """The numbers of a pool in an order that follows from `entropy`."""
+        order = np.arange(pool.size, dtype=np.int32 if pool.size < 1 << 31 else np.int64)
+        np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).shuffle(order)
         return order
 
     def _draws_for(self, main: int) -> int:

@@ -58,6 +58,6 @@ def _left_out(columns: Columns, row: Mapping[str, Any], consumes: Consumes) -> l
     if any(isinstance(item, RowError) for example in examples for item in expand(example, consumes)):
         return None
     unread = {field.name for field in columns.fields} - set(prepared.settle())
-    ledger = Ledger(name)
+    ledger = Ledger(name, kept=consumes == "task")
     ledger.add(1, prepared.raw)
     return None if unread else list(ledger.dropped.items())

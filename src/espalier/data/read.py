@@ -2,170 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from espalier.config.data_source import DataSource
 from espalier.data.columns.ledger import Ledger
-from espalier.data.columns.mapping import AS_THEY_ARE, Columns, Prepared
+from espalier.data.columns.mapping import Prepared
 from espalier.data.columns.watched import watched
 from espalier.data.files.json_rows import Row
 from espalier.data.files.rows import MISNAMED, open_file
-from espalier.data.formats import FILES, FOLDERS, KNOWN, convert, sniff, sniff_folder, unknown, vote
+from espalier.data.formats import FILES, FOLDERS, convert, sniff, sniff_folder, unknown, vote
 from espalier.data.formats.expand import WRONG, expand
 from espalier.data.formats.marked import refuse_marks
 from espalier.data.formats.remarks import remarks
 from espalier.data.formats.scale import Notes, SourceScale, add
+from espalier.data.formats.tasks import CUT, as_task, unread_columns
 from espalier.data.formats.unjudged import as_scored, read_unjudged
 from espalier.data.formats.unwrap import at_least_one, drained, unwrapped
 from espalier.data.formats.wrong import ONE_ANSWER, SKIPPED, Verdicts
-from espalier.data.places import is_data_name, is_folder, is_hub
+from espalier.data.places import is_folder, is_hub
 from espalier.data.proposal import proposal
-from espalier.errors import ConfigError, RowError, nearest
-from espalier.types import Consumes, Example, Origin
+from espalier.data.sources import AUTO, READ_VERSION, Source, check_known, given_source, parse_source, parse_sources
+from espalier.errors import ConfigError, RowError
+from espalier.types import Chat, Example, Origin, Task
 
-READ_VERSION = 10
-"""Part of what tokens are cached under: raised whenever the same file would give other examples."""
-AUTO = "auto"
-"""The format of a source whose rows decide it."""
+__all__ = ["READ_VERSION", "Source", "given_source", "parse_source", "parse_sources", "read"]
+
 ELSEWHERE = "These are solutions in steps, which `espalier prm` learns from"
-FORMLESS = ("no judgement", "no steps")
+FORMLESS = ("no judgement", "no steps", "no prompt")
 """Reasons of rows that were read as something else than what the run consumes."""
 WINDOW = 16
 """Rows that vote on a source's format."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A data source, and everything that decides which examples it gives.
-
-    path: a file, a folder or a hub data set, the latter two with an optional `@CONFIG` and `#SPLIT`.
-    format: the format that the user gave this source; "auto" if none.
-    proportion: a positive weight relative to the other sources, None if the user gave none.
-    name: the source's name in reports, from its path if empty.
-    part: the part of a run that its samples belong to.
-    default_format: the format if the source has none of its own; if "auto" too, its rows decide.
-    alpaca_prompt: rows of format alpaca are worded as `alpaca.alpaca_prompt` does.
-    consumes: what the run learns from.
-    columns: the fields that the user maps, and the columns that are not read.
-    keep_wrong: answers that their rows call wrong are conversations all the same.
-    judged: off if the answers are to be scored: nothing need judge them.
-    """
-
-    path: str
-    format: str = AUTO
-    proportion: float | None = None
-    name: str = ""
-    part: str = "main"
-    default_format: str = AUTO
-    alpaca_prompt: bool = False
-    consumes: Consumes = "chat"
-    columns: Columns = AS_THEY_ARE
-    keep_wrong: bool = False
-    judged: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", _name(self.path))
-
-    @property
-    def read_as(self) -> str:
-        """The format of its rows, "auto" if they decide it."""
-        return self.default_format if self.format == AUTO else self.format
-
-    @property
-    def options(self) -> str:
-        """How its rows are read, beyond `format`: part of the key that its tokens are cached under."""
-        options = f"{READ_VERSION} {self.consumes} {self.default_format} {self.alpaca_prompt}"
-        kept = (" keep_wrong" if self.keep_wrong else "") + ("" if self.judged else " unjudged")
-        return f"{options} {self.columns.text}".rstrip() + kept
-
-
-def _name(path: str) -> str:
-    """A file's name without extensions, and everything else as it is: `a/math.jsonl.gz` is `math`."""
-    if is_hub(path):
-        return path
-    name = os.path.basename(path.rstrip("/")).removesuffix(".gz")
-    if is_data_name(name):
-        name = os.path.splitext(name)[0]
-    return name or path
-
-
-def parse_source(spec: str) -> Source:
-    """Read `PATH`, `PATH:FORMAT`, `PATH=PROPORTION` or `PATH:FORMAT=PROPORTION`.
-
-    A path that exists is taken whole, whatever it contains. Raises ConfigError for an unknown format or an impossible
-    proportion.
-
-    >>> source = parse_source("a/math.jsonl:prompt=0.3")
-    >>> source.path, source.format, source.proportion, source.name
-    ('a/math.jsonl', 'prompt', 0.3, 'math')
-    """
-    if not spec.strip():
-        raise ConfigError("data: got an empty name; expected PATH, PATH:FORMAT or PATH=PROPORTION")
-    if os.path.exists(spec):
-        return Source(spec)
-    rest, proportion = spec, None
-    head, equals, tail = spec.rpartition("=")
-    if equals and "/" not in tail and not is_data_name(tail):
-        rest, proportion = head, _proportion(tail, spec)
-    path, colon, name = rest.rpartition(":")
-    if os.path.exists(rest) or not colon or not path or not name.isidentifier():
-        return Source(rest, AUTO, proportion)
-    _check_known(name, f"data {spec}")
-    return Source(path, name, proportion)
-
-
-def _proportion(text: str, spec: str) -> float:
-    try:
-        proportion = float(text)
-    except ValueError:
-        way_out = "Write for example PATH=0.3"
-        raise ConfigError(f"data {spec}: got proportion {text!r}; expected a number above 0. {way_out}") from None
-    if not (math.isfinite(proportion) and proportion > 0):
-        raise ConfigError(f"data {spec}: got proportion {text}; expected a finite number above 0")
-    return proportion
-
-
-def given_source(spec: str | DataSource) -> Source:
-    """A source as a config names it. Raises ConfigError as `parse_source` does."""
-    if isinstance(spec, str):
-        return parse_source(spec)
-    if spec.format:
-        _check_known(spec.format, f"data {spec.path}")
-    columns = Columns.parse(spec.columns, spec.ignore_columns)
-    return Source(spec.path, spec.format or AUTO, spec.share or None, columns=columns)
-
-
-def parse_sources(specs: Sequence[str | DataSource]) -> tuple[Source, ...]:
-    """Sources with names that differ: if two files share a name, each is called by its path.
-
-    Raises ConfigError as `parse_source` does, and if one path is given twice.
-    """
-    sources = [given_source(spec) for spec in specs]
-    for path, times in Counter(source.path for source in sources).items():
-        if times > 1:
-            raise ConfigError(
-                f"data: got {path} {times} times; expected each once. Give it a larger proportion instead"
-            )
-    names = Counter(source.name for source in sources)
-    return tuple(source if names[source.name] == 1 else replace(source, name=source.path) for source in sources)
-
-
-def _check_known(name: str, what: str) -> None:
-    """Raise ConfigError for an unknown format."""
-    known = (AUTO, *KNOWN)
-    if name not in known:
-        raise ConfigError(
-            f"{what}: got format {name!r}; expected one of {', '.join(known)}.{nearest(name, known)}",
-        )
 
 
 def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | RowError]:
@@ -186,7 +57,7 @@ def read(source: Source, ledger: Ledger | None = None) -> Iterator[Example | Row
     """
     name, path = source.read_as, source.path
     notes: Notes = {} if ledger is None else ledger.notes
-    _check_known(name, path)
+    check_known(name, path)
     if os.path.isdir(path):
         folder_format = sniff_folder(path) if name == AUTO else name
         if folder_format in FOLDERS:
@@ -299,6 +170,7 @@ class _Reading:
         if self.ledger is not None:
             self.ledger.format, self.ledger.guessed = name or "", guessed
             self.ledger.ignored = self.columns.ignored
+            self.ledger.kept = self.source.consumes == "task"
             for field in self.columns.fields:
                 self.ledger.mapped.setdefault(field.name, 0)
 
@@ -360,12 +232,14 @@ class _Reading:
                 self._settle(row.line, prepared)
                 return examples
             if name is None:
-                raise unknown(self._sniffed(row.value), self.proposal())
+                raise unknown(self._sniffed(row.value), self.proposal(), source.consumes)
             if source.consumes == "chat" and self._skips(name, value):
                 return []
             prompt, scale = source.alpaca_prompt, self._scale.of(value) if name == "steps" else None
             origin = Origin(source.name, row.line)
             examples = convert(name, value, origin, alpaca_prompt=prompt, scale=scale, notes=self.notes)
+            if source.consumes == "task":
+                examples = self._tasks(examples)
         except RowError as error:
             guessed = source.judged and source.read_as == AUTO
             if name and guessed and sniff(self._sniffed(row.value), source.consumes) != name:
@@ -379,7 +253,19 @@ class _Reading:
         for remark in remarks(name, value):
             add(self.notes, remark)
         self._settle(row.line, prepared)
+        if source.consumes == "task" and prepared is not None:
+            columns = unread_columns(prepared.raw, self.columns.ignored)
+            return [replace(example, columns=columns) for example in examples if isinstance(example, Task)]
         return examples
+
+    def _tasks(self, examples: Sequence[Example]) -> list[Example]:
+        """The prompts of examples; conversations that lose their last answer are counted. Raises RowError."""
+        tasks: list[Example] = []
+        for example in examples:
+            tasks.append(as_task(example))
+            if isinstance(example, Chat) and example.messages[-1].role == "assistant":
+                add(self.notes, CUT)
+        return tasks
 
     def _unjudged(self, name: str | None, row: Any, origin: Origin) -> Sequence[Example]:
         """The examples of a row whose answers are to be scored."""

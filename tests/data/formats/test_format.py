@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -58,7 +58,8 @@ def test_worked_examples(module: ModuleType) -> None:
 def test_formats_are_compared_in_this_order() -> None:
     judgements = ["hh", "pairs", "compared", "judge", "tree", "nodes", "prm800k", "steps", "ranked", "labels", "scores"]
     conversations = ["messages", "sharegpt", "alpaca", "prompt", "transcript", "text"]
-    assert [form.name for form in ALL if form.looks] == [*judgements, *conversations, "reviews"]
+    tasks = ["ifeval", "choice", "gsm8k", "math", "task"]
+    assert [form.name for form in ALL if form.looks] == [*tasks, *judgements, *conversations, "reviews"]
     assert [form.name for form in ALL if not form.looks] == ["completion"]
     assert [form.name for form in chats.CHATS] == conversations
 
@@ -121,8 +122,29 @@ TEXT = {"text": "t"}
 def test_of_two_formats_that_fit_the_earlier_one_counts(
     row: dict[str, Any], chat: str | None, ranking: str | None, steps: str | None
 ) -> None:
-    consumed: tuple[Consumes, ...] = get_args(Consumes)
+    consumed: tuple[Consumes, ...] = ("chat", "ranking", "steps")
     assert [sniff(row, consumes) for consumes in consumed] == [chat, ranking, steps]
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "Q", "instruction_id_list": ["a"], "choices": ["a", "b"], "answer": 0}, "ifeval"),
+        ({"question": "Q", "choices": ["a", "b"], "answer": "#### A"}, "choice"),
+        ({"problem": "Q", "answer": "#### 1", "solution": "\\boxed{1}"}, "gsm8k"),
+        ({"problem": "Q", "solution": "\\boxed{1}", "messages": []}, "math"),
+        (HH | {"prompt": "Q"}, "task"),
+        (MESSAGES | ALPACA | PROMPT, "task"),
+        (STEPS | PROMPT, "task"),
+        (SHAREGPT, "task"),
+        (HH, "hh"),
+        (TREE, "tree"),
+        ({"instruction": "Q", "instances": []}, "alpaca"),
+        (TEXT, "text"),
+    ],
+)
+def test_a_run_on_tasks_takes_the_prompt_of_what_it_can(row: dict[str, Any], name: str) -> None:
+    assert sniff(row, "task") == name
 
 
 # ---------------------------------------------------------------------------------------------------------- the reader

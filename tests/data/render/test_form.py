@@ -1,6 +1,6 @@
 """The forms in which runs read their examples."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +30,7 @@ def replace_seed():
 
 def test_token_stores_hang_on_the_names_of_a_form() -> None:
     """What enters a renderer's fingerprint: another name, order or default makes every cached token store anew."""
-    assert asdict(Form()) == {
+    assert Form().settings() == {
         "consumes": "chat",
         "wants": "pairs",
         "reads": False,
@@ -46,4 +46,4 @@ def test_token_stores_hang_on_the_names_of_a_form() -> None:
             "parse_control": (),
         },
     }
-    assert list(asdict(Form())) == ["consumes", "wants", "reads", "preference", "seed", "labels", "unread", "turns"]
+    assert list(Form().settings()) == ["consumes", "wants", "reads", "preference", "seed", "labels", "unread", "turns"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from espalier.data.columns.contents import Contents, contents, leaves, placeholders, together
+from espalier.data.columns.names import groups_of
 from espalier.data.columns.watched import WatchedRow
 from espalier.errors import DataError
 
@@ -27,6 +28,8 @@ KNOWN_FRAMES = frozenset(
     f"{frame}{answer}" for frame in (f"{_TASK}. {_REQUEST} ### Response:", _PAIRED) for answer in ("", " \0")
 )
 """The words of Alpaca, folded, with what was read as \\0: templates from the first row on."""
+CONTEXTS = frozenset(("passage", "article", "document", "background", "story", "paragraph", "support"))
+"""Columns that hold what a question is about."""
 OTHERS = "(other keys)"
 SHOWN = 12
 """Most columns that are listed on one line."""
@@ -61,7 +64,8 @@ class Ledger:
     stand in. `marks` counts rows with a placeholder for media in a text that was read, and the first one's line.
     `ignored` are the columns that the user leaves out; `mapped` counts the rows in which a mapped field was read.
     `notes` are what was done to rows beyond that, in words, with how often.
-    `judges_text` is off if long texts are commonly left out, such as what a judge wrote.
+    `judges_text` is off if long texts are commonly left out, such as what a judge wrote. `kept` says that columns which
+    are not read reach the run's rewards: then only media and what a question is about (CONTEXTS) must not be left out.
     """
 
     format: str = ""
@@ -74,6 +78,7 @@ class Ledger:
     mapped: dict[str, int] = field(default_factory=dict)
     judges_text: bool = True
     notes: dict[str, int] = field(default_factory=dict)
+    kept: bool = False
     frames: dict[str, set[str]] = field(default_factory=dict, compare=False)
     """The words around what was read, by column; only while rows are read."""
 
@@ -110,8 +115,12 @@ class Ledger:
         """What must not be left out without a word, by name: media and turns in any row, text in over half of them."""
         reasons = {}
         for name, unread in self.unread.items():
+            if self.kept and "answer" in groups_of(name):
+                continue
             if unread.media:
                 reasons[name] = f"media, first in row {unread.first}"
+            elif self.kept and name.lower() not in CONTEXTS:
+                continue
             elif unread.turns:
                 reasons[name] = f"turns of a conversation, first in row {unread.first}"
             elif self.judges_text and 2 * unread.texts > self.rows and 2 * unread.long >= unread.texts:
@@ -162,9 +171,11 @@ class Ledger:
         if self.unread:
             words = []
             for name, unread in sorted(self.unread.items(), key=lambda item: -item[1].rows):
+                if self.kept and name in self.ignored:
+                    continue
                 size = f", about {round(unread.chars / unread.rows):,} characters" if unread.chars else ""
                 words.append(f"{name} ({unread.rows:,} of {self.rows:,} rows{size})")
-            yield f"not read: {_clipped(words)}"
+            yield f"{'kept for rewards' if self.kept else 'not read'}: {_clipped(words)}"
         if self.ignored:
             yield f"ignored: {', '.join(self.ignored)}"
 

@@ -136,6 +136,8 @@ class Columns:
 
     fields: tuple[Field, ...] = ()
     ignored: tuple[str, ...] = ()
+    instead: bool = True
+    """A mapped answer takes the place of a conversation. Off for tasks, whose answer stands beside their prompt."""
 
     @classmethod
     def parse(cls, columns: Sequence[str], ignored: Sequence[str] = ()) -> Columns:
@@ -155,7 +157,7 @@ class Columns:
         renamed = same_field([field.name for field in other.fields])
         kept = [field for field in self.fields if field.name not in renamed]
         fields = {field.name: field for field in (*kept, *other.fields)}
-        return Columns(tuple(fields.values()), tuple(dict.fromkeys((*self.ignored, *other.ignored))))
+        return Columns(tuple(fields.values()), tuple(dict.fromkeys((*self.ignored, *other.ignored))), self.instead)
 
     @property
     def text(self) -> str:
@@ -172,7 +174,7 @@ class Columns:
             assert isinstance(raw, WatchedRow)
             return Prepared(raw, raw, {}, frozenset())
         names = [field.name for field in self.fields]
-        hidden = replaced(names)
+        hidden = replaced(names) if self.instead else same_field(names)
         sources = {field.path for field in self.fields} - set(names)
         row = WatchedRow()
         for key in raw:

@@ -28,6 +28,8 @@ PROMPT_LIKE = (
     "premise",
 )
 ANSWER_LIKE = ("summary", "code", "translation", "generation", "attempt", "highlights", "explanation", "label")
+FINAL = ("answer", "truth", "gold", "target", "result")
+"""Names of the answer by which a task is graded."""
 SYSTEM = ("system",)
 REASONING = ("reasoning", "cot", "thinking", "thought", "thoughts")
 CONTEXT = ("context", "passage", "article", "document", "background", "history", "title", "name")

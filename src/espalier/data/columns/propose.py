@@ -13,6 +13,7 @@ from espalier.data.columns.parts import (
     BEST,
     CHOSEN,
     CONTEXT,
+    FINAL,
     LABEL,
     LETTERED,
     PROMPT,
@@ -55,6 +56,8 @@ def mappings(row: Mapping[str, Any], consumes: Consumes) -> Iterator[list[str]]:
     columns = list(parts_of_row(row))
     if consumes == "steps":
         fields = _steps(columns)
+    elif consumes == "task":
+        fields = _task(columns)
     elif consumes == "ranking":
         fields = _pair(columns) or _several(columns)
         if not fields and not _answers(columns):
@@ -73,6 +76,25 @@ def mappings(row: Mapping[str, Any], consumes: Consumes) -> Iterator[list[str]]:
 
 
 # --------------------------------------------------------------------------------------------------------------- forms
+
+
+def _task(columns: Sequence[Part]) -> dict[str, str]:
+    """A prompt, by its name or else the only text of several words, and a final answer, by its name."""
+    texts = [column for column in columns if is_text(column.value) or is_turns(column.value)]
+    prompt = best_of(texts, PROMPT)
+    if prompt is None:
+        plain = [
+            column
+            for column in texts
+            if not column.about_the_row and column.rank((*ANSWER, *ANSWER_LIKE, "prediction")) == 1000
+        ]
+        spoken = [column for column in plain if is_turns(column.value) or len(column.value.split()) > 1]
+        prompt = best_of(spoken, PROMPT_LIKE) or (spoken[0].path if len(spoken) == 1 else None)
+    if prompt is None:
+        return {}
+    short = [column for column in columns if isinstance(column.value, str | int | float)]
+    answer = best_of(short, FINAL, (prompt,))
+    return {"prompt": prompt} if answer is None else {"prompt": prompt, "answer": answer}
 
 
 def _chat(columns: Sequence[Part]) -> dict[str, str]:

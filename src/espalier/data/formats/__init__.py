@@ -15,11 +15,15 @@ from espalier.data.files.json_rows import Row
 from espalier.data.formats import (
     alpaca,
     chats,
+    choice,
     compared,
     completion,
+    gsm8k,
     hh,
+    ifeval,
     judge,
     labels,
+    math,
     nodes,
     pairs,
     prm800k,
@@ -27,6 +31,8 @@ from espalier.data.formats import (
     reviews,
     scores,
     steps,
+    task,
+    tasks,
     tree,
 )
 from espalier.data.formats.common import Fields, first_key, missing, template_args, wrong_type
@@ -38,7 +44,13 @@ from espalier.errors import RowError
 from espalier.types import Consumes, Example, Origin
 
 ALL: tuple[Format, ...] = (
-    # In the order in which a row is compared with them. Judgements come before the conversations that they are about.
+    # In the order in which a row is compared with them. Prompts that a policy answers itself, if a run consumes tasks.
+    ifeval.FORMAT,
+    choice.FORMAT,
+    gsm8k.FORMAT,
+    math.FORMAT,
+    task.FORMAT,
+    # Judgements come before the conversations that they are about.
     hh.FORMAT,
     pairs.FORMAT,
     compared.FORMAT,
@@ -77,13 +89,16 @@ def sniff(row: Any, consumes: Consumes = "chat") -> str | None:
     """The format that a row's keys look like, or None. Of its values, only types and headings are looked at.
 
     `consumes` is what the run learns from. It decides if a row can be read in two ways: a conversation with a score is
-    a `prompt` for chats and `scores` for rankings; judged solutions are `ranked` or, for steps, `steps`.
+    a `prompt` for chats and `scores` for rankings; judged solutions are `ranked` or, for steps, `steps`; for tasks a
+    prompt is enough.
 
     >>> sniff({"question": "1 + 1?", "answer": "2"}), sniff({"id": 7})
     ('prompt', None)
     >>> scored = {"prompt": "1 + 1?", "response": "2", "score": 9}
     >>> sniff(scored), sniff(scored, "ranking")
     ('prompt', 'scores')
+    >>> sniff({"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}, "task")
+    'gsm8k'
     """
     if not isinstance(row, dict):
         return None
@@ -168,14 +183,16 @@ def is_conversation(value: Any) -> bool:
     return is_turns(value) and isinstance(value, list) and first_key(value[0], ("role", "from")) is not None
 
 
-def unknown(row: Any, proposal: str = "") -> RowError:
-    """The error for a row that looks like no format; `proposal` is a mapping to try."""
+def unknown(row: Any, proposal: str = "", consumes: Consumes = "chat") -> RowError:
+    """The error for a row that looks like no format of what a run consumes; `proposal` is a mapping to try."""
     if not isinstance(row, dict):
         return wrong_type("", row, "a JSON object")
     expected = (
         f"{chats.EXPECTED}; text; prompt, chosen and rejected; responses with ranks or scores; steps with labels; or "
         "messages with replies or parents"
     )
+    if consumes == "task":
+        expected = tasks.EXPECTED
     way_out = f"Try {proposal}" if proposal else "Name its columns with --columns NAME=COLUMN"
     error = missing("", row, expected, f"{way_out}, or name a format with PATH:FORMAT")
     return RowError("no known format", got=error.got, expected=error.expected, fix=error.fix)

@@ -1,9 +1,10 @@
-"""An example in the form that a run consumes: conversations, rankings or solutions in steps."""
+"""An example in the form that a run consumes: conversations, rankings, solutions in steps or tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from espalier.data.formats.tasks import as_task
 from espalier.data.render.rankings import levels
 from espalier.data.render.trees import rankings, threads
 from espalier.errors import RowError
@@ -17,18 +18,28 @@ WRONG = ("no good response", "not known to be right")
 
 
 def expand(example: Example, consumes: Consumes, *, keep_wrong: bool = False) -> Sequence[Example | RowError]:
-    """What a run that consumes chats, rankings or steps makes of an example, at least one thing.
+    """What a run that consumes chats, rankings, steps or tasks makes of an example, at least one thing.
 
     chat: a ranking is the conversation that ends in its best response, a solution in steps one that is known to be
     right; a tree stays whole. ranking: a tree is its groups of ranked siblings, a solution in steps a response that is
-    good or bad as a whole. steps: solutions in steps alone. Everything else is a RowError.
+    good or bad as a whole. steps: solutions in steps alone. task: the prompt alone, without the answers that follow it.
+    Everything else is a RowError.
     With `keep_wrong`, a chat may end in an answer that is not good.
     """
+    if consumes == "task":
+        return [_as_task(example)]
     if consumes == "steps":
         return [_as_steps(example)]
     if consumes == "ranking":
         return rankings(example) if isinstance(example, Tree) else [_as_ranking(example)]
     return [_as_chat(example, keep_wrong)]
+
+
+def _as_task(example: Example) -> Example | RowError:
+    try:
+        return as_task(example)
+    except RowError as error:
+        return error
 
 
 def _as_steps(example: Example) -> Example | RowError:

@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 
 from espalier.data.columns.watched import peek
+from espalier.data.formats.choice import counts_from_0
 from espalier.data.formats.common import Fields
 from espalier.data.formats.lead import is_texts
 from espalier.data.formats.messages import turns_key
+from espalier.data.formats.tasks import CUT, is_cut
 
 ALTERNATING = "conversations whose turns are plain texts: read as the user and the assistant in turn, the user first"
 RENDERED = "texts that hold the marks of a chat template, such as [INST], read as they are, not as turns"
+PLACES = "choices of which the right one is a number: counted from 0"
 # Llama 2, ChatML, Llama 3, Gemma, Phi, Zephyr, Alpaca and DeepSeek.
 _MARKS = re.compile(
     r"\[/?INST\]|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant|system)\|>"
@@ -19,6 +22,7 @@ _MARKS = re.compile(
     r"|^### (?:Instruction|Response):?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+TASKS = ("ifeval", "gsm8k", "math", "task")
 _TEXTS = ("text", "content", "prompt", "instruction", "question", "query", "problem", "input")
 
 
@@ -28,6 +32,10 @@ def remarks(name: str, row: Fields) -> Iterator[str]:
     >>> list(remarks("text", {"text": "<s>[INST] Hi [/INST] Hello! </s>"})) == [RENDERED]
     True
     """
+    if name == "choice" and counts_from_0(row):
+        yield PLACES
+    if name in TASKS and is_cut(row):
+        yield CUT
     if name in ("messages", "sharegpt"):
         key = turns_key(row)
         if key is not None and is_texts(peek(row, key)):

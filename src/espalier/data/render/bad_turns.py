@@ -63,7 +63,7 @@ def usable(messages: Sequence[Message], config: TurnsConfig, train_on: TrainOn) 
     is "refuse", for each of the above.
     """
     result = merged(messages, config)
-    _check_system(result.messages)
+    check_system(result.messages)
     refuse = config.on_bad_turn == "refuse"
     _drop_tail(result, refuse)
     _empty_turns(result, refuse)
@@ -143,7 +143,7 @@ def _joined(texts: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------------------ bad turns
 
 
-def _check_system(messages: Sequence[Message]) -> None:
+def check_system(messages: Sequence[Message]) -> None:
     """Raise RowError for a system turn that is not first."""
     for i, message in enumerate(messages):
         if message.role == "system" and i:

@@ -134,9 +134,9 @@ class Chats:
         self._gap(draft, sealed, turn.text, turn.end, len(turn.text), "token", (), 0.0)
         return Tail(tuple(draft.sample.tokens[size:]), turn.left_open)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> SealedChat:
+    def prompt(self, chat: Chat) -> SealedChat:
         """The turns that an answer is to follow, merged as the form says."""
-        return self.sealed(Chat(merged(messages, self.form.turns).messages, tuple(tools)))
+        return self.sealed(replace(chat, messages=merged(chat.messages, self.form.turns).messages))
 
     def drafts(self, chat: Chat, *, apart: bool = False) -> Drafts:
         """The samples of a conversation as far as it can be used, not yet cut to length. Raises as `render` does.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from espalier.data.render.control import Codec, Whole
 from espalier.errors import RowError
-from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, Tree
+from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Task, Text, Tree
 
 FOREIGN = "markup of another vocabulary"
 # Besides `<|name|>`: what some families write around turns.
@@ -116,6 +116,9 @@ def _contents(example: Example) -> Iterator[tuple[str, str]]:
         case Steps():
             yield from _messages(example.prompt)
             yield "answers", example.separator.join(example.steps)
+        case Task():
+            yield from _messages(example.prompt)
+            yield from _tools(example.tools)
         case Tree():
             yield from _messages([node.message for node in example.nodes])
 

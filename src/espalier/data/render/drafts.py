@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from espalier.data.render.control import Piece
 from espalier.errors import RowError
-from espalier.types import Response, Sample
+from espalier.types import Response, Sample, Task
 
 EMPTIED = "emptied by truncation"
 
@@ -37,17 +37,18 @@ class Rendered(NamedTuple):
 
 class RenderedGroup(list[Rendered]):
     """The samples of a row: of a conversation or text, or of a ranking, a solution in steps or a tree, which share
-    prefixes.
+    prefixes; of a task, its prompt.
 
     dropped: how much of the row was left out, by reason. noted: what else was done to it, by what (turns merged).
     controls: texts that look like control tokens, by place and text. dimensions: the names of what `Sample.grades`
     are about, if the run reads scores and the row has some. learned: the run learns from grades alone, so that a row
     with other dimensions than the rows before it is refused; other runs leave such grades out and keep the row.
     labelled: `Sample.label` is 1 for good and 0 for bad. judged_by: which judgement of a ranking decides: ranks,
-    scores, dimensions (scores of named ones) or labels.
+    scores, dimensions (scores of named ones) or labels. task: what the only sample is the prompt of; graders: the names
+    of the rewards that grade it.
     """
 
-    def __init__(self, kind: Literal["chat", "ranking", "steps", "tree"]) -> None:
+    def __init__(self, kind: Literal["chat", "ranking", "steps", "tree", "task"]) -> None:
         super().__init__()
         self.kind = kind
         self.dropped: dict[str, int] = {}
@@ -57,6 +58,8 @@ class RenderedGroup(list[Rendered]):
         self.learned = False
         self.labelled = False
         self.judged_by = ""
+        self.task: Task | None = None
+        self.graders: tuple[str, ...] = ()
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count what is left out; a count of 0 leaves no trace."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from espalier.data.render.chats import Chats
@@ -14,10 +13,11 @@ from espalier.data.render.drafts import EMPTIED, Draft, Drafts, RenderedGroup
 from espalier.data.render.form import CHATS, Form
 from espalier.data.render.ranking_samples import ranking_samples
 from espalier.data.render.step_samples import step_samples
+from espalier.data.render.task_prompts import prompt_ids, task_prompt
 from espalier.data.render.tokenizer_json import Follows
 from espalier.data.render.tree_samples import tree_samples
 from espalier.errors import RowError
-from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Text, TrainOn, Tree
+from espalier.types import Chat, Completion, Example, Message, Ranking, Steps, Task, Text, TrainOn, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ _FORMS = {
     "chat": "a conversation, a tree of them, a text or a completion",
     "ranking": "a ranking: a prompt with judged responses",
     "steps": "a solution in steps",
+    "task": "a task: a prompt to answer",
 }
 
 
@@ -68,7 +69,7 @@ class Renderer:
         # store is cached under.
         parts = [RENDER_VERSION, chats.codec.backend_json, tokenizer.all_special_ids, chats.bos, chats.eos]
         parts += [tokenizer.chat_template, dict(tokenizer.special_tokens_map), train_on, max_length]
-        parts += [asdict(form), sorted(chats.stop_ids)]
+        parts += [form.settings(), sorted(chats.stop_ids)]
         text = json.dumps(parts, sort_keys=True, default=str)
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
@@ -108,6 +109,8 @@ class Renderer:
                 return ranking_samples(self.chats, example, key)
             case "steps", Steps():
                 return step_samples(self.chats, example, key)
+            case "task", Task():
+                return task_prompt(self.chats, example, key)
             case _:
                 raise RowError(
                     "wrong form",
@@ -137,9 +140,7 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The ids that a sampler is given before an assistant turn that follows `messages`. Raises as `render` does."""
-        sealed = self.chats.prompt(messages, tools)
-        text = sealed.write(len(sealed.messages), generate=True)
-        return self.chats.head(text) + self.chats.codec.encode(text, sealed.seal).ids
+        return prompt_ids(self.chats, Chat(tuple(messages), tuple(tools)))
 
     def text(self, prompt: str) -> list[int]:
         """The ids of a text that a sampler goes on with, without chat markup; nothing in it becomes a control token."""

@@ -5,6 +5,8 @@
     samples.bin         SAMPLE, one per sample
     judged.bin          for each group with judgements: JUDGED, one per sample, then all its numbers (`pack_judgements`)
     group_*.bin         one number per group, for each of COLUMNS
+    tasks.bin           of a store of tasks alone: each group's task, a line of JSON (`task_json`)
+    group_task.bin      the byte in tasks.bin at which it starts
     rejected.jsonl      one JSON object per row that could not be used
     meta.json           version, size and CRC-32 of each other file, names of parts, statistics, what was read of which
                         column; sha256 of itself
@@ -78,6 +80,8 @@ COLUMNS = {
     "prompt": "<u8",
     "judged": "<i8",
 }
+TASKS = ("tasks", "group_task")
+PLACE = "<i8"
 STOPS: tuple[StopReason, ...] = ("stop", "length", "error")
 META = "meta.json"
 _BUFFER = 1 << 18
@@ -121,16 +125,18 @@ class Writer:
         self.folder = folder
         self.parts: list[str] = []
         self._files: dict[str, _Stream] = {}
-        self._tokens = self._runs = self._samples = self._judged = 0
+        self._tokens = self._runs = self._samples = self._judged = self._tasks = 0
         with contextlib.ExitStack() as stack:
             for name in names:
                 file = stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=_BUFFER))
                 self._files[name] = _Stream(file)
             self._files["rejected"] = _Stream(stack.enter_context(open(folder / REJECTED, "wb")))
-            self._close = stack.pop_all().close
+            self._opened = stack.pop_all()
 
-    def add(self, samples: Sequence[Sample], line: int, digest: int, prompt: int) -> None:
-        """Append one group. Raises ValueError for a sample with something that the files do not hold."""
+    def add(self, samples: Sequence[Sample], line: int, digest: int, prompt: int, task: bytes = b"") -> None:
+        """Append one group, with the JSON of the task that it is the prompt of. Raises ValueError for a sample with
+        something that the files do not hold, and if some groups have a task and others none."""
+        self._task(task)
         group = {"first": self._samples, "samples": len(samples), "line": line, "hash": digest, "prompt": prompt}
         group["tokens"] = sum(len(s.tokens) for s in samples)
         group["judged"] = self._judged
@@ -139,6 +145,18 @@ class Writer:
         self._judged += self._files["judged"].write(pack_judgements(samples))
         for column, kind in COLUMNS.items():
             self._files[f"group_{column}"].write(np.array(group[column], kind).tobytes())
+
+    def _task(self, task: bytes) -> None:
+        """Append a task; the first group decides if there are any."""
+        if task and not self._samples:
+            for name in TASKS:
+                file = open(self.folder / f"{name}.bin", "wb", buffering=_BUFFER)  # noqa: SIM115
+                self._files[name] = _Stream(self._opened.enter_context(file))
+        if bool(task) != (TASKS[0] in self._files):
+            raise ValueError("some groups are prompts of tasks and others are not; expected all or none")
+        if task:
+            self._files["group_task"].write(np.array(self._tasks, PLACE).tobytes())
+            self._tasks += self._files["tasks"].write(task)
 
     def _add(self, s: Sample) -> None:
         size = len(s.tokens)
@@ -187,7 +205,7 @@ class Writer:
             stream.file.flush()
             os.fsync(stream.file.fileno())
             entries[Path(stream.file.name).name] = {"bytes": stream.size, "crc32": stream.crc}
-        self._close()
+        self._opened.close()
         text = files.sealed({"version": VERSION, "key": key, "parts": self.parts, "files": entries, **meta})
         files.write_atomic(self.folder / META, text)
 
@@ -275,7 +293,7 @@ def bytes_of(meta: dict[str, Any]) -> int:
 
 def column(folder: Path, name: str) -> NDArray[Any]:
     """One number per group, mapped from its file."""
-    path, kind = folder / f"group_{name}.bin", COLUMNS[name]
+    path, kind = folder / f"group_{name}.bin", COLUMNS.get(name, PLACE)
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 

@@ -34,7 +34,8 @@ class StoreStats:
     the run takes those, of steps if it takes steps. `dimensions` names what grades of responses are about, the same
     in all rows that have some; `lowest` and `highest` are the least and the largest of them, None if there are none.
     `judged_by` counts rankings by the judgement that decides: ranks, scores, dimensions (scores of named ones),
-    labels.
+    labels. `graded_by` counts tasks by the rewards that grade them ("numeric + length"), or by the verifier that they
+    name; "" if neither is known. `answers` counts tasks with an answer.
     """
 
     rows: int = 0
@@ -69,6 +70,8 @@ class StoreStats:
     lowest: float | None = None
     highest: float | None = None
     judged_by: dict[str, int] = field(default_factory=dict)
+    graded_by: dict[str, int] = field(default_factory=dict)
+    answers: int = 0
 
     def reject(self, reason: str) -> None:
         """Count a row that cannot be used."""
@@ -103,6 +106,9 @@ class StoreStats:
                 _add(mine, reason, count)
         if row.judged_by:
             _add(self.judged_by, row.judged_by, 1)
+        if row.task is not None:
+            _add(self.graded_by, " + ".join(row.graders), 1)
+            self.answers += bool(row.task.answer)
         if row.kind == "ranking":
             self.responses[len(row)] = self.responses.get(len(row), 0) + 1
         grades = [x for s in samples for grade in s.grades for x in grade]

@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +23,9 @@ from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.store import entry as disk
 from espalier.data.store.rejected import record, rejections, restore
 from espalier.data.store.stats import StoreStats
+from espalier.data.store.task_json import from_line, to_line
 from espalier.errors import ConfigError, DataError, RowError
-from espalier.types import Example, Origin, Sample
+from espalier.types import Example, Origin, Sample, Task
 
 if TYPE_CHECKING:
     from espalier.data.read import Source
@@ -53,10 +55,10 @@ class Store:
         """Tokens of each group, all its samples together, a shared prefix counted for each."""
         self.samples_per_group: NDArray[np.int32] = disk.column(folder, "samples")
         self.hashes: NDArray[np.uint64] = disk.column(folder, "hash")
-        """64 bits of each group's tokens: equal for exact duplicates."""
+        """64 bits of each group's tokens, and of its task: equal for exact duplicates."""
         self.prompts: NDArray[np.uint64] = disk.column(folder, "prompt")
-        """64 bits of what decides a group's side of a split: its prompt's tokens if responses or steps are judged, else
-        those of the whole group."""
+        """64 bits of what decides a group's side of a split: its prompt's tokens if it is a task, or if responses or
+        steps are judged, else those of the whole group."""
         self.dimensions = self.stats.dimensions
         """What grades are about. Set to other names, `group` leaves its own grades out and gives nan for each."""
         self._first = disk.column(folder, "first")
@@ -68,8 +70,10 @@ class Store:
         # a store by number: 40 bits. Two stores share their 22 bits by chance once in 4 million.
         digest = hashlib.sha256(f"{key}\n{part}".encode()).digest()
         self._base = (int.from_bytes(digest[:8], "little") & 0x3FFFFF) << 40
+        self._tasks = disk.column(folder, "task") if disk.TASKS[0] + ".bin" in meta["files"] else None
+        self._tasks_end = int(meta["files"].get("tasks.bin", {"bytes": 0})["bytes"])
         self._fds: list[int] = []
-        for name in ("samples", "tokens", "runs", "judged"):
+        for name in ("samples", "tokens", "runs", "judged", *(("tasks",) if self._tasks is not None else ())):
             self._fds.append(os.open(folder / f"{name}.bin", os.O_RDONLY))
         weakref.finalize(self, _close, self._fds)
 
@@ -84,7 +88,7 @@ class Store:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"group {i} of {self.source}, which has {len(self)}")
-        samples, tokens, runs, judged = self._fds
+        samples, tokens, runs, judged = self._fds[:4]
         first, count = int(self._first[i]), int(self.samples_per_group[i])
         # Samples of a group stand side by side in every file: three reads, whatever their number.
         table = disk.read_at(samples, disk.SAMPLE, first, count, self.folder)
@@ -113,6 +117,22 @@ class Store:
                 if not s.grades or self.dimensions != self.stats.dimensions:
                     s.grades = [(math.nan,) * len(self.dimensions) for _ in s.reads]
         return group
+
+    @property
+    def holds_tasks(self) -> bool:
+        """Whether its groups are the prompts of tasks."""
+        return self._tasks is not None
+
+    def task(self, i: int) -> Task:
+        """The task that group `i` is the prompt of. Raises IndexError outside 0 <= i < len, TypeError for a store of
+        other examples, DataError if the files were cut short."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"task {i} of {self.source}, which has {len(self)}")
+        if self._tasks is None:
+            raise TypeError(f"{self.source} holds no tasks")
+        at = int(self._tasks[i])
+        end = int(self._tasks[i + 1]) if i + 1 < len(self) else self._tasks_end
+        return from_line(disk.read_at(self._fds[4], _BYTE, at, end - at, self.folder).tobytes(), self.origin(i))
 
     def origin(self, i: int) -> Origin:
         """Where group `i` was read."""
@@ -242,10 +262,14 @@ def _build(
                 samples = [one.sample for one in group]
                 stats.keep(group, stop_ids, bos_id)
                 digest = prompt = _digest([s.tokens for s in samples])
+                task = b""
                 if isinstance(group, RenderedGroup) and group.kind in ("ranking", "steps"):
                     prompt = _digest([_prompt(samples[0])])
+                if isinstance(group, RenderedGroup) and group.task is not None:
+                    task = to_line(group.task)
+                    digest = _digest([samples[0].tokens, list(to_line(replace(group.task, columns={})))])
                 with disk.writing(folder.parent):
-                    writer.add(samples, line, digest, prompt)
+                    writer.add(samples, line, digest, prompt, task)
             if on_progress and stats.rows % _PROGRESS_EVERY == 0:
                 on_progress(stats.rows)
         with disk.writing(folder.parent):
@@ -324,10 +348,10 @@ def split(store: Store, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
     """Indices of groups to train on and to hold out, both ascending; about `fraction` of the groups are held out.
 
     A group's side follows from its tokens, `seed` and `fraction` alone, so that exact duplicates are on the same side,
-    in this store and in others, and rows added to a file move no other row. Of judged responses and steps it follows
-    from the prompt's tokens, so that no prompt is on both sides: a model that has seen other answers to it would look
-    better than it is. If that leaves a side empty, the tokens nearest to it change sides. Raises ConfigError for a
-    fraction outside (0, 1), and if all groups are alike.
+    in this store and in others, and rows added to a file move no other row. Of judged responses, steps and tasks it
+    follows from the prompt's tokens, so that no prompt is on both sides: a model that has seen other
+    answers to it would look better than it is. If that leaves a side empty, the tokens nearest to it change sides.
+    Raises ConfigError for a fraction outside (0, 1), and if all groups are alike.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"eval_fraction got {fraction}, expected more than 0 and less than 1", key="eval_fraction")
