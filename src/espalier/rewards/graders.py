@@ -187,13 +187,20 @@ class WorkerGraders:
         return bool(self._open or self._ready)
 
     def grade(
-        self, answers: Iterable[tuple[Task, str]], names: Sequence[str] | None = None, *, stop: str = "stop"
+        self,
+        answers: Iterable[tuple[Task, str]],
+        names: Sequence[str] | None = None,
+        *,
+        stop: str = "stop",
+        encode: Callable[[str], Sequence[int]] | None = None,
     ) -> list[Outcome]:
         """The outcomes of (task, response) pairs, in order; nothing else may be in flight. Errors are not counted
-        towards a limit."""
+        towards a limit. encode: the ids of a response, its stop token included, for rewards that read them; none
+        without it."""
         count = 0
         for count, (task, response) in enumerate(answers, 1):
-            self.submit_text((count - 1, 0, 0), task, response, row=count - 1, stop=stop, names=names)
+            ids = encode(response) if encode is not None else ()
+            self.submit_text((count - 1, 0, 0), task, response, row=count - 1, stop=stop, ids=ids, names=names)
         outcomes: dict[int, Outcome] = {}
         while len(outcomes) < count:
             ready, self._ready = self._ready, []

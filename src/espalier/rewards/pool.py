@@ -36,13 +36,15 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a worker loads: an entry of the catalogue, or `function` of the file `path`, whose content has `sha256`."""
+    """What a worker loads: an entry of the catalogue, or `function` of the file `path`, whose content has `sha256`.
+    `of` is the entry's name in the catalogue if it is not `name`: one entry may be loaded with several settings."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     path: str = ""
     function: str = ""
     sha256: str = ""
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

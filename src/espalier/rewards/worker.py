@@ -54,7 +54,7 @@ class Worker:
         # Users' rewards alone need none of them.
         from espalier.rewards.builtin import BUILTIN
 
-        reward: Reward = BUILTIN[name]
+        reward: Reward = BUILTIN[spec.get("of") or name]
         if reward.load is not None:
             reward.load()
         self.builtin[name] = (reward, settings)
