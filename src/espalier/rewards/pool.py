@@ -30,6 +30,10 @@ LOADING = 120.0
 """Seconds in which a worker must have loaded its rewards."""
 TRIES = 3
 """How often in a row a worker may fail to load before the run stops, once one of them could."""
+AT_ONCE = 16
+"""The most answers that are handed to a worker together, to be graded one after the other."""
+QUICK = 0.01
+"""Seconds for an answer below which a reward's answers are handed out together; slower ones go to idle workers."""
 GRACE = 1.0
 """Seconds that an async reward has beyond the deadline, which its worker keeps itself, one for each answer."""
 
@@ -59,12 +63,15 @@ class Job:
 
 @dataclass(slots=True)
 class _Seat:
-    """A worker and what it does: loading, idle, or jobs until a time."""
+    """A worker and what it does: loading, idle, or jobs. Of a `batch` all are under way since `since`, of others the
+    first; `until` is its deadline."""
 
     worker: WorkerProcess
     until: float
+    since: float = 0.0
     ready: bool = False
     number: int = 0
+    batch: bool = False
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -85,6 +92,7 @@ class Pool:
         self.notes: dict[str, str] = {}
         self._batch: dict[str, bool] = {}
         self._waiting: dict[str, deque[Job]] = {spec.name: deque() for spec in specs}
+        self._seconds: dict[str, float] = {}
         self._seats: list[_Seat] = []
         self._count = 0
         self._failures = 0
@@ -92,6 +100,7 @@ class Pool:
         self._results: queue.SimpleQueue[tuple[int, str, Result] | None] = queue.SimpleQueue()
         self._failure: Exception | None = None
         self._stopping = False
+        self._woken = False
         self._started = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -136,6 +145,7 @@ class Pool:
         """End all workers and what they have started. Results that have not been fetched are lost."""
         atexit.unregister(self.close)
         self._stopping = True
+        self._woken = False
         if self._thread.is_alive():
             self._wake()
             self._thread.join()
@@ -145,6 +155,9 @@ class Pool:
         self._wake_read = self._wake_write = -1
 
     def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"x")
 
@@ -202,25 +215,34 @@ class Pool:
             free += 1
 
     def _next(self) -> list[Job]:
-        """The job that has waited longest, with others of the same reward if it takes several at a time."""
+        """The job that has waited longest, with others of the same reward: as many as a batch takes, or a worker's
+        share of those that are quickly graded."""
         queues = [jobs for jobs in self._waiting.values() if jobs]
         if not queues:
             return []
         oldest = min(queues, key=lambda jobs: jobs[0].ticket)
-        jobs = [oldest.popleft()]
-        if self._batch[jobs[0].name] and not jobs[0].alone:
-            while oldest and len(jobs) < BATCH and not oldest[0].alone:
-                jobs.append(oldest.popleft())
+        first = oldest.popleft()
+        jobs, most = [first], 1
+        if self._batch[first.name]:
+            most = 1 if first.alone else BATCH
+        elif self._seconds.get(first.name, QUICK) < QUICK:
+            most = min(AT_ONCE, 1 + len(oldest) // self.most)
+        while oldest and len(jobs) < most and oldest[0].alone == first.alone:
+            jobs.append(oldest.popleft())
         return jobs
 
     def _give(self, seat: _Seat, jobs: list[Job]) -> None:
         self._count += 1
-        seat.number, seat.jobs = self._count, jobs
-        grace = GRACE if self._batch[jobs[0].name] else 0.0
-        seat.until = time.monotonic() + self.timeout + grace
-        seat.worker.send({"job": self._count, "reward": jobs[0].name, "answers": [job.answer for job in jobs]})
+        name = jobs[0].name
+        seat.number, seat.jobs, seat.batch = self._count, jobs, self._batch[name]
+        self._clock(seat)
+        seat.worker.send({"job": self._count, "reward": name, "answers": [job.answer for job in jobs]})
         if seat.worker.outgoing:
             self._selector.register(seat.worker.jobs, selectors.EVENT_WRITE, (seat, seat.worker.jobs))
+
+    def _clock(self, seat: _Seat) -> None:
+        seat.since = time.monotonic()
+        seat.until = seat.since + self.timeout + (GRACE if seat.batch else 0.0)
 
     def _listen(self) -> None:
         """Wait for the next event, at most until the next deadline."""
@@ -230,6 +252,8 @@ class Pool:
             wait = 0.2 if wait is None else min(wait, 0.2)
         for key, _ in self._selector.select(wait):
             if key.data is None:
+                # Before jobs are taken, so that one which comes meanwhile wakes again.
+                self._woken = False
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 65536)
                 continue
@@ -249,10 +273,12 @@ class Pool:
         else:
             # An answer that was written before the process ended counts.
             self._answers(seat)
-            if seat in self._seats and worker.process.poll() is not None:
+            ended = fd == worker.exits or worker.exits < 0
+            if seat in self._seats and ended and worker.process.poll() is not None:
                 self._lost(seat, worker.cause_of_death())
 
     def _answers(self, seat: _Seat) -> None:
+        name = seat.jobs[0].name if seat.jobs else ""
         try:
             for entries in seat.worker.read():
                 self._answer(seat, entries)
@@ -262,6 +288,12 @@ class Pool:
             self._lost(seat, seat.worker.cause_of_death())
         except (KeyError, TypeError, ValueError) as error:
             self._lost(seat, f"wrote something else than its answer to its pipe ({error})"[:200])
+        else:
+            # While a call runs it may well have children.
+            if name and not seat.jobs and seat.worker.children() - seat.worker.kept:
+                self.replaced[name] = self.replaced.get(name, 0) + 1
+                self._requeue(seat.jobs)
+                self._leave(seat)
 
     def _answer(self, seat: _Seat, entries: dict[str, Any]) -> None:
         worker = seat.worker
@@ -274,18 +306,23 @@ class Pool:
             self.notes = {name: str(form["note"]) for name, form in entries["ready"].items()}
             self._started.set()
         elif entries["job"] == seat.number and seat.jobs:
-            jobs, left = seat.jobs, worker.children() - worker.kept
             if "broken" in entries:
-                self._again(jobs)
+                self._again(seat.jobs)
+                seat.jobs = []
             else:
-                results = [Result.from_json(result) for result in entries["results"]]
-                for job, result in list(zip(jobs, results, strict=True)):
-                    self._results.put((job.ticket, job.name, result))
-            seat.jobs = []
-            if left:
-                self.replaced[jobs[0].name] = self.replaced.get(jobs[0].name, 0) + 1
-            if left or entries["worn"]:
+                self._done(seat, [Result.from_json(result) for result in entries["results"]])
+            if entries["worn"]:
+                self._requeue(seat.jobs)
                 self._leave(seat)
+
+    def _done(self, seat: _Seat, results: list[Result]) -> None:
+        for job, result in list(zip(seat.jobs[: len(results)], results, strict=True)):
+            self._results.put((job.ticket, job.name, result))
+        name, began = seat.jobs[0].name, seat.since
+        seat.jobs = seat.jobs[len(results) :]
+        self._clock(seat)
+        took = (seat.since - began) / len(results)
+        self._seconds[name] = 0.9 * self._seconds.get(name, took) + 0.1 * took
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -303,15 +340,19 @@ class Pool:
         self._leave(seat)
         if not ready:
             self._unloadable(cause)
-        elif len(jobs) > 1:
+        elif seat.batch and len(jobs) > 1:
             self._again(jobs)
         elif jobs:
             self._results.put((jobs[0].ticket, jobs[0].name, Result(error=cause)))
+            self._requeue(jobs[1:])
 
     def _again(self, jobs: list[Job]) -> None:
         """Grade the answers of a batch that failed each alone, before anything else."""
+        self._requeue([Job(job.ticket, job.name, job.answer, alone=True) for job in jobs])
+
+    def _requeue(self, jobs: list[Job]) -> None:
         for job in reversed(jobs):
-            self._waiting[job.name].appendleft(Job(job.ticket, job.name, job.answer, alone=True))
+            self._waiting[job.name].appendleft(job)
 
     def _unloadable(self, cause: str) -> None:
         self._failures += 1

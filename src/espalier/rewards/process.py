@@ -102,9 +102,10 @@ class WorkerProcess:
         """Its living children, adopted ones included."""
         pids: set[int] = set()
         with contextlib.suppress(OSError):
-            for task in os.listdir(PROC / str(self.pid) / "task"):
-                text = (PROC / str(self.pid) / "task" / task / "children").read_text()
-                pids.update(int(pid) for pid in text.split())
+            folder = f"{PROC}/{self.pid}/task"
+            for task in os.listdir(folder):
+                with open(f"{folder}/{task}/children", "rb") as file:
+                    pids.update(int(pid) for pid in file.read().split())
         return frozenset(pids)
 
     def cause_of_death(self) -> str:

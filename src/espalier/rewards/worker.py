@@ -4,10 +4,12 @@ One JSON object a line. It reads what to load, says that it is ready, and then a
 
     {"rewards": [...], "timeout": s, "memory": bytes}      ->  {"ready": {name: {"batch": bool, "note": text}}}
                                                            or  {"failed": name, "cause": text}
-    {"job": n, "reward": name, "answers": [...]}           ->  {"job": n, "results": [...], "broken": text}
+    {"job": n, "reward": name, "answers": [...]}           ->  {"job": n, "worn": bool, "results": [...]}
 
-`broken` says that a whole batch failed; `worn` that the process should be replaced. stdout goes nowhere. It keeps
-running whatever a reward raises; what it cannot survive (a hang, an exit, closed descriptors), its parent sees.
+A reward that takes batches answers once for a job, with `broken` and the cause instead of results if all of it failed;
+any other answers once for each of the job's answers, so that its parent knows which one it is at. `worn` says that the
+process should be replaced. stdout goes nowhere. It keeps running whatever a reward raises; what it cannot survive (a
+hang, an exit, closed descriptors), its parent sees.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Worker:
         if spec["path"]:
             self.sources[name] = spec["path"]
             function = self.user[name] = load(Path(spec["path"]), spec["function"], spec["sha256"], settings)
-            return {"batch": function.batched or function.is_async, "note": function.note}
+            return {"batch": self.batch(name), "note": function.note}
         # Users' rewards alone need none of them.
         from espalier.rewards.builtin import BUILTIN
 
@@ -60,8 +62,13 @@ class Worker:
         self.builtin[name] = (reward, settings)
         return {"batch": False, "note": ""}
 
+    def batch(self, name: str) -> bool:
+        """Whether a reward takes several answers at a time."""
+        function = self.user.get(name)
+        return function is not None and (function.batched or function.is_async)
+
     def job(self, name: str, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The results of one job, or that it failed as a whole."""
+        """The results of one call, or that it failed as a whole."""
         if name in self.builtin:
             reward, settings = self.builtin[name]
             return {"results": [self._one(name, lambda: reward.grade(answers[0], settings), read).to_json()]}
@@ -169,11 +176,13 @@ def main(jobs: int, answers: int) -> None:
     _send(answers, {"ready": notes})
     for line in lines:
         job = json.loads(line)
-        reply = worker.job(job["reward"], [Answer(**answer) for answer in job["answers"]])
-        # An alarm that a reward has left would end a later job.
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _check(me, pipes)
-        _send(answers, {"job": job["job"], "worn": worker.worn, **reply})
+        given = [Answer(**answer) for answer in job["answers"]]
+        for part in [given] if worker.batch(job["reward"]) else [[answer] for answer in given]:
+            reply = worker.job(job["reward"], part)
+            # An alarm that a reward has left would end a later call.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _check(me, pipes)
+            _send(answers, {"job": job["job"], "worn": worker.worn, **reply})
 
 
 def _check(me: int, pipes: list[tuple[int, int]]) -> None:
