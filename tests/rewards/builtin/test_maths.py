@@ -94,3 +94,23 @@ def test_golds_and_solutions_of_math500_are_right(shared: Path) -> None:
     for row in rows:
         for response in (gold_math(Task((), answer=row["answer"])), row["solution"]):
             assert grade(MATH, response, row["answer"]) == 1.0, row["unique_id"]
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_solutions_are_graded_as_they_are_labelled(shared: Path) -> None:
+    """799 of 800. The other is right and labelled wrong: 10000 for 10{,}000. The reward model likes it best, so that
+    first, best and any of 8 are 90, 95 and 97 % by these grades, and 90, 94 and 96 % by the labels."""
+    with gzip.open(shared / "data/process/qwen_math_cot_100x8_rm.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    counts = {"grades": [0, 0, 0], "labels": [0, 0, 0]}
+    differing = []
+    for number, row in enumerate(rows):
+        grades = [grade(MATH, text, row["gt"]) == 1.0 for text in row["code"]]
+        differing += [(number, place) for place in range(8) if grades[place] != row["score"][place]]
+        best = max(range(8), key=lambda place: row["pred_score"][place][-1])
+        for name, right in (("grades", grades), ("labels", row["score"])):
+            for kind, true in enumerate((right[0], right[best], any(right))):
+                counts[name][kind] += true
+    assert differing == [(72, 7)] and rows[72]["gt"] == "10{,}000" and rows[72]["pred"][7] == "10000"
+    assert counts == {"grades": [90, 95, 97], "labels": [90, 94, 96]}
