@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,7 @@ class FakeSampler:
         self.queue: list[tuple[Request, int]] = []
         self.requests: list[Request] = []
         self.version = 0
+        self.interrupted: Callable[[], bool] = lambda: False
 
     def submit(self, requests: Sequence[Request]) -> None:
         self.requests += requests
@@ -92,6 +94,9 @@ class FakeSampler:
 
     def load(self, weights: Any, version: int) -> None:
         self.version = version
+
+    def drawing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class FakeGraders:
