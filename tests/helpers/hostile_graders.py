@@ -168,3 +168,14 @@ def short_batch(prompt: list[str], response: list[str], **task: Any) -> list[flo
 
 
 short_batch.batched = True  # type: ignore[attr-defined]
+
+
+def exits_at_bad(prompt: str, response: str, **task: Any) -> float:
+    if response == "bad":
+        os._exit(6)
+    return float(len(response))
+
+
+def uses_programs(prompt: str, response: str, **task: Any) -> float:
+    """Children that end with the call."""
+    return float(subprocess.run(["true"]).returncode == 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 
 import hostile_graders
 from espalier.errors import EspalierError
+from espalier.rewards import pool as pool_module
 from espalier.rewards.pool import Job, Pool, Spec, memory_limit
-from espalier.rewards.process import MARK
 from espalier.rewards.results import Result
 
 FILE = Path(__file__).resolve().parents[1] / "helpers" / "hostile_graders.py"
@@ -43,8 +45,8 @@ def pool() -> Iterator[Pool]:
         assert running() == []
 
 
-def running() -> list[str]:
-    """The commands of all workers that this process has started, and of what those have left behind: by their
+def running(run: str = "") -> list[str]:
+    """The commands of all workers that this process has started as `run`, and of what those have left behind: by their
     environment, and by the program that `starts_program` starts without it."""
     commands = []
     for name in os.listdir("/proc"):
@@ -53,7 +55,7 @@ def running() -> list[str]:
             command = Path("/proc", name, "cmdline").read_text() if name.isdigit() else ""
         except OSError:
             continue
-        own = f"{MARK}=".encode() in environ and f"{RUN}={os.getpid()}".encode() in environ
+        own = f"{RUN}={os.getpid()}{run}\0".encode() in environ
         if own or command.startswith(f"sleep\0600.{os.getpid()}"):
             commands.append(command)
     return commands
@@ -143,6 +145,56 @@ def grade_behind(pool: Pool, first: str, name: str, responses: list[str]) -> lis
     while len(results) <= len(responses):
         results |= {ticket: result for ticket, _, result in pool.results(wait=True)}
     return [results[ticket] for ticket in range(len(responses) + 1)]
+
+
+def test_of_answers_that_are_handed_out_together_only_one_is_blamed(pool: Pool) -> None:
+    responses = ["x" * (n % 7) for n in range(60)]
+    responses[20] = responses[21] = responses[50] = "bad"
+    results = grade(pool, "exits_at_bad", *responses)
+    for response, result in zip(responses, results, strict=True):
+        if response == "bad":
+            assert result.error == "its process ended with exit code 6"
+        else:
+            assert result == Result({"": float(len(response))})
+
+
+def test_children_that_end_with_the_call_cost_nothing(pool: Pool) -> None:
+    assert grade(pool, "uses_programs", *["4"] * 20) == [Result({"": 1.0})] * 20
+    assert "uses_programs" not in pool.replaced
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environ = {**os.environ, RUN: f"{os.getpid()}-killed", "PYTHONPATH": str(Path(pool_module.__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(script), str(FILE)], env=environ, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "hanging\n"
+    before = len(running("-killed"))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 5.0
+    while running("-killed") and time.monotonic() < until:
+        time.sleep(0.02)
+    # The parent itself is one of them.
+    assert before == 2 and running("-killed") == []
+
+
+PARENT = """
+import hashlib, sys, time
+from pathlib import Path
+from espalier.rewards import pool as pool_module
+from espalier.rewards.pool import Job, Pool, Spec
+
+file = Path(sys.argv[1])
+spec = Spec("spins", {}, str(file), "spins", hashlib.sha256(file.read_bytes()).hexdigest())
+pool = Pool([spec], timeout=60.0, workers=1, memory=2**28)
+pool.start()
+pool.submit(Job(0, "spins", {"prompt": "", "response": ""}))
+time.sleep(0.3)
+print("hanging", flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_worker_that_a_reward_has_left_processes_in_is_replaced(pool: Pool) -> None:

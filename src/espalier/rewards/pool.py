@@ -93,6 +93,7 @@ class Pool:
         self._batch: dict[str, bool] = {}
         self._waiting: dict[str, deque[Job]] = {spec.name: deque() for spec in specs}
         self._seconds: dict[str, float] = {}
+        self._fresh: list[tuple[int, str, Result]] = []
         self._seats: list[_Seat] = []
         self._count = 0
         self._failures = 0
@@ -292,8 +293,12 @@ class Pool:
             # While a call runs it may well have children.
             if name and not seat.jobs and seat.worker.children() - seat.worker.kept:
                 self.replaced[name] = self.replaced.get(name, 0) + 1
-                self._requeue(seat.jobs)
                 self._leave(seat)
+        finally:
+            # Whoever gets an answer finds no process that its reward has left.
+            fresh, self._fresh = self._fresh, []
+            for entry in fresh:
+                self._results.put(entry)
 
     def _answer(self, seat: _Seat, entries: dict[str, Any]) -> None:
         worker = seat.worker
@@ -317,7 +322,7 @@ class Pool:
 
     def _done(self, seat: _Seat, results: list[Result]) -> None:
         for job, result in list(zip(seat.jobs[: len(results)], results, strict=True)):
-            self._results.put((job.ticket, job.name, result))
+            self._fresh.append((job.ticket, job.name, result))
         name, began = seat.jobs[0].name, seat.since
         seat.jobs = seat.jobs[len(results) :]
         self._clock(seat)
