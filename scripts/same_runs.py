@@ -74,17 +74,26 @@ def numbers(path: Path) -> str:
     return sha(json.dumps([bare(json.loads(line)) for line in lines]).encode())
 
 
+def bare_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state without what depends on the digits of times, the best loss under its earlier name."""
+    bare = {name: value for name, value in state.items() if name not in ("lengths", "digests", "best_score")}
+    if state.get("best_score") is not None:
+        bare["best"] = -state["best_score"]
+    return {"best": None, **bare}
+
+
 def recorded(run: Path, cache: Path) -> dict[str, str]:
     """What a run left behind, by name."""
     found = {}
     for path in sorted(run.rglob("*")):
-        name = str(path.relative_to(run))
+        # Checkpoints of earlier versions have the policy's files beside state.json.
+        name = str(path.relative_to(run)).replace("/policy/", "/")
         if path.suffix == ".safetensors" or path.match("model/*"):
             found[name] = sha(path.read_bytes())
         elif path.name in ("metrics.jsonl", "workbench.json", "findings.json"):
             found[name] = numbers(path)
         elif path.name == "state.json":
-            found[name] = sha(json.dumps({**json.loads(path.read_text()), "lengths": None}).encode())
+            found[name] = sha(json.dumps(bare_state(json.loads(path.read_text()))).encode())
     for path in sorted(cache.rglob("*.npy")) + sorted(cache.rglob("*.bin")):
         found[f"cache/{path.relative_to(cache)}"] = sha(path.read_bytes())
     return found

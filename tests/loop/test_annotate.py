@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.kto import KTO
+from espalier.algorithms.online import Online
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.algorithms.traits import Algorithm, Traits
@@ -188,3 +190,69 @@ def test_references_that_cannot_be(config: ReferenceConfig, algorithm: Any, mess
 )
 def test_references_that_can_be(config: ReferenceConfig, algorithm: Any) -> None:
     run_of(config, algorithm)
+
+
+# ---------------------------------------------------------------------------------------------------------- rollouts
+
+
+@dataclass
+class Speaker(Model):
+    """Says entropies and values, too: twice and three times what it says of log-probabilities."""
+
+    def say(self, groups: Sequence[Group], what: Sequence[Quantity]) -> list[SampleOutputs]:
+        self.whats.append(tuple(what))
+        factor = {"logprobs": 1.0, "entropy": 2.0, "values": 3.0}
+        return [SampleOutputs(**{name: said(s, self.scale * factor[name]) for name in what}) for g in groups for s in g]
+
+    whats: list[tuple[str, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rolled(Algorithm):
+    needs: tuple[Any, ...] = ("old_logprobs",)
+    old: Any = "learner"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits("task", needs=self.needs, online=Online(old=self.old))
+
+    def credit(self, groups: Sequence[Group], state: dict[str, float]) -> dict[str, float]:
+        return {"groups": float(len(groups))}
+
+
+def test_old_logprobs_of_rollouts_come_with_the_entropy_and_silent_groups_get_none() -> None:
+    (groups, silent), policy = (two()[:1], two()[1:]), Speaker(-1.0)
+    assert annotate(groups, Rolled(), roles(policy, None), {}, silent=silent) == {"groups": 2}
+    assert policy.whats == [("logprobs", "entropy")]
+    assert groups[0][0].streams == {"old_logprobs": [0, 0, -3, -4], "entropy": [0, 0, -6, -8]}
+    assert silent[0][0].streams == {}
+
+
+def test_the_sampler_s_logprobs_are_about_the_whole_distribution() -> None:
+    """It drew 3 from half of it and 4 from all: log 1/2 is added where it filtered."""
+    (group,), policy = two()[:1], Speaker(-1.0)
+    group.pop()
+    group[0].streams |= {"logprobs": [0, 0, -1.0, -2.0], "mass": [0.0, 0.0, 0.5, 1.0]}
+    annotate([group], Rolled(old="sampler"), roles(policy, None), {})
+    assert group[0].streams["old_logprobs"] == pytest.approx([0, 0, -1.0 + math.log(0.5), -2.0])
+    del group[0].streams["mass"]
+    annotate([group], Rolled(old="sampler"), roles(policy, None), {})
+    assert group[0].streams["old_logprobs"] == [0, 0, -1.0, -2.0] and policy.whats == []
+    del group[0].streams["logprobs"]
+    with pytest.raises(ValueError, match="old is the sampler, and a sample has no stream logprobs"):
+        annotate([group], Rolled(old="sampler"), roles(policy, None), {})
+
+
+def test_a_step_of_one_update_asks_nobody() -> None:
+    groups, policy = two(), Speaker(-1.0)
+    annotate(groups, Rolled(needs=()), roles(policy, None), {})
+    assert policy.whats == [] and all(s.streams == {} for g in groups for s in g)
+
+
+def test_values_are_the_critic_s() -> None:
+    groups, critic = two(), Speaker(-1.0)
+    who: Any = Roles(Speaker(-2.0), critic)  # type: ignore[arg-type]
+    annotate(groups, Rolled(needs=("values",)), who, {})
+    assert groups[1][0].streams == {"values": [0, 0, -24]} and critic.whats == [("values",)]
+    with pytest.raises(ValueError, match="needs values, and there is no critic"):
+        annotate(groups, Rolled(needs=("values",)), roles(critic, None), {})

@@ -50,6 +50,14 @@ def test_a_line_holds_loss_speed_time_left_and_memory() -> None:
     assert re.fullmatch(r"step 3/12  loss 1\.2346  12,346 tokens/s  18s left  \d+\.\d\d GiB", second)
 
 
+def test_of_rollouts_a_line_holds_reward_length_and_kl() -> None:
+    """Never the loss, which is near 0 whatever happens; the kl only if it is known."""
+    progress = Progress(12, console=plain()[0], clock=Clock())
+    drawn = {"loss": 0.01, "reward": 0.4567, "length": 31.25, "sampled_tokens": 99.0}
+    assert progress.line(1, drawn, 0.0) == "reward 0.457  length 31.2"
+    assert progress.line(1, {**drawn, "kl": 0.00123}, 0.0) == "reward 0.457  length 31.2  kl 0.0012"
+
+
 def test_a_resumed_run_estimates_from_its_own_steps() -> None:
     console, out = plain()
     clock = Clock()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espalier.losses.ops import normalise
+from espalier.losses.ops import normalise, peaks
 from espalier.types import Term
 
 
@@ -49,3 +49,26 @@ def test_a_part_without_weight_is_zero_and_an_unknown_one_is_refused() -> None:
     loss, _ = normalise({"a": Term(x + 3, "tokens", coef=0.0)}, {("tokens", "main"): 1.0})
     loss.backward()  # a step of metrics alone trains nothing
     assert (loss.item(), x.grad) == (0.0, torch.zeros(1))
+
+
+def test_metrics_are_divided_by_what_ran_and_trained_terms_by_all() -> None:
+    x = torch.tensor([1.0, 3.0])
+    terms = {"policy": Term(x, "tokens"), "ratio": Term(x, "tokens", coef=0.0), "none": Term(x, "pairs", coef=0.0)}
+    totals = {("tokens", "main"): 8.0, ("pairs", "main"): 2.0}
+    loss, shares = normalise(terms, totals, {("tokens", "main"): 2.0})
+    assert loss.item() == 0.5
+    assert {name: share.item() for name, share in shares.items()} == {"policy": 0.5, "ratio": 2.0}
+
+
+def test_a_term_over_max_is_no_sum_and_has_no_gradient() -> None:
+    x = torch.tensor([0.5, 3.0, 1.0], requires_grad=True)
+    terms = {
+        "a": Term(x, "tokens"),
+        "ratio_max": Term(x, "max", coef=0.0),
+        "none": Term(x[:0], "max", coef=0.0),
+    }
+    loss, shares = normalise(terms, {("tokens", "main"): 3.0})
+    assert set(shares) == {"a"} and loss.item() == pytest.approx(1.5)
+    assert {name: peak.item() for name, peak in peaks(terms).items()} == {"ratio_max": 3.0}
+    with pytest.raises(ValueError, match="'a' is over max and has coef 1; expected 0"):
+        normalise({"a": Term(x, "max")}, {})

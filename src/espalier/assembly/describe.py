@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy
 import torch
 
-from espalier.assembly.learner import budget, estimate, token_layout
-from espalier.assembly.reference import reference_bytes
+from espalier.assembly.learner import budget, token_layout
+from espalier.assembly.memory import memory
 from espalier.assembly.runs import unread_in_judging
 from espalier.assembly.session import Session
 from espalier.data.store.stats import StoreStats
@@ -71,10 +71,7 @@ def _plan(session: Session) -> Iterator[str]:
         piece = "group" if layout.whole else "sample"
         yield f"a {piece} is never cut: the largest one has {largest:,} tokens and runs alone"
     yield from _settings(session)
-    need = estimate(model, largest, ranks=ranks, checkpointing=config.loop.grad_checkpointing)
-    reference = reference_bytes(config, model)
-    if reference:
-        need["reference"] = reference // ranks
+    need = memory(session, largest)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in need.items())
     yield f"memory about {sum(need.values()) / 2**30:.2f} GiB a process, libraries aside: {parts}"
 

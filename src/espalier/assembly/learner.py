@@ -48,6 +48,7 @@ def build_learner(session: Session) -> TorchLearner:
         budget=budget(config, session.device),
         compute=model.compute,
         linear=traits.linear,
+        entropy=traits.online is not None and traits.online.entropy,
         whole=traits.whole,
         router_coef=config.model.router_loss,
         grad_checkpointing=config.loop.grad_checkpointing,

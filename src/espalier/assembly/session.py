@@ -44,7 +44,8 @@ class Session:
 
     `opened` are the token stores, `dataset` their order; `processes` train together on a `device` each; `console` is
     where rank 0 prints. `learner` and `reference` are there once `learner.build_learner` and
-    `reference.build_reference` have been called; a run that needs no reference has None.
+    `reference.build_reference` have been called; a run that needs no reference has None. `beside` are the bytes that
+    others hold on each rank (sampler, critic, reward model), by what they are.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class Session:
     learner: TorchLearner = field(init=False)
     reference: Reference | None = None
     calibrated: Calibrated | None = None
+    beside: dict[str, int] = field(default_factory=dict)
 
     @property
     def traits(self) -> Traits:

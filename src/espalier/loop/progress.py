@@ -69,7 +69,8 @@ class Progress:
             self._bar = None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that step `step` is done. Of `metrics` it shows `loss` and `tokens_per_second`.
+        """Show that step `step` is done. Of `metrics` it shows `loss` (of rollouts `reward`, `length` and `kl`: their
+        loss says nothing) and `tokens_per_second`.
 
         The time left is estimated from the steps since the first update. The first one is left out, because it
         includes work that is done once, such as compiling.
@@ -88,10 +89,13 @@ class Progress:
             self.console.print(Text(f"step {step}/{self.total}  {figures}".rstrip()), soft_wrap=True)
 
     def line(self, step: int, metrics: Mapping[str, float], now: float) -> str:
-        """The figures of one step, in the order loss, speed, time left, memory; what is unknown is left out."""
+        """The figures of one step, in the order loss (or reward, length and kl), speed, time left, memory; what is
+        unknown is left out."""
         parts = []
-        if "loss" in metrics:
-            parts.append(f"loss {metrics['loss']:.4f}")
+        figures = {"reward": ".3f", "length": ".1f", "kl": ".4f"} if "sampled_tokens" in metrics else {"loss": ".4f"}
+        for name, digits in figures.items():
+            if name in metrics:
+                parts.append(f"{name} {metrics[name]:{digits}}")
         if "tokens_per_second" in metrics:
             parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
         began, first = self._start or (now, step)

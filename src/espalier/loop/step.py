@@ -30,6 +30,7 @@ class Made:
     optimizers: what the optimizers say (`grad_norm`), the mean over updates.
     tokens, packed, scored: sums over updates.
     updates: how many were made. skipped: how many had nothing that runs.
+    ran: samples of the draw that ran; silent ones and those without weight did not.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Made:
     scored: int = 0
     updates: int = 0
     skipped: int = 0
+    ran: int = 0
 
 
 def make_updates(
@@ -85,6 +87,8 @@ def make_updates(
             said |= {f"{name}_critic": number for name, number in by_critic.items()}
         from_optimizers.append(said)
         made.updates += 1
+        if update.epoch == 0:
+            made.ran += sum(map(len, update.groups))
         if kept:
             first_outputs += zip(samples_of(update.groups), result.outputs, strict=True)
     for s, outputs in first_outputs:

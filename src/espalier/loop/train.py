@@ -123,8 +123,10 @@ class Trainer:
             digest = "" if self.loop.accept_changes else state.digests.get(name, "")
             # A run that wrote no samples.jsonl so far has none of its lines.
             file.truncate_to(state.lengths.get(name, 0), digest)
-        of_source = [name for name in state.counters if name.startswith(OF_SOURCE)]
-        self.source.restore({name.removeprefix(OF_SOURCE): state.counters[name] for name in of_source})
+        of_source = {n.removeprefix(OF_SOURCE): x for n, x in state.counters.items() if n.startswith(OF_SOURCE)}
+        # Before its first draw a source has counted nothing.
+        if of_source:
+            self.source.restore(of_source)
         self.source.moved(state.step)
         self.state = self._saved = state
 
@@ -242,6 +244,10 @@ class Trainer:
         if self.algorithm.traits.online is None:
             return {}
         numbers: dict[str, float] = {**draw.numbers, "updates": made.updates}
+        drawn = sum(map(len, [*draw.groups, *draw.silent]))
+        if drawn:
+            # The share of answers that a gradient comes from.
+            numbers["trained"] = made.ran / drawn
         entropy = mean_entropy(draw.groups)
         if entropy is not None and "entropy" not in made.numbers:
             numbers["entropy"] = entropy
