@@ -3,6 +3,7 @@
 from espalier.toy.instructions import write_instructions
 from espalier.toy.problems import Problem, Step, problem, problems, split_of
 from espalier.toy.score import Score, answer_of, exact_match, score
+from espalier.toy.tasks import write_tasks
 from espalier.toy.text import document, write_text
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "score",
     "split_of",
     "write_instructions",
+    "write_tasks",
     "write_text",
 ]
