@@ -8,7 +8,7 @@ import pytest
 
 from espalier.config.sections import DataConfig
 from espalier.data.dataset import open_data
-from espalier.data.tasks import TaskData
+from espalier.data.tasks import TaskData, shared_prompts
 from espalier.errors import DataError
 from stores import FakeRenderer
 from task_stores import opened, questions, write
@@ -100,6 +100,14 @@ def test_the_order_follows_from_the_seed_and_says_so(tmp_path: Path) -> None:
     assert (one.fingerprint, one.consumed(2)) == (same.fingerprint, same.consumed(2))
     other = TaskData(opened(tmp_path, path), seed=1, prompts_per_step=4)
     assert other.fingerprint != one.fingerprint and other.consumed(2) != one.consumed(2)
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", questions("a", 10))
+    second = write(tmp_path / "b.jsonl", [*questions("b", 2), *questions("a", 3)])
+    assert shared_prompts(opened(tmp_path, first, eval_data=(second,))) == 3
+    assert shared_prompts(opened(tmp_path, first, second, eval_fraction=0.3)) == 0
+    assert shared_prompts(opened(tmp_path, first)) == 0
 
 
 def test_other_examples_are_refused(tmp_path: Path) -> None:

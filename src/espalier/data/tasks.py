@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Set
 from itertools import accumulate
 
-from espalier.data.dataset import Opened
+import numpy as np
+
+from espalier.data.dataset import Opened, Selection
 from espalier.data.plan import Plan, PlanSource
 from espalier.data.store.store import Store
 from espalier.errors import DataError
 from espalier.types import Prompt
+
+
+def shared_prompts(opened: Opened) -> int:
+    """How many held-out prompts are trained on, too: the same tokens, in whichever source. None are if a share of each
+    source is held out."""
+    trained = [store.prompts[_numbers(store, chosen)] for store, chosen in zip(opened.main, opened.chosen, strict=True)]
+    held = [store.prompts[_numbers(store, kept)] for store, kept in zip(opened.held_out, opened.kept_back, strict=True)]
+    if not held:
+        return 0
+    return int(np.isin(np.concatenate(held), np.concatenate(trained)).sum())
+
+
+def _numbers(store: Store, chosen: Selection) -> Selection | slice:
+    return slice(None) if chosen is None else chosen
 
 
 class TaskData:

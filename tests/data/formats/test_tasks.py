@@ -13,7 +13,7 @@ from espalier.data.columns.mapping import Columns
 from espalier.data.formats import convert, sniff, tasks
 from espalier.data.formats.tasks import answer_of, as_task, final
 from espalier.data.read import Source, read
-from espalier.errors import RowError
+from espalier.errors import DataError, RowError
 from espalier.types import Completion, Message, Origin, Ranking, Response, Steps, Task, Text, Tree
 
 HERE = Origin("file", 7)
@@ -151,6 +151,15 @@ def test_the_general_form() -> None:
         one({"prompt": "Q", "facts": ["x"]})
 
 
+def test_null_keys_that_a_table_forces_are_left_out() -> None:
+    function = {"name": "rate", "parameters": {"properties": {"code": {"type": "string", "enum": None}}}}
+    call = {"type": "function", "function": {"name": "rate", "arguments": {"code": "EUR", "day": None}}}
+    prompt = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    task = one({"prompt": [*prompt, {"role": "tool", "content": "1"}], "tools": [function]})
+    assert task.tools[0]["function"]["parameters"] == {"properties": {"code": {"type": "string"}}}
+    assert task.prompt[1].tool_calls[0]["function"]["arguments"] == {"code": "EUR"}
+
+
 def test_columns_that_nobody_reads_reach_rewards_and_are_listed(tmp_path: Path) -> None:
     long = "Because " * 30
     tests = [{"input": "1", "output": "2"}]
@@ -168,6 +177,8 @@ def test_what_a_question_is_about_and_media_must_not_be_left_out(tmp_path: Path)
     row = {"question": "Q", "passage": "Long ago there was " * 9, "image": "a.png"}
     _, ledger = rows(tmp_path / "t.jsonl", row)
     assert sorted(ledger.dropped) == ["image", "passage"]
+    with pytest.raises(DataError, match="--columns context=passage, or leave it out"):
+        ledger.refuse("t")
     (task,), _ = rows(tmp_path / "t.jsonl", row, columns=("context=passage",), ignored=("image",))
     assert asked(task) == [("u", "Q\n" + row["passage"])] and task.columns == {}
 

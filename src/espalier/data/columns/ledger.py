@@ -152,7 +152,8 @@ class Ledger:
             return
         what = "; ".join(f"{name} ({reason})" for name, reason in list(dropped.items())[:SHOWN])
         flags = " ".join(f'"{name}"' if not name.replace("_", "").isalnum() else name for name in dropped)
-        mapping = proposal or "--columns NAME=COLUMN"
+        about = [name for name in dropped if self.kept and name.lower() in CONTEXTS]
+        mapping = proposal or f"--columns {'context=' + about[0] if about else 'NAME=COLUMN'}"
         raise DataError(
             f"{path}: read as {self.format}, this leaves out {what}. Name what is to be read with {mapping}, or leave "
             f"it out knowingly with --ignore-columns {flags}"

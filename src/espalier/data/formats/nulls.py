@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from espalier.data.formats.common import Given
-from espalier.types import Chat, Example, Message, Ranking
+from espalier.types import Chat, Example, Message, Ranking, Task
 
 LEFT_OUT = "null keys left out of tool calls and function schemas, because no schema has them"
 
@@ -32,7 +32,7 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
     >>> chat.messages[0].tool_calls[0]["function"]["arguments"], count
     ({'code': 'EUR', 'day': None}, 3)
     """
-    if not isinstance(example, (Chat, Ranking)):
+    if not isinstance(example, (Chat, Ranking, Task)):
         return example, 0
     tools, count = _tools(example.tools)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
@@ -41,6 +41,11 @@ def without_forced_nulls(example: Example) -> tuple[Example, int]:
         if not count + more and tools is example.tools:
             return example, 0
         return replace(example, messages=messages, tools=tools), count + more
+    if isinstance(example, Task):
+        messages, more = _messages(example.prompt, schemas)
+        if not count + more and tools is example.tools:
+            return example, 0
+        return replace(example, prompt=messages, tools=tools), count + more
     everything = (*example.prompt, *(response.message for response in example.responses))
     if not count and tools is example.tools and not any(message.tool_calls for message in everything):
         return example, 0
