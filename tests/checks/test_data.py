@@ -7,9 +7,10 @@ import pytest
 
 from espalier.checks import data
 from espalier.checks.evidence import Row
+from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.stats import StoreStats
-from espalier.types import Chat, Message, Origin
+from espalier.types import Chat, Message, Origin, Task
 from tiny import tiny_tokenizer
 
 
@@ -80,6 +81,22 @@ def test_the_mask_check_sees_a_turn_that_is_not_trained() -> None:
     wrong = data.mask(rendered(rows, everything), decode, "assistant")
     assert wrong.verdict == "fail" and "toy:1: 'a b' is trained" in wrong.way_out
     assert data.mask(rendered(rows, everything), decode, "all").verdict == "pass"
+
+
+def test_the_mask_check_sees_a_prompt_that_is_not_all_there() -> None:
+    tokenizer = tiny_tokenizer()
+    renderer = Renderer(tokenizer, form=Form("task"))
+    task = Task((Message("user", "a b"), Message("assistant", "It is")), origin=Origin("toy", 1))
+    whole = data.mask(rendered([task], renderer.render), tokenizer.decode, "assistant")
+    assert (whole.verdict, whole.value) == ("pass", "2 of 2 messages on the right side")
+    rows = rendered([task], renderer.render)
+    begun = rows[0].rendered[0].sample
+    del begun.tokens[-2:], begun.mask[-2:], begun.weights[-2:]
+    cut = data.mask(rows, tokenizer.decode, "assistant")
+    assert cut.verdict == "fail" and "toy:1: 'It is' is not in the prompt" in cut.way_out
+    rows = rendered([task], renderer.render)
+    rows[0].rendered[0].sample.mask[-1] = True
+    assert data.mask(rows, tokenizer.decode, "assistant").value == "1 of 3 messages on the right side"
 
 
 def test_the_mask_check_knows_turns_that_are_left_out() -> None:

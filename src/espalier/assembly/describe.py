@@ -12,6 +12,8 @@ from espalier.assembly.memory import memory
 from espalier.assembly.runs import unread_in_judging
 from espalier.assembly.session import Session
 from espalier.data.store.stats import StoreStats
+from espalier.data.store.store import Store
+from espalier.data.tasks import shared_prompts
 from espalier.forest.microbatches import Packing, forward_size, microbatches
 
 SIZED = 64
@@ -21,23 +23,39 @@ SIZED = 64
 def describe_data(session: Session) -> None:
     """Print what was read, what became of it and why."""
     stores, console = session.opened.all, session.console
-    columns = ("source", "part", "rows", "kept", "rejected", "truncated", "samples", "tokens", "trained")
-    rows = []
-    for store in stores:
-        s = store.stats
-        rows.append((store.source, store.part, s.rows, s.kept, s.rejected, s.truncated, s.samples, s.tokens, s.trained))
-    console.table("Data", columns, rows)
+    console.table("Data", *_table(stores))
     for store in stores:
         for line in (*store.columns.lines(), *_counts(store.stats)):
             console.note(f"{store.source}: {line}")
     repeated = sum(store.stats.duplicates for store in stores)
     if repeated:
         console.note(f"{repeated:,} rows are exact duplicates of earlier ones")
+    if session.traits.consumes == "task":
+        shared = shared_prompts(session.opened)
+        if shared:
+            console.note(f"{shared:,} held-out prompts are trained on, too: scores on them say little")
     unread = unread_in_judging(session.config)
     if unread:
         console.note(f"eval_only trains nothing; not used: {', '.join(unread)}")
     for line in _judgements(session, [store.stats for store in stores]):
         console.note(line)
+
+
+Cells = tuple[str | int, ...]
+
+
+def _table(stores: Sequence[Store]) -> tuple[tuple[str, ...], list[Cells]]:
+    """Headings and rows of the table of sources: of tasks, how many have an answer, and their prompts' tokens."""
+    tasks = any(store.holds_tasks for store in stores)
+    own = ("tasks", "with answer", "tokens", "longest") if tasks else ("truncated", "samples", "tokens", "trained")
+    rows: list[Cells] = []
+    for store in stores:
+        s = store.stats
+        counts = (s.truncated, s.samples, s.tokens, s.trained)
+        if tasks:
+            counts = (s.samples, s.answers, s.tokens, s.longest)
+        rows.append((store.source, store.part, s.rows, s.kept, s.rejected, *counts))
+    return ("source", "part", "rows", "kept", "rejected", *own), rows
 
 
 def describe(session: Session) -> None:

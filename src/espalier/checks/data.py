@@ -121,8 +121,9 @@ def mask(rows: Iterable[Row], decode: Callable[[list[int]], str], train_on: str)
     The rendered remainder of each trained turn is checked row by row when rows are tokenised; this looks from the other
     end: every trained message's content must stand in the decoded trained tokens, and every untrained one's in the
     decoded rest. Of a ranking each sample must train its own response and nothing of the prompt; of a solution, each
-    step must stand between the place where the step before it is read and its own. What is cut to max_length is left
-    out; the check is skipped if nothing else is among the rows.
+    step must stand between the place where the step before it is read and its own; of a task the whole prompt must be
+    there, and nothing is trained. What is cut to max_length is left out; the check is skipped if nothing else is among
+    the rows.
     """
     claims = wrong = 0
     first = ""
@@ -166,7 +167,11 @@ def _claims(
         (rendered,) = group
         yield from _step_claims(example, rendered.sample, decode)
         yield from _inside([m.content for m in example.prompt], rest[0], "is trained")
-    elif not isinstance(example, Task):
+    elif isinstance(example, Task):
+        yield from _inside([m.content for m in example.prompt if m.content.strip()], rest[0], "is not in the prompt")
+        if trained[0]:
+            yield trained[0], False, "is trained"
+    else:
         yield from _inside(_wanted(example, train_on), "".join(trained), "is not trained")
         yield from _inside(_unwanted(example, train_on), "".join(rest), "is trained")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from espalier.commands.task_view import details
 from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.errors import EspalierError
 from espalier.files import write_atomic
@@ -32,6 +33,7 @@ SPECIAL = "bold"
 READ = "bold magenta"
 READ_MARK = "\u25c0"
 NEWLINE_MARK = "\u23ce"
+PROMPT = "prompt of a task"
 KEPT = "\n\t\u200c\u200d"  # scripts and emoji need the two joiners; other invisible characters are spelt out
 
 
@@ -136,12 +138,13 @@ def name(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Block:
     """What is shown under one title: a whole sample, the prefix that a group shares, or, as a branch, what follows it.
-    The `last` one of its row ends in an empty line."""
+    The `last` one of its row ends in an empty line. `details` are lines about it."""
 
     title: str
     tokens: list[Token]
     branch: bool = False
     last: bool = True
+    details: tuple[str, ...] = ()
 
 
 def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Block]:
@@ -160,13 +163,21 @@ def blocks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
             notes = []
             if isinstance(group, RenderedGroup):
                 notes = [*judgement(row, group, str(count)), *_left_out(group)]
-            yield Block(header(number, origin, row, cells, notes), cells)
+            yield Block(header(number, origin, row, cells, notes), cells, details=_details(group))
+
+
+def _details(group: Sequence[Rendered]) -> tuple[str, ...]:
+    if not isinstance(group, RenderedGroup) or group.task is None:
+        return ()
+    return tuple(map(visible, details(group.task, group.graders)))
 
 
 def header(number: str, origin: str, row: Rendered, shown: Sequence[Token], notes: Sequence[str] = ()) -> str:
     """Number, where it was read, tokens, trained tokens, their weights, whether the tail was cut off, judgements."""
     weights = Counter(token.weight for token in shown if token.trained)
-    parts = [number, origin, f"{len(shown):,} tokens", f"{weights.total():,} trained"]
+    parts = [number, origin, f"{len(shown):,} tokens"]
+    if PROMPT not in notes:
+        parts.append(f"{weights.total():,} trained")
     if set(weights) - {1.0}:
         counts = [f"{weight:g} ({count:,})" for weight, count in sorted(weights.items())]
         parts.append("weights " + ", ".join(counts))
@@ -224,8 +235,10 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def judgement(row: Rendered, group: RenderedGroup, number: str) -> list[str]:
-    """The judgements of a sample of a group, and what a run uses of them."""
+    """The judgements of a sample of a group, and what a run uses of them; of a task, that it is one."""
     sample, parts = row.sample, []
+    if group.task is not None:
+        return [PROMPT]
     if row.response is not None:
         parts += _response_notes(row.response, group.dimensions)
     if sample.label is not None:
@@ -290,6 +303,8 @@ def show(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, console: Conso
             title, body = _as_branch(title, body, block.last)
         console.print(title, soft_wrap=True)
         console.print(body, soft_wrap=True)
+        for line in block.details:
+            console.print(Text(line, style="cyan"), soft_wrap=True)
         if block.last:
             console.print()
     with_reads = any(row.sample.reads for _, group in rows for row in group)
@@ -356,7 +371,8 @@ def html(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, path: Path) ->
         trained += len([token for token in block.tokens if token.trained])
         kind = ' class="branch"' if block.branch else ""
         body = "".join(map(_span, block.tokens))
-        articles.append(f"<article{kind}><h2>{escape(block.title)}</h2><p>{body}</p></article>")
+        lines = "".join(f"<h2>{escape(line)}</h2>" for line in block.details)
+        articles.append(f"<article{kind}><h2>{escape(block.title)}</h2><p>{body}</p>{lines}</article>")
     summary = f"{len(rows):,} rows, {total:,} tokens, {trained:,} trained"
     page = page.replace("{{summary}}", summary).replace("{{rows}}", "\n".join(articles))
     try:
