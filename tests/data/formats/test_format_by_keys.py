@@ -54,6 +54,7 @@ def test_nothing_is_filled_in() -> None:
 def test_formats_by_name() -> None:
     chats = {"alpaca", "sharegpt", "messages", "prompt", "completion", "text", "transcript"}
     judgements = {"pairs", "compared", "hh", "judge", "ranked", "scores", "labels", "tree", "steps", "prm800k"}
-    assert set(FORMATS) == chats | judgements
+    tasks = {"task", "gsm8k", "math", "choice", "ifeval"}
+    assert set(FORMATS) == chats | judgements | tasks
     assert set(FILES) == {"nodes"} and set(FOLDERS) == {"reviews"}
     assert set(KNOWN) == {*FORMATS, *FILES, *FOLDERS} and len(KNOWN) == len(ALL)
