@@ -109,10 +109,10 @@ def in_step(step: int, microbatch: int) -> None:
     train_step, forward = TorchLearner.forward_backward, Policy.forward
     now, seen = -1, 0
 
-    def stepping(self: Any, groups: Any, loss: Any, state: Any, number: int) -> Any:
+    def stepping(self: Any, groups: Any, loss: Any, state: Any, number: int, **kwargs: Any) -> Any:
         nonlocal now, seen
         now, seen = number, 0
-        result = train_step(self, groups, loss, state, number)
+        result = train_step(self, groups, loss, state, number, **kwargs)
         now = -1
         return result
 

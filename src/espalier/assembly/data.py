@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING
 from espalier.algorithms.dimensions import check_dimensions
 from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
-from espalier.data.render.form import Form
+from espalier.data.render.form import Form, TaskForm
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
+from espalier.data.tasks import TaskData
 from espalier.errors import DataError
 from espalier.models.load import Loaded
 from espalier.models.stops import stops_of
+from espalier.rewards import build
+from espalier.rewards.builtin import BUILTIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +88,19 @@ def form_of(config: RunConfig, unread: int | None = None) -> Form:
         labels=config.labels,
         unread=unread,
         turns=config.turns,
+        tasks=tasks_of(config) if traits.consumes == "task" else None,
     )
+
+
+def tasks_of(config: RunConfig) -> TaskForm:
+    """What the run asks of tasks: room for an answer, and a reward that grades it. Raises ConfigError for rewards that
+    do not exist."""
+    # Every built-in reward may be a task's verifier; which ones are is known when the tasks are read.
+    plan = build.plan(config.rewards, BUILTIN, verifiers=BUILTIN)
+    graders = {entry.name: dict(entry.settings) for entry in plan.entries}
+    key = json.dumps([graders, sorted(plan.added)], sort_keys=True)
+    grading = plan.grading
+    return TaskForm(config.rollout.max_tokens, grading.refusal, grading.grades, key)
 
 
 def build_data(
@@ -93,7 +109,7 @@ def build_data(
     on_progress: Callable[[str, int], None] | None = None,
     held_renderer: Renderer | None = None,
     note: Callable[[str], None] | None = None,
-) -> tuple[Opened, Dataset]:
+) -> tuple[Opened, Dataset | TaskData]:
     """Tokenise (or find tokenised) all data, and put it in order.
 
     Raises ConfigError and DataError, also for grades that the algorithm does not take.
@@ -108,6 +124,16 @@ def build_data(
         on_progress=on_progress,
         note=note,
     )
+    if config.algorithm.traits.consumes == "task":
+        rollout = config.rollout
+        tasks = TaskData(
+            opened,
+            seed=loop.seed,
+            prompts_per_step=rollout.prompts_per_step,
+            epochs=loop.epochs,
+            steps=loop.steps,
+        )
+        return opened, tasks
     check_grades(config, opened)
     dataset = Dataset(
         opened,

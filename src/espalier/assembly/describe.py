@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy
 import torch
 
+from espalier.assembly.describe_rollouts import answered_steps, on_processes
 from espalier.assembly.learner import budget, token_layout
 from espalier.assembly.memory import memory
 from espalier.assembly.runs import unread_in_judging
@@ -67,24 +68,17 @@ def describe(session: Session) -> None:
 
 def _plan(session: Session) -> Iterator[str]:
     """Parameters, kernels, steps, micro-batches and memory, a line each."""
-    config, model, dataset, ranks = session.config, session.model, session.dataset, session.processes.size
+    config, model = session.config, session.model
     frozen = model.frozen
     yield f"trains {frozen.trainable:,} of {frozen.total:,} parameters, compute in {str(model.compute)[6:]}"
     yield f"attention: {_attention(session)}"
-    first = dataset.groups(0)
     limit = budget(config, session.device)
     layout = token_layout(model, whole=session.traits.whole)
-    forwards = microbatches(first, limit, layout, ranks=ranks)
-    samples = sum(len(group) for group in first)
-    tokens = sum(len(s) for group in first for s in group)
-    processes = "1 process" if ranks == 1 else f"{ranks} processes"
-    yield (
-        f"{dataset.steps:,} steps, {dataset.epoch_of(dataset.steps):.2f} epochs; the first step has {samples:,} "
-        f"samples and {tokens:,} tokens in {len(forwards)} micro-batches of at most {limit:,} on {processes}"
-    )
-    largest = max(limit, _largest_piece(session, limit, layout))
-    for forward in forwards:
-        largest = max(largest, forward_size(forward, layout))
+    if session.rollouts is None:
+        lines, largest = _given_steps(session, limit, layout)
+    else:
+        lines, largest = answered_steps(session, limit, layout)
+    yield from lines
     if largest > limit:
         piece = "group" if layout.whole else "sample"
         yield f"a {piece} is never cut: the largest one has {largest:,} tokens and runs alone"
@@ -92,6 +86,23 @@ def _plan(session: Session) -> Iterator[str]:
     need = memory(session, largest)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in need.items())
     yield f"memory about {sum(need.values()) / 2**30:.2f} GiB a process, libraries aside: {parts}"
+
+
+def _given_steps(session: Session, limit: int, layout: Packing) -> tuple[list[str], int]:
+    """Lines about the steps of a run on given rows, and the tokens of its largest forward."""
+    dataset, ranks = session.rows, session.processes.size
+    first = dataset.groups(0)
+    forwards = microbatches(first, limit, layout, ranks=ranks)
+    samples = sum(len(group) for group in first)
+    tokens = sum(len(s) for group in first for s in group)
+    line = (
+        f"{dataset.steps:,} steps, {dataset.epoch_of(dataset.steps):.2f} epochs; the first step has {samples:,} "
+        f"samples and {tokens:,} tokens in {len(forwards)} micro-batches of at most {limit:,} on {on_processes(ranks)}"
+    )
+    largest = max(limit, _largest_piece(session, limit, layout))
+    for forward in forwards:
+        largest = max(largest, forward_size(forward, layout))
+    return [line], largest
 
 
 def _largest_piece(session: Session, limit: int, layout: Packing) -> int:

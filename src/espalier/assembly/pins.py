@@ -42,6 +42,10 @@ def pins(session: Session) -> dict[str, Facts]:
             facts[name] = _files(_with_base(locate(path)), (*WEIGHTS, *TOKENIZER), cache)
     facts["data"] = {"plan": plan.fingerprint, "steps": session.dataset.steps, "validation": held}
     facts["machine"] = _machine(session)
+    rollouts = session.rollouts
+    if rollouts is not None:
+        facts["rewards"] = rollouts.plan.pins()
+        facts["sampler"] = {"rows": rollouts.sampling.rows, "tokens": rollouts.sampling.tokens}
     return facts
 
 

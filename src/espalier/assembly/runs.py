@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.cpo import CPO
+from espalier.algorithms.dapo import DAPO
 from espalier.algorithms.dpo import DPO
+from espalier.algorithms.dr_grpo import DrGRPO
+from espalier.algorithms.grpo import GRPO
+from espalier.algorithms.gspo import GSPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.prm import PRM
+from espalier.algorithms.raft import RAFT
 from espalier.algorithms.reward import Reward
+from espalier.algorithms.rloo import RLOO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
+from espalier.assembly.online_runs import OFFLINE_ONLY, PolicyOptim, check_online, rate
 from espalier.config.fields import Positive, infos, section
+from espalier.config.rollout_sections import RewardsConfig, RolloutConfig
 from espalier.config.sections import (
     DataConfig,
     JudgeConfig,
@@ -48,6 +56,8 @@ class RunConfig:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     labels: StepLabelsConfig = field(default_factory=StepLabelsConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
 
     command: ClassVar[str]
     about: ClassVar[str]
@@ -61,6 +71,8 @@ class RunConfig:
         def algorithm(self) -> Algorithm: ...
 
     def __post_init__(self) -> None:
+        if not self.optim.lr:
+            object.__setattr__(self, "optim", replace(self.optim, lr=rate(self.model)))
         held_out = bool(self.data.eval_data) or self.data.eval_fraction > 0
         if self.loop.eval_every and not held_out:
             raise ConfigError("eval_every is given, but nothing is held out; give eval_data or eval_fraction")
@@ -73,6 +85,7 @@ class RunConfig:
         if self.data.eval_fraction and self.preference.flip:
             raise ConfigError("flip would flip held-out judgements, too; hold files out with eval_data")
         check_reference(self)
+        check_online(self)
         if self.judge.eval_only and held_out:
             raise ConfigError("eval_only judges all of data, and nothing is trained; drop eval_data and eval_fraction")
         if self.judge.eval_only and self.loop.resume:
@@ -139,6 +152,14 @@ def _run(
     return section(type(f"{algorithm.__name__}Run", (RunConfig,), body))
 
 
+ONLINE: dict[str, tuple[str, type[Algorithm]]] = {
+    "grpo": ("Learn from graded answers, each compared with the others to its prompt.", GRPO),
+    "dr-grpo": ("GRPO without its divisions by length and deviation.", DrGRPO),
+    "rloo": ("REINFORCE with the mean of the other answers to a prompt as baseline.", RLOO),
+    "dapo": ("GRPO over tokens, clipped further above, with prompts that teach nothing replaced.", DAPO),
+    "gspo": ("GRPO with the ratio of whole answers.", GSPO),
+    "raft": ("Fine-tune on the best of the model's own answers (rejection sampling).", RAFT),
+}
 RUNS: dict[str, type[RunConfig]] = {
     run.command: run
     for run in (
@@ -195,6 +216,17 @@ RUNS: dict[str, type[RunConfig]] = {
             PreferenceOptim,
             sections=("preference", "reference"),
             refused=(*SFT_ONLY, "max_pairs"),
+        ),
+        *(
+            _run(
+                command,
+                about,
+                algorithm,
+                PolicyOptim,
+                sections=("rollout", "rewards", *(() if algorithm is RAFT else ("reference",))),
+                refused=OFFLINE_ONLY,
+            )
+            for command, (about, algorithm) in ONLINE.items()
         ),
     )
 }

@@ -14,12 +14,15 @@ import torch
 from espalier.algorithms.traits import Traits
 from espalier.assembly.data import build_data, build_renderer, held_renderer
 from espalier.assembly.model import Model, build_run_model, check_reference_model, padding_notes
+from espalier.assembly.rollouts import Rollouts, build_rollouts
 from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.render.renderer import Renderer
+from espalier.data.tasks import TaskData
 from espalier.engines import processes
 from espalier.engines.learner import TorchLearner
 from espalier.engines.protocols import Reference, Roles
+from espalier.loop.canary import Canary
 from espalier.loop.progress import Progress
 from espalier.types import Sample
 
@@ -44,22 +47,46 @@ class Session:
 
     `opened` are the token stores, `dataset` their order; `processes` train together on a `device` each; `console` is
     where rank 0 prints. `learner` and `reference` are there once `learner.build_learner` and
-    `reference.build_reference` have been called; a run that needs no reference has None. `beside` are the bytes that
-    others hold on each rank (sampler, critic, reward model), by what they are.
+    `reference.build_reference` have been called; a run that needs no reference has None. `rollouts` are what draws and
+    grades, in a session whose data are tasks; `rehearsed` is a rehearsal of its first step, `canary` what the sampler
+    is asked after every update. `beside` are the bytes that others hold on each rank (sampler, critic, reward model),
+    by what they are.
     """
 
     config: RunConfig
     model: Model
     renderer: Renderer
     opened: Opened
-    dataset: Dataset
+    dataset: Dataset | TaskData
     processes: processes.OneProcess | processes.Distributed
     device: torch.device
     console: Progress
     learner: TorchLearner = field(init=False)
     reference: Reference | None = None
     calibrated: Calibrated | None = None
+    rollouts: Rollouts | None = None
+    rehearsed: list[list[Sample]] | None = None
+    canary: Canary | None = None
     beside: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Dataset:
+        """The data of a run that learns from given rows. Raises ValueError for one that answers tasks."""
+        if not isinstance(self.dataset, Dataset):
+            raise ValueError(f"{self.config.command} answers tasks; it has no rows to learn from")
+        return self.dataset
+
+    @property
+    def tasks(self) -> TaskData:
+        """The data of a run that answers tasks. Raises ValueError for another."""
+        if not isinstance(self.dataset, TaskData):
+            raise ValueError(f"{self.config.command} learns from given rows; it has no tasks")
+        return self.dataset
+
+    @property
+    def given(self) -> dict[str, float]:
+        """What the algorithm's state holds from the start."""
+        return {} if self.rollouts is None else {"max_tokens": float(self.config.rollout.max_tokens)}
 
     @property
     def traits(self) -> Traits:
@@ -89,6 +116,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         seed_generator(config.loop.seed % 2**32)
     world = processes.start(device)
     console = Progress(0, rank=world.rank)
+    session: Session | None = None
     try:
         check_reference_model(config)
         model = build_run_model(config, device)
@@ -96,6 +124,12 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         model.notes += padding_notes(model, renderer)
         held = held_renderer(config, model.loaded)
         opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
-        yield Session(config, model, renderer, opened, dataset, world, device, console)
+        session = Session(config, model, renderer, opened, dataset, world, device, console)
+        if isinstance(dataset, TaskData):
+            session.rollouts = build_rollouts(session)
+            session.beside["sampler's keys and values"] = session.rollouts.sampling.bytes
+        yield session
     finally:
+        if session is not None and session.rollouts is not None:
+            session.rollouts.graders.close()
         world.close()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from espalier.checks.first_groups import facts_of_scores, facts_of_tokens, first_groups, weighted
 from espalier.checks.plainmath import Facts
+from espalier.checks.rehearsal import first_step
 from espalier.data.read import Source, read
 from espalier.data.render.drafts import Rendered, RenderedGroup
 from espalier.data.render.renderer import Renderer
@@ -126,8 +127,8 @@ class Evidence:
     def probe(self) -> Probe:
         """The first step's gradient on a few of its groups, cleared again."""
         session, algorithm = self.session, self.session.config.algorithm
-        groups = session.dataset.groups(0)[: max(PROBED_GROUPS, session.processes.size)]
-        state = annotate(groups, algorithm, session.roles, {})
+        groups = first_step(session)[: max(PROBED_GROUPS, session.processes.size)]
+        state = annotate(groups, algorithm, session.roles, session.given)
         result = session.learner.forward_backward(groups, algorithm.loss, state, 0)
         shares = session.learner.probe_update(session.config.optim.lr, session.model.loaded.source_dtype)
         loss = result.terms.get("nll", result.loss) if session.traits.likelihood else result.loss
@@ -136,7 +137,7 @@ class Evidence:
     @cached_property
     def few(self) -> list[list[Sample]]:
         """Some groups of the first step, of few tokens together; text and replay if it has both."""
-        groups = self.session.dataset.groups(0)
+        groups = first_step(self.session)
         parts = {group[0].part for group in groups}
         chosen: list[list[Sample]] = []
         for part in sorted(parts):
@@ -164,6 +165,8 @@ class Evidence:
         session = self.session
         if session.traits.likelihood:
             return First(weighted(self.few), Facts(), {})
+        if session.rollouts is not None:
+            return self._answered()
         groups = first_groups(session)
         if not groups:
             return None
@@ -174,6 +177,17 @@ class Evidence:
         logprobs = [outputs.logprobs for outputs in session.learner.say(groups, ["logprobs"])]
         facts = facts_of_tokens(session.traits, groups, logprobs)
         return First(groups, replace(facts, moving=state.get("delta", state.get("kl", 0.0))), state)
+
+    def _answered(self) -> First:
+        """A rehearsal of a step that learns from answers. Its advantages are made up: those of a group add up to 0, and
+        so would its loss, of which nothing could be compared."""
+        session = self.session
+        groups = first_step(session)
+        state = annotate(groups, session.config.algorithm, session.roles, session.given)
+        for s in (s for group in groups for s in group):
+            if "advantages" in s.streams:
+                s.streams["advantages"] = [(1.0 + s.key % 3) * trained for trained in s.mask]
+        return First(groups, Facts(), state)
 
 
 def _examples(source: Source) -> Iterator[Example]:

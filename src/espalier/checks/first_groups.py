@@ -26,7 +26,7 @@ Groups = Sequence[list[Sample]]
 def first_groups(session: Session) -> list[list[Sample]]:
     """Some groups of the first step that have what the algorithm learns from, whole, as copies without streams."""
     traits = session.traits
-    groups = without_replay(session.dataset.groups(0))
+    groups = without_replay(session.rows.groups(0))
     if traits.consumes == "ranking" and traits.wants == "labels":
         return _labelled(groups)
     picked: list[list[Sample]] = []

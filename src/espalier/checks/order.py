@@ -175,7 +175,10 @@ def _shares(
 def _full(session: Any) -> list[str]:
     """No step has more samples, or tokens, than asked for, unless it is a single group."""
     loop = session.config.loop
-    groups = session.dataset.groups(0)
+    if session.rollouts is not None:
+        prompts, most = len(session.tasks.prompts(0)), session.config.rollout.prompts_per_step
+        return [f"the first step has {prompts:,} prompts, expected at most {most:,}"] if most and prompts > most else []
+    groups = session.rows.groups(0)
     samples, tokens = sum(map(len, groups)), sum(len(s) for group in groups for s in group)
     for amount, most, what in ((samples, loop.samples_per_step, "samples"), (tokens, loop.tokens_per_step, "tokens")):
         if most and len(groups) > 1 and amount > most:

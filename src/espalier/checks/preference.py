@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.first_groups import CHECKED_GROUPS, Groups, without_replay
 from espalier.checks.model import LAYOUT_LIMIT
+from espalier.checks.rehearsal import first_step
 from espalier.checks.table import Outcome, failed, passed, skipped
+from espalier.loop.canary import apart, rounding
 
 if TYPE_CHECKING:
     from espalier.checks.evidence import Evidence
@@ -41,34 +43,7 @@ def _compared(evidence: Evidence) -> Groups:
     """Some groups of the first step that the reference is asked about."""
     if evidence.first:
         return evidence.first.groups
-    return without_replay(evidence.session.dataset.groups(0))[:CHECKED_GROUPS]
-
-
-def rounding(logprobs: Callable[[Groups], list[list[float]]], groups: Groups) -> float:
-    """The largest difference, in nats a token, between log-probabilities of the same policy under two packings: all
-    groups together, and every sample alone. What is seen here is rounding, and no reference can do better.
-
-    `logprobs` takes groups and returns a list for every sample, in order.
-    """
-    alone: list[list[float]] = []
-    for group in groups:
-        for s in group:
-            alone += logprobs([[s]])
-    return apart(logprobs(groups), alone)
-
-
-def apart(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
-    """The largest absolute difference of two lists of streams; infinite if one of them is not finite.
-
-    >>> apart([[0.0, -1.0], [-2.0]], [[0.0, -1.5], [-2.25]])
-    0.5
-    """
-    largest = 0.0
-    for ours, theirs in zip(one, other, strict=True):
-        for x, y in zip(ours, theirs, strict=True):
-            gap = abs(x - y)
-            largest = max(largest, gap if math.isfinite(gap) else math.inf)
-    return largest
+    return without_replay(first_step(evidence.session))[:CHECKED_GROUPS]
 
 
 def reference_equals_policy(difference: float, dtype: str, probe: float = 0.0) -> Outcome:

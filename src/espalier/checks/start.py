@@ -29,6 +29,7 @@ from espalier.checks import (
     order,
     preference,
     raw_rows,
+    rollouts,
     table,
 )
 from espalier.checks.table import Outcome, skipped
@@ -56,6 +57,26 @@ def unsharded(session: Session) -> When | None:
     """While the model is in one piece. One process checks it after the learner has cast it to the dtype that trains;
     several check it before they shard it."""
     return "after" if session.processes.size == 1 else "before"
+
+
+def given_rows(session: Session) -> When | None:
+    """In runs that learn from rows as they are, before there is a learner."""
+    return "before" if session.rollouts is None else None
+
+
+def given_losses(session: Session) -> When | None:
+    """In runs that learn from rows as they are, once there is a learner."""
+    return "after" if session.rollouts is None else None
+
+
+def answering(session: Session) -> When | None:
+    """In runs that answer tasks, once there is a learner."""
+    return None if session.rollouts is None else "after"
+
+
+def compared(session: Session) -> When | None:
+    """In runs that answer tasks and compare the policy with a reference."""
+    return answering(session) if "ref_logprobs" in session.traits.needs else referred(session)
 
 
 def judging(session: Session) -> When | None:
@@ -95,19 +116,19 @@ class Check:
 
 CHECKS = (
     Check("rows", "Every row read is kept or rejected; at most 10 % lose their tail.", data.check_rows, before),
-    Check("trained", "Some tokens are trained.", data.check_trained, before),
-    Check("stop", "Answers that are not cut train a stop token.", data.check_stop, before),
+    Check("trained", "Some tokens are trained.", data.check_trained, given_rows),
+    Check("stop", "Answers that are not cut train a stop token.", data.check_stop, given_rows),
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
-    Check("mask", "Trained tokens decode to what should be trained, and to nothing else.", exact.check_mask, before),
+    Check("mask", "Trained tokens decode to what should be trained, nothing else does.", exact.check_mask, given_rows),
     Check(
         "controls",
         "Strings that look like control tokens are not in what is trained, added tokens are used.",
         controls.check_controls,
-        before,
+        given_rows,
     ),
     Check("template", "Rows render to the tokens that are stored, twice the same.", data.check_template, before),
-    Check("judgements", "Stored comparisons, labels and grades follow their rows.", judged.check_judgements, before),
-    Check("raw_rows", "Samples say what the columns of their raw rows say.", raw_rows.check_raw_rows, before),
+    Check("judgements", "Stored comparisons, labels, grades follow their rows.", judged.check_judgements, given_rows),
+    Check("raw_rows", "Samples say what the columns of their raw rows say.", raw_rows.check_raw_rows, given_rows),
     Check("held_out", "No row and no prompt is both trained on and held out.", order.check_held_out, before),
     Check("order", "Each epoch draws every row once; shares and steps are as asked.", order.check_order, before),
     Check("layout", "The layout in use says what one-by-one forwards say.", model.check_layout, unsharded),
@@ -122,21 +143,24 @@ CHECKS = (
     Check("update", "One step changes most weights that have a gradient.", model.check_update, after),
     Check("optimizer", "The update is AdamW's, and moves and decays what it should.", optimizer.check_optimizer, after),
     Check("preferences", "The judgements offer what the loss learns from.", judgements.check_preferences, judging),
-    Check("reference", "The reference is the policy as it starts.", preference.check_reference, referred),
+    Check("reference", "The reference is the policy as it starts.", preference.check_reference, compared),
     Check(
         "reference_stays",
         "The reference stays as it is while the policy moves.",
         preference.check_reference_stays,
-        referred,
+        compared,
     ),
-    Check("first_loss", "The first loss is the one that arithmetic gives.", losses.check_first_loss, after),
-    Check("evaluation", "An evaluation in batches gives the loss of all of them.", losses.check_evaluation, after),
+    Check("first_loss", "The first loss is the one that arithmetic gives.", losses.check_first_loss, given_losses),
+    Check("evaluation", "An evaluation in batches gives the loss of all.", losses.check_evaluation, given_losses),
     Check(
         "accumulation",
         "Loss and gradient are the same in one forward and in three.",
         gradients.check_accumulation,
         after,
     ),
+    Check("sampler", "Sampler and learner say the same of a prompt and its answer.", rollouts.check_sampler, answering),
+    Check("ratio", "exp(learner - sampler) is 1 on answers to the first tasks.", rollouts.check_ratio, answering),
+    Check("fits", "The largest step fits in memory, beside the sampler.", rollouts.check_fits, answering),
     Check(
         "calibration",
         "Reference answers have mean 0 (and deviation 1 if asked) after training.",
@@ -145,7 +169,12 @@ CHECKS = (
     ),
     Check("export", "`model/`, loaded by transformers alone, is the trained model.", export.check_export, ended),
 )
-NAMES = tuple(check.name for check in CHECKS)
+LATER = {
+    "length": "Not more than half of the first rollout ends at max_tokens.",
+    "handover": "After every update the sampler says what the learner says, and not what it said before.",
+}
+"""Checks that the loop of a run that answers tasks makes, `stop` beside them."""
+NAMES = (*(check.name for check in CHECKS), *LATER)
 
 
 def run_checks(session: Session) -> dict[str, Outcome]:

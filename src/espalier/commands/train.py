@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,19 +117,21 @@ def _judge(session: Session, run: RunDir) -> Path:
 
 def _train(session: Session, run: RunDir) -> Finished:
     """The loop, with the checkpoint it starts from, its files, trackers and watch."""
+    from espalier.assembly.rollouts import build_source
     from espalier.checks.resume import check_resumed
-    from espalier.loop.offline import OfflineSource
     from espalier.loop.track import Trackers
     from espalier.loop.train import Reporters, Trainer
     from espalier.watch.preference import PreferenceWatch, explain
 
     config, steps, main = session.config, session.dataset.steps, session.main
+    online = session.rollouts is not None
     start = _start(session, run)
     first = start.state().step if start else 0
     run.create(run.metrics, run.tensorboard, *([run.trackers] if config.loop.track else []))
-    metrics = MetricsFile(run.metrics) if main else None
-    if metrics is not None and start is None:
-        metrics.truncate_to(0)
+    if online:
+        run.create(run.samples, *run.journals(session.processes.size))
+    metrics = _opened(run.metrics, main, start)
+    samples = _opened(run.samples, main and online, start)
     rank, progress = session.processes.rank, Progress(steps, rank=session.processes.rank)
     trackers = Trackers(run.path, config.loop.track, flat(config), step=first, rank=rank, note=progress.note)
     settings = {"warmup": round(config.optim.warmup * steps)}
@@ -138,11 +141,14 @@ def _train(session: Session, run: RunDir) -> Finished:
             trainer = Trainer(
                 session.roles,
                 config.algorithm,
-                OfflineSource(session.dataset),
+                build_source(session, run.path),
                 optim=config.optim,
                 loop=config.loop,
                 root=run.checkpoints,
                 metrics=metrics,
+                samples=samples,
+                given=session.given,
+                guard=_guard(session),
                 reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),
                 watch=watch,
             )
@@ -159,8 +165,31 @@ def _train(session: Session, run: RunDir) -> Finished:
         return finished
     finally:
         trackers.close()
-        if metrics is not None:
-            metrics.close()
+        for file in (metrics, samples):
+            if file is not None:
+                file.close()
+
+
+def _guard(session: Session) -> Callable[[int, bool], None] | None:
+    """What the loop calls after each hand-over; None for runs that draw nothing, and if `handover` is left out."""
+    canary = session.canary
+    if canary is None or "handover" in session.config.loop.skip_checks:
+        return None
+
+    def guard(step: int, updated: bool) -> None:
+        canary.moved(step, updated=updated)
+
+    return guard
+
+
+def _opened(path: Path, writes: bool, start: Checkpoint | None) -> MetricsFile | None:
+    """An append-only file of the run, empty if it starts anew; None on ranks that do not write it."""
+    if not writes:
+        return None
+    file = MetricsFile(path)
+    if start is None:
+        file.truncate_to(0)
+    return file
 
 
 def _start(session: Session, run: RunDir) -> Checkpoint | None:

@@ -278,7 +278,9 @@ class Drawn:
 
 
 class Sampler(Protocol):
-    """Tokens in, tokens out."""
+    """Tokens in, tokens out. `interrupted()` is asked after every forward: whether a stop was requested."""
+
+    interrupted: Callable[[], bool]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. They are admitted in this order as room allows: a function of requests and lengths, never of

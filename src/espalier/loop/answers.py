@@ -63,7 +63,9 @@ class Answers:
         requests = [
             Request(posed[i][0].tokens, posed[i][0].row, i, params, posed[i][1], tuple(range(count))) for i in own
         ]
-        together(lambda: share.work(requests), "answers were not drawn", self.world, EspalierError)
+        # Weights that are sharded are gathered here once, on all ranks, which then draw at their own pace.
+        with self.sampler.drawing():
+            together(lambda: share.work(requests), "answers were not drawn", self.world, EspalierError)
         groups, seconds = self._of_all(share, len(posed))
         for s in (s for group in groups for s in group):
             if s.outcome is not None and not s.outcome.error:

@@ -221,6 +221,7 @@ class RolloutSource:
     def heed(self, requested: Callable[[], bool]) -> None:
         """Ask `requested` whether a stop was requested."""
         self.answers.interrupted = requested
+        self.sampler.interrupted = requested
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """The lines of samples.jsonl about the last draw, with what its update put into the streams.

@@ -1,6 +1,6 @@
 """The folder of one run: what is in it, who may write to it, and whether a resumed run is still the same run.
 
-    runs/NAME/  manifest.json  run.yaml  metrics.jsonl  samples.jsonl  preflight.json  rejected.jsonl
+    runs/NAME/  manifest.json  run.yaml  metrics.jsonl  samples.jsonl  journal.jsonl  preflight.json  rejected.jsonl
                 findings.json  checkpoints/  model/  tensorboard/  report.html
 
 `manifest.json` makes a folder a run: it is written before everything else, and lists what the run makes
@@ -28,6 +28,7 @@ import yaml
 from espalier.errors import ConfigError
 from espalier.files import PARTIAL, beside, make_dir, write_atomic
 from espalier.loop import manifest as manifests
+from espalier.loop.journal import journal_name
 from espalier.loop.manifest import LOCK, Manifest
 from espalier.loop.older_runs import HEADING, is_preflight
 
@@ -105,6 +106,10 @@ class RunDir:
         except OSError as error:
             raise ConfigError(f"out: {path} cannot be used: {error.strerror} ({error.filename})", key="out") from error
         return run
+
+    def journals(self, ranks: int) -> list[Path]:
+        """Where the ranks of a run keep the outcomes of rollouts."""
+        return [self.path / journal_name(rank) for rank in range(ranks)]
 
     def close(self) -> None:
         """Release the lock."""

@@ -50,6 +50,7 @@ class Finished:
 
 
 Watch = Callable[[int, Mapping[str, float]], list[str]]
+Guard = Callable[[int, bool], None]
 SAVES = 10
 """Checkpoints of a run whose config does not set `save_every`."""
 OF_SOURCE = "source."
@@ -66,6 +67,9 @@ class Trainer:
     root: the folder of the checkpoints.
     metrics, samples: the run's files, None on ranks that write none; a source without records needs no `samples`.
     critic_optim: the critic's learning rate and its schedule.
+    given: what the algorithm's state holds from the start, in every step.
+    guard: called with the number of a step once its weights are handed over, and whether it made an update that changes
+        them; raises if the sampler does not have them.
     watch: called with the number and numbers of each step and evaluation; the lines that it returns for a step are
         noted and stand in its metrics as `notes`.
 
@@ -86,12 +90,15 @@ class Trainer:
         samples: MetricsFile | None = None,
         critic_optim: OptimConfig | None = None,
         watch: Watch | None = None,
+        given: Mapping[str, float] | None = None,
+        guard: Guard | None = None,
     ):
         if (roles.critic is None) != (critic_optim is None):
             raise ValueError("got a critic without critic_optim, or critic_optim without a critic; expected both")
         self.roles, self.algorithm, self.source = roles, algorithm, source
         self.optim, self.critic_optim, self.loop, self.root = optim, critic_optim, loop, root
         self.metrics, self.samples, self.reporters, self.watch = metrics, samples, reporters, watch
+        self.given, self.guard = dict(given or {}), guard
         self.world = roles.policy.world
         self.every = loop.save_every or max(1, -(-source.steps // SAVES))
         self.state = FRESH
@@ -183,7 +190,9 @@ class Trainer:
         step, times = self.state.step, [time.perf_counter()]
         draw = self.source.draw(step)
         times.append(time.perf_counter())
-        moving = annotate(draw.groups, self.algorithm, self.roles, self.state.state, silent=draw.silent)
+        moving = annotate(
+            draw.groups, self.algorithm, self.roles, {**self.state.state, **self.given}, silent=draw.silent
+        )
         times.append(time.perf_counter())
         rates = {"lr": learning_rate(step, self.source.steps, self.optim)}
         if self.critic_optim is not None:
@@ -191,6 +200,8 @@ class Trainer:
         made = self._update(step, draw, moving, rates)
         self._sync(step + 1)
         self.source.moved(step + 1)
+        if self.guard is not None:
+            self.guard(step + 1, made.updates > 0 and rates["lr"] > 0 and made.optimizers.get("grad_norm", 0.0) > 0)
         times.append(time.perf_counter())
         added = self._count(step + 1, draw, made, moving)
         seconds = time.perf_counter() - times[0]

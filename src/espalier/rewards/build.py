@@ -114,9 +114,19 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
             )
         entries.append(entry)
         specs.append(spec)
-    added = [name for name in dict.fromkeys(verifiers) if name in catalogue and name not in names.values()]
-    for name in added:
-        entry, spec = _built_in(catalogue[name], 1.0, False, given.pop(name, {}))
+    added = []
+    for name in dict.fromkeys(verifiers):
+        if name not in catalogue or name in names.values():
+            continue
+        settings = given.pop(name, {})
+        try:
+            entry, spec = _built_in(catalogue[name], 1.0, False, settings)
+        except ConfigError:
+            if settings:
+                raise
+            # It grades nothing without settings, so it is no task's verifier.
+            continue
+        added.append(name)
         entries.append(entry)
         specs.append(spec)
     for name in given:

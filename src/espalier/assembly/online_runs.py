@@ -1,0 +1,62 @@
+"""What runs that learn from the policy's own answers have of their own: rates to start at, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from espalier.config.fields import Fraction, NotNegative, section
+from espalier.config.sections import ModelConfig, OptimConfig
+from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.assembly.runs import RunConfig
+
+FULL_LR, LORA_LR = 1e-6, 1e-5
+
+OFFLINE_ONLY = ("alpaca_prompt", "replay", "replay_fraction", "samples_per_step", "tokens_per_step", "keep_wrong")
+"""Keys about rows that are trained as they are."""
+
+
+@section
+class PolicyOptim(OptimConfig):
+    """Optimizer and learning rate."""
+
+    lr: NotNegative = 0.0
+    """Peak learning rate; 0 takes 1e-6, and 1e-5 for LoRA."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "constant"
+    warmup: Fraction = 0.0
+
+
+def rate(model: ModelConfig) -> float:
+    """The learning rate of a run that names none."""
+    return LORA_LR if model.lora_rank or model.adapter else FULL_LR
+
+
+def check_online(config: RunConfig) -> None:
+    """Raise ConfigError for rollouts that the algorithm cannot learn from."""
+    online, rollout = config.algorithm.traits.online, config.rollout
+    if online is None:
+        return
+    if rollout.group_size < online.least_group:
+        raise ConfigError(
+            f"group_size: got {rollout.group_size}, but {config.command} compares answers to one prompt with each "
+            f"other; expected at least {online.least_group}",
+            key="group_size",
+        )
+    if rollout.temperature == 0:
+        raise ConfigError(
+            "temperature: got 0, but greedy answers to a prompt are all the same, and are no draws from the policy; "
+            "expected more than 0, such as 1",
+            key="temperature",
+        )
+    if rollout.repetition_penalty != 1:
+        raise ConfigError(
+            f"repetition_penalty: got {rollout.repetition_penalty:g}, but what it draws from is not the policy, so "
+            "that log-probabilities of the two cannot be compared; expected 1 in training",
+            key="repetition_penalty",
+        )
+    if config.reference.reference == "precomputed":
+        raise ConfigError(
+            "reference is precomputed, but answers are drawn in every step and are in no table; set reference: memory",
+            key="reference",
+        )

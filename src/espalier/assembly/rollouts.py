@@ -1,0 +1,113 @@
+"""From a session to its rollouts: who grades its tasks, how answers are drawn, and the source of the loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from espalier.assembly.sampling import Sampling, build_sampler
+from espalier.config.rollout_sections import RolloutConfig
+from espalier.engines.protocols import Sampler, SamplingParams
+from espalier.loop.journal import Journal, journal_name
+from espalier.loop.offline import OfflineSource
+from espalier.loop.rollout import RolloutSource
+from espalier.loop.source import Source
+from espalier.rewards import build
+from espalier.rewards.builtin import BUILTIN
+from espalier.rewards.graders import WorkerGraders
+
+if TYPE_CHECKING:
+    from espalier.assembly.session import Session
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """What draws and grades the answers to a session's tasks.
+
+    plan: the rewards that were asked for, and the verifiers that tasks name. params: how answers are drawn.
+    """
+
+    plan: build.Plan
+    graders: WorkerGraders
+    sampling: Sampling
+    params: SamplingParams
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.sampling.sampler
+
+
+def build_rollouts(session: Session) -> Rollouts:
+    """The sampler and the graders of a session, whose policy is the one that trains (sharded already, if it will be).
+
+    Raises ConfigError and EspalierError for rewards that cannot run, and for a sampler that the model does not have.
+    """
+    config, loaded = session.config, session.model.loaded
+    rollout = config.rollout
+    params = params_of(rollout, session.renderer.stop_ids, config.loop.seed)
+    longest = max((int(store.lengths.max()) for store in session.opened.all if len(store)), default=0)
+    sampling = build_sampler(
+        loaded,
+        session.model.policy,
+        kind=rollout.sampler,
+        rows=rollout.sampler_rows,
+        tokens=rollout.sampler_tokens,
+        longest=longest + rollout.max_tokens,
+    )
+    plan = build.plan(config.rewards, BUILTIN, verifiers=verifiers_of(session))
+    graders = plan.start(decoder(session), stop=params.stop)
+    return Rollouts(plan, graders, sampling, params)
+
+
+def params_of(rollout: RolloutConfig, stop_ids: Sequence[int], seed: int) -> SamplingParams:
+    """How the answers of a run are drawn."""
+    return SamplingParams(
+        max_tokens=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        repetition_penalty=rollout.repetition_penalty,
+        stop=tuple(sorted(stop_ids)),
+        stop_strings=rollout.stop_strings,
+        seed=seed,
+    )
+
+
+def decoder(session: Session) -> Callable[[Sequence[int]], str]:
+    """Text of token ids, special tokens kept, nothing tidied up."""
+    tokenizer = session.model.loaded.tokenizer
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return decode
+
+
+def verifiers_of(session: Session) -> list[str]:
+    """The built-in rewards that grade some of the session's tasks, in a fixed order."""
+    names = {name for store in session.opened.all for key in store.stats.graded_by for name in key.split(" + ")}
+    return sorted(names & BUILTIN.keys())
+
+
+def build_source(session: Session, folder: Path) -> Source:
+    """The source of the loop: rows as they are, or answers to tasks, with a journal of their outcomes in `folder`."""
+    config, rollouts, world = session.config, session.rollouts, session.processes
+    if rollouts is None:
+        return OfflineSource(session.rows)
+    fingerprint = json.dumps(rollouts.plan.pins(), sort_keys=True)
+    return RolloutSource(
+        session.tasks,
+        rollouts.sampler,
+        rollouts.graders,
+        config.algorithm,
+        config.rollout,
+        rollouts.params,
+        world,
+        Journal(folder / journal_name(world.rank), fingerprint),
+        decoder(session),
+        skip_checks=config.loop.skip_checks,
+    )

@@ -1,0 +1,115 @@
+"""Checks of runs that learn from their own answers: sampler and learner say the same, and the largest step fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from espalier.checks.rehearsal import first_step
+from espalier.checks.table import Outcome, failed, passed
+from espalier.loop.canary import BOUND, SLACK, Canary, apart, rounding, sampled
+from espalier.types import Sample
+
+if TYPE_CHECKING:
+    from espalier.assembly.session import Session
+    from espalier.checks.evidence import Evidence
+
+Groups = list[list[Sample]]
+_OTHER = (
+    "Sampler and learner compute different things: what is learned is not about what was drawn. Draw with "
+    "--sampler generate, and report this."
+)
+
+
+def canary_of(session: Session) -> Canary:
+    """The canary of a session: its first task's prompt."""
+    assert session.rollouts is not None
+    (prompt, _), *_ = session.tasks.prompts(0)
+    return Canary(session.rollouts.sampler, session.learner, prompt.tokens, session.rollouts.params)
+
+
+def check_sampler(evidence: Evidence) -> Outcome:
+    """What sampler and learner say of a prompt and the continuation that the sampler draws."""
+    session = evidence.session
+    canary = canary_of(session)
+    measured = canary.start()
+    session.canary = canary
+    value = f"{measured.difference:.1e} nats a token between sampler and learner"
+    limit = f"<= {canary.bound:.1e} (another packing changes {measured.rounding:.1e})"
+    return passed(value, limit) if measured.difference <= canary.bound else failed(value, limit, _OTHER)
+
+
+def check_ratio(evidence: Evidence) -> Outcome:
+    """exp(learner - sampler) on answers to the first tasks, drawn as the run draws."""
+    session = evidence.session
+    groups = first_step(session)
+    return ratio(groups, [outputs.logprobs for outputs in session.learner.say(bare(groups), ["logprobs"])], session)
+
+
+def ratio(groups: Groups, logprobs: list[list[float]], session: Session) -> Outcome:
+    """The largest |learner - sampler| in nats a token; at most 1e-5, or 3 times what another packing changes."""
+    difference = apart([sampled(s) for g in groups for s in g], logprobs)
+
+    def say(groups: Sequence[list[Sample]]) -> list[list[float]]:
+        return [outputs.logprobs for outputs in session.learner.say(groups, ["logprobs"])]
+
+    seen = rounding(say, bare(groups))
+    bound = max(BOUND, SLACK * seen)
+    value, limit = f"{difference:.1e} nats a token on {sum(map(len, groups))} answers", f"<= {bound:.1e}"
+    return passed(value, limit) if difference <= bound else failed(value, limit, _OTHER)
+
+
+def bare(groups: Groups) -> Groups:
+    """Copies without streams."""
+    return [[replace(s, streams={}) for s in group] for group in groups]
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def check_fits(evidence: Evidence) -> Outcome:
+    """A made-up forward and backward pass of the largest size that a step can have, with the sampler's keys and values
+    allocated: what does not fit in memory fails now, and not after a day."""
+    import torch
+
+    from espalier.loop.annotate import annotate
+    from espalier.loop.progress import peak_memory
+
+    session = evidence.session
+    groups = largest(session)
+    learner, algorithm = session.learner, session.config.algorithm
+    tokens = sum(len(s) for group in groups for s in group)
+    value = f"{tokens:,} tokens of {sum(map(len, groups))} answers"
+    limit = "one forward and backward pass fits in memory"
+    states = torch.get_rng_state()
+    try:
+        state = annotate(groups, algorithm, session.roles, session.given)
+        learner.forward_backward(groups, algorithm.loss, state, 0)
+    except torch.OutOfMemoryError as error:
+        way_out = "Lower --tokens-per-microbatch, --max-tokens or --sampler-tokens, or give --grad-checkpointing."
+        return failed(f"{value}: {str(error).splitlines()[0]}", limit, way_out)
+    finally:
+        for parameter in learner.optimizer.parameters().values():
+            parameter.grad = None
+        torch.set_rng_state(states)
+    return passed(f"{value}; peak {peak_memory() / 2**30:.2f} GiB", limit)
+
+
+def largest(session: Session) -> Groups:
+    """One group: as many answers of the full length to the longest prompt as fit into a micro-batch, at least the
+    fewest that the algorithm compares, at most a whole group. The ids are made up."""
+    rollout, online = session.config.rollout, session.traits.online
+    vocabulary = session.model.loaded.model.config.get_text_config().vocab_size
+    longest = max(int(store.lengths.max()) for store in session.opened.main if len(store))
+    least = online.least_group if online is not None else 1
+    budget = session.learner.options.budget
+    count = min(rollout.group_size, max(least, (budget - longest) // rollout.max_tokens))
+    group = []
+    for k in range(count):
+        s = Sample(key=k, reward=float(k % 2), stop="length")
+        s.append([i % vocabulary for i in range(longest)], trained=False)
+        ids = [(7919 * (k + 1) + 31 * i) % vocabulary for i in range(rollout.max_tokens)]
+        s.append(ids, trained=True, logprobs=[-1.0] * len(ids))
+        group.append(s)
+    return [group]

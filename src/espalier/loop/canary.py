@@ -1,0 +1,136 @@
+"""A canary: one prompt whose continuation the sampler draws and the learner scores, at the start and after every
+hand-over of weights. A sampler that is stale, or that computes something else than the learner, is seen at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from espalier.errors import CheckError
+
+if TYPE_CHECKING:
+    from espalier.engines.protocols import Learner, Sampler, SamplingParams
+    from espalier.types import Sample
+
+LENGTH = 16
+ROW = 2**40
+"""A row that no task has: the canary's draws are its own."""
+BOUND = 1e-5
+"""Nats a token in float32."""
+SLACK = 3
+"""How many times the rounding that was seen at the start half precision may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far sampler and learner are apart on the canary, in nats a token, and what another packing of the learner
+    changes by itself."""
+
+    difference: float
+    rounding: float
+
+
+class Canary:
+    """Draws a continuation of `prompt` of at most 16 tokens, with the run's temperature and filters, and compares the
+    sampler's log-probabilities with the learner's.
+
+    bound: the largest difference that passes, in nats a token; 0 until `start` has measured it. In float32 it is 1e-5,
+    or 3 times what another packing of the learner changes if that is more (long prompts, half precision).
+    """
+
+    def __init__(self, sampler: Sampler, learner: Learner, prompt: list[int], params: SamplingParams):
+        self.sampler, self.learner, self.prompt = sampler, learner, prompt
+        self.params = replace(params, max_tokens=min(LENGTH, params.max_tokens))
+        self.bound = 0.0
+        self._last: tuple[list[int], list[float]] | None = None
+
+    def start(self) -> Apart:
+        """Measure sampler and learner before the first step, and set `bound`."""
+        measured = self._measure()
+        self.bound = max(BOUND, SLACK * measured.rounding)
+        return measured
+
+    def moved(self, step: int, *, updated: bool) -> float:
+        """Compare again after the weights of `step` were handed over; returns the difference in nats a token.
+
+        updated: the step made an update with a learning rate and a gradient above 0, so that the canary must have
+        changed in some bit. Raises CheckError if it has not, or if sampler and learner are apart.
+        """
+        before = self._last
+        drawn = self._draw()
+        difference = apart([sampled(drawn)], [self._scored(drawn)])
+        if difference > self.bound:
+            raise CheckError(
+                f"step {step}: sampler and learner are {difference:.1e} nats a token apart on the canary prompt, "
+                f"expected <= {self.bound:.1e}: the sampler draws from other weights than the learner trains, or "
+                "computes something else. Draw with --sampler generate, and report this (--skip-checks handover goes "
+                "on all the same)"
+            )
+        if updated and before == self._last:
+            raise CheckError(
+                f"step {step}: an update was made, but the sampler says of the canary prompt exactly what it said "
+                "before: it draws from old weights, or the update is too small for the dtype. Raise lr, or draw with "
+                "--sampler generate (--skip-checks handover goes on all the same)"
+            )
+        return difference
+
+    def _measure(self) -> Apart:
+        drawn = self._draw()
+
+        def logprobs(groups: Sequence[list[Sample]]) -> list[list[float]]:
+            return [outputs.logprobs for outputs in self.learner.say(groups, ["logprobs"])]
+
+        copies = [[replace(drawn, streams={}), replace(drawn, streams={}, group=1)]]
+        return Apart(apart([sampled(drawn)], [self._scored(drawn)]), rounding(logprobs, copies))
+
+    def _draw(self) -> Sample:
+        from espalier.engines.protocols import Request
+
+        self.sampler.submit([Request(self.prompt, ROW, ROW, self.params)])
+        (drawn,) = self.sampler.finished()
+        s = drawn.sample
+        self._last = (s.tokens, s.streams["logprobs"])
+        return s
+
+    def _scored(self, s: Sample) -> list[float]:
+        (outputs,) = self.learner.say([[replace(s, streams={})]], ["logprobs"])
+        return outputs.logprobs
+
+
+def sampled(s: Sample) -> list[float]:
+    """The sampler's log-probabilities of a sample under the whole distribution: what top-k, top-p and min-p left out is
+    put back by adding log(mass)."""
+    logprobs, mass = s.streams["logprobs"], s.streams.get("mass")
+    if mass is None:
+        return logprobs
+    pairs = zip(logprobs, mass, s.mask, strict=True)
+    return [x + math.log(kept) if trained else x for x, kept, trained in pairs]
+
+
+def rounding(logprobs: Callable[[Sequence[list[Sample]]], list[list[float]]], groups: Sequence[list[Sample]]) -> float:
+    """The largest difference, in nats a token, between log-probabilities of the same policy under two packings: all
+    groups together, and every sample alone. What is seen here is rounding, and no reference can do better.
+
+    `logprobs` takes groups and returns a list for every sample, in order.
+    """
+    alone: list[list[float]] = []
+    for group in groups:
+        for s in group:
+            alone += logprobs([[s]])
+    return apart(logprobs(groups), alone)
+
+
+def apart(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """The largest absolute difference of two lists of streams; infinite if one of them is not finite.
+
+    >>> apart([[0.0, -1.0], [-2.0]], [[0.0, -1.5], [-2.25]])
+    0.5
+    """
+    largest = 0.0
+    for ours, theirs in zip(one, other, strict=True):
+        for x, y in zip(ours, theirs, strict=True):
+            gap = abs(x - y)
+            largest = max(largest, gap if math.isfinite(gap) else math.inf)
+    return largest
