@@ -25,38 +25,39 @@ from espalier.rewards.results import Result
 
 HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
 FILE = HELPERS / "hostile_graders.py"
-RUN = "ESPALIER_BENCH_RUN"
+sys.path.insert(0, str(HELPERS))
+import hostile_graders  # noqa: E402
+
+RUN = hostile_graders.RUN
 ALLOWED = 2.0
 SINGLE = (
     *("hangs", "spins", "ignores_signals", "raises", "raises_system_exit", "exits", "crashes", "prints", "forks"),
     *("forks_and_returns", "forks_and_exits", "leaves_session", "leaves_session_and_hangs", "starts_program"),
+    "starts_program_and_exits",
     *("closes_descriptors", "closes_and_hangs", "writes_to_pipes", "eats_memory", "leaves_alarm", "not_a_number"),
     *("text", "uses_programs"),
 )
 
 
 def functions() -> list[str]:
-    sys.path.insert(0, str(HELPERS))
-    import hostile_graders
-
     return [name for name, value in vars(hostile_graders).items() if inspect.isfunction(value)]
 
 
 def left_over() -> int:
     """Processes that a reward has left: those of this run, by their environment or by their program, without workers
-    that wait for jobs."""
-    count = 0
+    (a keeper, which is a child of this process, and its child, which grades)."""
+    own: dict[int, int] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             environ = Path("/proc", name, "environ").read_bytes()
             command = Path("/proc", name, "cmdline").read_text()
-            parent = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1]
+            parent = int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        worker = "espalier.rewards.worker" in command and parent == str(os.getpid())
-        own = f"{RUN}={os.getpid()}\0".encode() in environ or command.startswith(f"sleep\0600.{os.getpid()}")
-        count += own and not worker
-    return count
+        if f"{RUN}={os.getpid()}\0".encode() in environ or command.startswith(f"sleep\0600.{os.getpid()}"):
+            own[int(name)] = parent
+    keepers = {pid for pid, parent in own.items() if parent == os.getpid()}
+    return sum(pid not in keepers and parent not in keepers for pid, parent in own.items())
 
 
 def grade(pool: Pool, name: str, responses: list[str]) -> list[Result]:
@@ -94,7 +95,9 @@ def batches(pool: Pool) -> bool:
         scores = [result.scores.get("") for result in results]
         right = scores == [1.0, 2.0, None, 4.0] and bool(results[2].error)
         kept = kept and right
-        print(f"{name + ', 1 of 4':26s} {took:6.2f} {left_over():5d} {'yes' if right else 'NO':>5s}  {word(results[2])}")
+        print(
+            f"{name + ', 1 of 4':26s} {took:6.2f} {left_over():5d} {'yes' if right else 'NO':>5s}  {word(results[2])}"
+        )
     return kept
 
 

@@ -10,6 +10,9 @@ import sys
 import time
 from typing import Any
 
+RUN = "ESPALIER_HOSTILE_RUN"
+"""A variable with the process number of whoever runs them, by which what they leave is told from that of others."""
+
 
 def plain(prompt: str, response: str, answer: str, **task: Any) -> float:
     return float(response == answer)
@@ -104,7 +107,8 @@ def leaves_session_and_hangs(prompt: str, response: str, **task: Any) -> float:
 
 def starts_program(prompt: str, response: str, **task: Any) -> float:
     """A program without the worker's environment, in a session of its own."""
-    subprocess.Popen(["sleep", f"600.{os.getppid()}"], env={"PATH": os.environ.get("PATH", "")}, start_new_session=True)
+    environ = {"PATH": os.environ.get("PATH", "")}
+    subprocess.Popen(["sleep", f"600.{os.environ[RUN]}"], env=environ, start_new_session=True)
     return 0.5
 
 
@@ -179,3 +183,15 @@ def exits_at_bad(prompt: str, response: str, **task: Any) -> float:
 def uses_programs(prompt: str, response: str, **task: Any) -> float:
     """Children that end with the call."""
     return float(subprocess.run(["true"]).returncode == 0)
+
+
+def starts_program_and_exits(prompt: str, response: str, **task: Any) -> float:
+    starts_program(prompt, response)
+    os._exit(7)
+
+
+def forks_and_spins(prompt: str, response: str, **task: Any) -> float:
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    return spins(prompt, response)

@@ -18,11 +18,10 @@ from espalier.errors import EspalierError
 from espalier.rewards import pool as pool_module
 from espalier.rewards.pool import Job, Pool, Spec, memory_limit
 from espalier.rewards.results import Result
+from hostile_graders import RUN
 
 FILE = Path(__file__).resolve().parents[1] / "helpers" / "hostile_graders.py"
 DEADLINE = 0.5
-RUN = "ESPALIER_TEST_RUN"
-"""A variable by which the workers of this test run are told from those of others beside it."""
 
 
 def spec(name: str, file: Path = FILE) -> Spec:
@@ -80,14 +79,15 @@ LATE = f"no answer within {DEADLINE:g} s"
         ("hangs", LATE),
         ("spins", LATE),
         ("ignores_signals", LATE),
-        ("raises", "ValueError: no number in the answer (hostile_graders.py:41)"),
-        ("raises_system_exit", "SystemExit: done (hostile_graders.py:45)"),
+        ("raises", "ValueError: no number in the answer (hostile_graders.py:44)"),
+        ("raises_system_exit", "SystemExit: done (hostile_graders.py:48)"),
         ("exits", "its process ended with exit code 3; its last words: about to go"),
         ("crashes", "its process was ended by SIGSEGV"),
         ("prints", 0.25),
         ("forks", 0.5),
         ("forks_and_returns", 0.5),
         ("forks_and_exits", "its process ended with exit code 4"),
+        ("starts_program_and_exits", "its process ended with exit code 7"),
         ("leaves_session", 0.5),
         ("leaves_session_and_hangs", LATE),
         ("starts_program", 0.5),
@@ -111,7 +111,7 @@ def test_each_costs_one_answer_at_most(pool: Pool, name: str, outcome: str | flo
     assert took < DEADLINE + 2.0
     # The next answer is graded as if nothing had been.
     assert grade(pool, "plain", "4", "5") == [Result({"": 1.0}), Result({"": 0.0})]
-    assert len(running()) == 1
+    assert len(running()) == 2  # A keeper, and what grades.
 
 
 def test_a_batch_that_dies_is_graded_again_one_by_one(pool: Pool) -> None:
@@ -176,8 +176,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     until = time.monotonic() + 5.0
     while running("-killed") and time.monotonic() < until:
         time.sleep(0.02)
-    # The parent itself is one of them.
-    assert before == 2 and running("-killed") == []
+    # The parent, a keeper, what grades, and what that has forked.
+    assert before == 4 and running("-killed") == []
 
 
 PARENT = """
@@ -187,10 +187,10 @@ from espalier.rewards import pool as pool_module
 from espalier.rewards.pool import Job, Pool, Spec
 
 file = Path(sys.argv[1])
-spec = Spec("spins", {}, str(file), "spins", hashlib.sha256(file.read_bytes()).hexdigest())
+spec = Spec("forks_and_spins", {}, str(file), "forks_and_spins", hashlib.sha256(file.read_bytes()).hexdigest())
 pool = Pool([spec], timeout=60.0, workers=1, memory=2**28)
 pool.start()
-pool.submit(Job(0, "spins", {"prompt": "", "response": ""}))
+pool.submit(Job(0, "forks_and_spins", {"prompt": "", "response": ""}))
 time.sleep(0.3)
 print("hanging", flush=True)
 time.sleep(60)

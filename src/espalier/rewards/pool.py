@@ -306,6 +306,7 @@ class Pool:
             self._leave(seat)
             self._unloadable(f"{entries['failed']}: {entries['cause']}")
         elif "ready" in entries:
+            worker.grader = int(entries["pid"])
             seat.ready, worker.kept, self._failures = True, worker.children(), 0
             self._batch = {name: bool(form["batch"]) for name, form in entries["ready"].items()}
             self.notes = {name: str(form["note"]) for name, form in entries["ready"].items()}

@@ -14,20 +14,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from espalier.rewards import worker
+from espalier.rewards import descent, worker
 
-MARK = "ESPALIER_GRADER"
-"""A variable of the environment that every descendant of a worker inherits, so that one which left its session and
-whose parents have ended is still known."""
 LONGEST = 16 * 2**20
 """Bytes of an answer without a line end, above which what a worker writes is no answer."""
+CLOSED = "closed the descriptors that it answers on"
 TAIL = 4096
 """Bytes of stderr that are kept."""
-PROC = Path("/proc")
 
 
 class WorkerProcess:
@@ -41,7 +37,7 @@ class WorkerProcess:
         self.errors, errors = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "espalier.rewards.worker", str(jobs), str(answers)],
+                [sys.executable, "-P", "-m", "espalier.rewards.worker", *map(str, (jobs, answers, os.getpid()))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -56,7 +52,8 @@ class WorkerProcess:
         finally:
             for fd in (jobs, answers, errors):
                 os.close(fd)
-        self.pid = self.process.pid
+        # The keeper; what grades is its child, of which the first answer gives the number.
+        self.pid = self.grader = self.process.pid
         for fd in (self.jobs, self.answers, self.errors):
             os.set_blocking(fd, False)
         self.exits = _exits(self.pid)
@@ -99,25 +96,19 @@ class WorkerProcess:
         return not ended
 
     def children(self) -> frozenset[int]:
-        """Its living children, adopted ones included."""
-        pids: set[int] = set()
-        with contextlib.suppress(OSError):
-            folder = f"{PROC}/{self.pid}/task"
-            for task in os.listdir(folder):
-                with open(f"{folder}/{task}/children", "rb") as file:
-                    pids.update(int(pid) for pid in file.read().split())
-        return frozenset(pids)
+        """The processes that what it runs has started and that have not been waited for, adopted ones included."""
+        return descent.children(self.grader)
 
     def cause_of_death(self) -> str:
         """How it ended, with the last line of its stderr."""
         with contextlib.suppress(OSError):
             self.read_errors()
         try:
-            code = self.process.wait(0.1)
+            code = self._code()
         except subprocess.TimeoutExpired:
-            return "closed the descriptors that it answers on"
+            return CLOSED
         if code == worker.CLOSED:
-            return "closed the descriptors that it answers on"
+            return CLOSED
         if code < 0:
             how = f"its process was ended by {signal.Signals(-code).name}"
         else:
@@ -126,24 +117,23 @@ class WorkerProcess:
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{how}; its last words: {last[:200]}" if last else how
 
+    def _code(self) -> int:
+        """Its exit code. Raises TimeoutExpired if it runs on."""
+        until = time.monotonic() + 0.1
+        while descent.alive(self.grader) and time.monotonic() < until:
+            time.sleep(0.005)
+        # Behind a grader that has ended, its keeper ends what that has left.
+        return self.process.wait(0.0 if descent.alive(self.grader) else 2.0)
+
     def end(self) -> None:
         """Kill it and everything that descends from it, and close the pipes."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Stopped, it starts nothing while its descendants are looked up.
-            os.kill(self.pid, signal.SIGSTOP)
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
-            left = descendants(self.pid, self.mark)
-            if not left:
-                break
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
+        for pid in (self.pid, self.grader):
+            # Stopped, they start nothing while their descendants are looked up.
+            descent.kill(pid, signal.SIGSTOP)
+        descent.end_all(self.pid, self.mark)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.pid, signal.SIGKILL)
+        descent.kill(self.pid, signal.SIGKILL)
         self.process.wait()
         for fd in (self.jobs, self.answers, self.errors, self.exits):
             if fd >= 0:
@@ -181,48 +171,5 @@ def environment(mark: str) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         **os.environ,
         "PYTHONPATH": os.pathsep.join([package, *([inherited] if inherited else [])]),
-        MARK: mark,
+        descent.MARK: mark,
     }
-
-
-def descendants(root: int, mark: str) -> list[int]:
-    """Living processes that came from a worker: by parentage, by session, and by the mark in their environment; the
-    worker itself aside. Without /proc there are none to see, and the process group is all that ends."""
-    stats = {stat.pid: stat for stat in _stats()}
-    known = {root}
-    grew = True
-    while grew:
-        more = {pid for pid, stat in stats.items() if stat.parent in known} - known
-        grew = bool(more)
-        known |= more
-    for pid, stat in stats.items():
-        if pid not in known and (stat.session == root or _marked(pid, mark)):
-            known.add(pid)
-    return sorted(pid for pid in known - {root} if pid in stats and not stats[pid].ended)
-
-
-class _Stat:
-    """What the system says of a process. `ended`: it is a zombie that its parent has not looked at."""
-
-    __slots__ = ("ended", "parent", "pid", "session")
-
-    def __init__(self, pid: int, text: str):
-        # The name in brackets may hold blanks and brackets itself.
-        state, parent, _, session = text.rpartition(")")[2].split()[:4]
-        self.pid, self.parent, self.session, self.ended = pid, int(parent), int(session), state in "ZX"
-
-
-def _stats() -> Iterator[_Stat]:
-    if not PROC.is_dir():
-        return
-    for name in os.listdir(PROC):
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                yield _Stat(int(name), (PROC / name / "stat").read_text(encoding="utf-8", errors="replace"))
-
-
-def _marked(pid: int, mark: str) -> bool:
-    try:
-        return f"{MARK}={mark}".encode() in (PROC / str(pid) / "environ").read_bytes()
-    except OSError:
-        return False

@@ -1,10 +1,13 @@
-"""The process that grades: `python -m espalier.rewards.worker JOBS ANSWERS`, two descriptors of pipes.
+"""The process that grades: `python -m espalier.rewards.worker JOBS ANSWERS PARENT`, two descriptors of pipes, a number.
+
+It runs as two: a keeper, which only waits, and its child, which grades. What the child starts and leaves becomes the
+keeper's, however it has cut itself off, and ends when the child or the parent does.
 
 One JSON object a line. It reads what to load, says that it is ready, and then answers one job after the other:
 
-    {"rewards": [...], "timeout": s, "memory": bytes}      ->  {"ready": {name: {"batch": bool, "note": text}}}
-                                                           or  {"failed": name, "cause": text}
-    {"job": n, "reward": name, "answers": [...]}           ->  {"job": n, "worn": bool, "results": [...]}
+    {"rewards": [...], "timeout": s, "memory": bytes}  ->  {"ready": {name: {"batch": bool, "note": text}}, "pid": n}
+                                                       or  {"failed": name, "cause": text}
+    {"job": n, "reward": name, "answers": [...]}       ->  {"job": n, "worn": bool, "results": [...]}
 
 A reward that takes batches answers once for a job, with `broken` and the cause instead of results if all of it failed;
 any other answers once for each of the job's answers, so that its parent knows which one it is at. `worn` says that the
@@ -18,6 +21,7 @@ import contextlib
 import inspect
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.rewards.descent import MARK, end_all
 from espalier.rewards.results import Result, read
 from espalier.rewards.reward import Answer, Reward, Settings
 from espalier.rewards.user import UserFunction, load
@@ -138,21 +143,53 @@ def no_answer(timeout: float) -> str:
     return f"no answer within {timeout:g} s"
 
 
-def prepare(memory: int) -> None:
-    """Die with the parent, adopt what grandchildren leave, let no process have more than `memory` bytes of its own."""
+def keep(parent: int, pipes: Sequence[int]) -> None:
+    """Fork: the child returns; this process waits for it, ends all that it has left, and ends as it has ended. If the
+    parent ends first, so do all of them."""
+    _control(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A process whose own parent has ended becomes a child of the nearest one above it that asks for this.
+    _control(PR_SET_CHILD_SUBREAPER, 1)
+    child = os.fork()
+    if child == 0:
+        _control(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _control(PR_SET_CHILD_SUBREAPER, 1)
+        return
+    for fd in pipes:
+        os.close(fd)
+    me, mark = os.getpid(), os.environ.get(MARK, "")
+
+    def over(*_: Any) -> None:
+        end_all(me, mark)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, over)
+    if os.getppid() != parent:
+        over()
+    pid = status = 0
+    while pid != child:
+        pid, status = os.wait()
+    end_all(me, mark)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(me, -code)
+    os._exit(code)
+
+
+def _control(option: int, value: int) -> None:
+    """prctl; nothing on other systems than Linux."""
     if sys.platform == "linux":
         import ctypes
 
-        control = ctypes.CDLL(None).prctl
-        control(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        # A grandchild whose parent has ended becomes this process's child, where it is seen.
-        control(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    import resource
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
+
+def limit(memory: int) -> None:
+    """Let no process have more than `memory` bytes of its own."""
     # Not the address space: threads and accelerators reserve far more of it than they use.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def main(jobs: int, answers: int) -> None:
@@ -161,7 +198,7 @@ def main(jobs: int, answers: int) -> None:
     pipes = [(fd, os.fstat(fd).st_ino) for fd in (jobs, answers)]
     lines = os.fdopen(jobs, "rb")
     first = json.loads(lines.readline())
-    prepare(first["memory"])
+    limit(first["memory"])
     worker = Worker(first["timeout"])
     notes = {}
     for spec in first["rewards"]:
@@ -173,7 +210,7 @@ def main(jobs: int, answers: int) -> None:
             _send(answers, {"failed": spec["name"], "cause": cause})
             os._exit(1)
     _check(me, pipes)
-    _send(answers, {"ready": notes})
+    _send(answers, {"ready": notes, "pid": me})
     for line in lines:
         job = json.loads(line)
         given = [Answer(**answer) for answer in job["answers"]]
@@ -205,4 +242,7 @@ def _send(answers: int, entries: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    JOBS, ANSWERS, PARENT = (int(text) for text in sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep(PARENT, (JOBS, ANSWERS))
+    main(JOBS, ANSWERS)
