@@ -75,7 +75,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     # Modules that load before a config is known to be right, or that need no tensors: torch and transformers only
     # inside functions and for type checking.
-    *("errors", "files", "types", "config", "algorithms", "credit", "data", "toy", "workbench", "watch"),
+    *("errors", "files", "types", "config", "algorithms", "credit", "data", "toy", "workbench", "watch", "rewards"),
     *("loop.metrics", "loop.schedule", "loop.signals", "loop.rundir", "loop.track", "loop.progress"),
     *("assembly.runs", "checks.firstloss", "commands.main", "commands.train", "commands.doctor"),
 )

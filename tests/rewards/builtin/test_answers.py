@@ -19,6 +19,8 @@ from espalier.rewards.builtin import answers
         (r"\boxed {8}", "8"),
         (r"\boxed{5} and \boxed{6", "5"),
         (r"\boxed{\frac{1}{2}", None),
+        (r"} { \boxed{\boxed{3}}", "3"),
+        (r"\boxed{" * 20_000, None),
         (r"\boxed{}", ""),
         ("boxed{5}", None),
         ("", None),

@@ -1,7 +1,12 @@
 """All built-in rewards: known answers, names, gold answers."""
 
+import doctest
+import importlib
+import pkgutil
+
 import pytest
 
+from espalier.rewards import builtin
 from espalier.rewards.builtin import BUILTIN, REWARDS
 from espalier.types import Task
 from graded import reward_of
@@ -39,3 +44,8 @@ def test_a_reward_that_reads_the_answer_gives_its_gold_its_best(name: str) -> No
         settings = {key: setting.default for key, setting in reward.settings.items()}
         again = type(known)(gold, reward.best, answer=known.answer, facts=known.facts, settings=settings)
         assert reward_of(reward, again) == reward.best, gold
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(builtin.__path__)])
+def test_worked_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"{builtin.__name__}.{name}")).failed == 0

@@ -34,6 +34,8 @@ from graded import grade
         (r"\boxed{\frac{}}}", "5", 0.0),
         ("The answer is $x^2 + 1$.", "1 + x^2", 1.0),
         ("#### 72", "48+24=72\n#### 72", 1.0),
+        (r"The answer is \(x^2+1\), as $x > 0$.", "x^2+1", 1.0),
+        ("The answer is 7. It is prime.", "7", 1.0),
         ("**Answer:** 7", r"We get $\boxed{7}$.", 1.0),
         (r"\boxed{7", "7", "invalid"),
     ],

@@ -15,16 +15,19 @@ from fractions import Fraction
 
 LONGEST = 400  # digits of a number that is read; a longer one is no answer and would cost time
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# A box opens, a character that is escaped (a brace, mostly), a brace.
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _MARK = re.compile(r"####([^\n]*)")
 _PHRASE = re.compile(r"\b(?:answer|result)[*_]*\s*(?:is\b|[:=])|答案\s*(?:是|为|:)", re.I)
+
+_REST = re.compile(r"[ \t\r\n*_:]*+([^\n]*)")
 
 # Full-width characters, the minus sign and the fraction slash stand for ASCII ones.
 _ASCII = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {0x2212: "-", 0x2044: "/"}
 _VULGAR = {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅕": "1/5", "⅛": "1/8"}
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(?<![A-Za-z])\\[dt]?frac\s*(?:\{\s*(-?[0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
-_POWER = re.compile(r"\s*(?:\u00d7|\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*(-?[0-9]{1,3})\s*\}?")
+_POWER = re.compile(r"(?<=[0-9]) ?(?:\u00d7|\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*(-?[0-9]{1,3})\s*\}?")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}\s])\^\s*\{?[0-9]\}?")  # the 2 of m^2 is no answer
 
 _START = r"(?<![A-Za-z0-9_])(?<![0-9]\.)"
@@ -45,19 +48,17 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"so \boxed{1} or \boxed{\frac{1}{2}}."), boxed(r"\boxed{\{1, 2\}}"), boxed(r"\boxed{7")
     ('\\frac{1}{2}', '\\{1, 2\\}', None)
     """
-    content = None
-    for box in _BOX.finditer(text):
-        depth, place = 1, box.end()
-        while place < len(text) and depth:
-            if text[place] == "\\":  # \{ and \} are characters, not braces
-                place += 1
-            elif text[place] == "{":
-                depth += 1
-            elif text[place] == "}":
-                depth -= 1
-            place += 1
-        if depth == 0:
-            content = text[box.end() : place - 1].strip()
+    content, latest = None, -1
+    opened: list[int] = []  # places behind boxes whose braces are open, -1 for other braces
+    for token in _BRACES.finditer(text):
+        if token["box"]:
+            opened.append(token.end())
+        elif token[0] == "{":
+            opened.append(-1)
+        elif token[0] == "}" and opened:
+            start = opened.pop()
+            if start > latest:
+                content, latest = text[start : token.start()].strip(), start
     return content
 
 
@@ -77,11 +78,12 @@ def phrased(text: str) -> str | None:
     >>> phrased("The answer is (B)."), phrased("**Answer:**\\n\\n42 km"), phrased("An answer is not there")
     ('(B).', '42 km', 'not there')
     """
-    text, rest = text.translate(_ASCII), None
-    for phrase in _PHRASE.finditer(text):
-        line = text[phrase.end() :].lstrip(" \t\r\n*_:").split("\n")[0]
-        rest = line.strip() or rest
-    return rest
+    text = text.translate(_ASCII)
+    for phrase in reversed(list(_PHRASE.finditer(text))):
+        rest = _REST.match(text, phrase.end())
+        if rest is not None and rest[1].strip():
+            return rest[1].strip()
+    return None
 
 
 def numbers(text: str) -> list[Fraction]:

@@ -12,9 +12,10 @@ from espalier.types import Task
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # A letter at the start of a place: (B), B), B., **B**, \text{B}, "option B"; not the first letter of a word.
+_MARKUP = " \t\n*_\"'`$"
 _LETTER = re.compile(
-    r"[\s*_\"'`$]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:(?:[Oo]ption|[Cc]hoice|选项|选)\s*)?"
-    r"[*_\"'`]*(?:[(\[]\s*(?P<inside>[A-Za-z])\s*[)\]]|(?P<bare>[A-Z])(?![A-Za-z0-9'_]))"
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\s?\{\s?)?(?:(?:[Oo]ption|[Cc]hoice|选项|选)\s?)?"
+    r"[*_\"'`]{0,3}(?:[(\[]\s?(?P<inside>[A-Za-z])\s?[)\]]|(?P<bare>[A-Z])(?![A-Za-z0-9'_]))"
 )
 _SENTENCE = re.compile(
     r"\s+(?!(?:or|and|because|since)\b)[a-z]"
@@ -47,6 +48,7 @@ def chosen(place: str, choices: Sequence[str]) -> str | None:
     texts = [_plain(text) for text in choices]
     if _plain(place) in texts:
         return LETTERS[texts.index(_plain(place))]
+    place = place.lstrip(_MARKUP)
     match = _LETTER.match(place)
     if match is None:
         return None

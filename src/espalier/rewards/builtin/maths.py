@@ -17,6 +17,7 @@ from espalier.types import Task
 SECONDS = 3  # for parsing one answer, and for comparing two
 
 _SPACES = re.compile(r"\\[,!;: ]|\s|\\left(?![a-z])|\\right(?![a-z])|\$")
+_FORMULA = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 
 
@@ -46,11 +47,22 @@ def gold_math(task: Task) -> str:
 
 
 def final_expression(response: str) -> str | None:
-    """The expression a response ends on, empty if its place is; None if it has none of the forms."""
-    for place in (boxed(response), phrased(response), marked(response)):
+    """The expression a response ends on, empty if its place is; None if it has none of the forms.
+
+    Behind "answer is" it is the first formula in `$...$` or `\\(...\\)` if there is one, else the rest of the sentence.
+
+    >>> final_expression("The answer is $5$ since $4 < 5$."), final_expression("The answer is 5. Bye.")
+    ('5', '5')
+    """
+    place = boxed(response)
+    if place is None:
+        place = phrased(response)
         if place is not None:
-            return place.lstrip("* ").rstrip("*. ")
-    return None
+            formula = _FORMULA.search(place)
+            place = formula[1] or formula[2] if formula else re.split(r"\.\s", place)[0]
+    if place is None:
+        place = marked(response)
+    return None if place is None else place.lstrip("* ").rstrip("*. ")
 
 
 def right_expression(answer: str) -> str:
