@@ -77,7 +77,8 @@ WITHOUT_TORCH = (
     # inside functions and for type checking.
     *("errors", "files", "types", "config", "algorithms", "credit", "data", "toy", "workbench", "watch", "rewards"),
     *("loop.metrics", "loop.schedule", "loop.signals", "loop.rundir", "loop.track", "loop.progress"),
-    *("assembly.runs", "checks.firstloss", "commands.main", "commands.train", "commands.doctor"),
+    *("assembly.runs", "assembly.rollout_run", "checks.firstloss"),
+    *("commands.main", "commands.train", "commands.doctor"),
 )
 TORCH = ("torch", "transformers", "accelerate", *HEAVY)
 

@@ -1,6 +1,7 @@
 """Commands. A command reads its config, then imports what does the work: help and config errors answer without torch.
 
-Exit codes: 0 done, 1 `doctor` found a fault, 2 an error the user can act on, 130 interrupted.
+Exit codes: 0 done, 1 `doctor` or `rollout --grade-answers` found a fault, 2 an error the user can act on, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier import __version__
+from espalier.assembly.rollout_run import RolloutRun
 from espalier.assembly.runs import RUNS
 from espalier.checks.start import NAMES as CHECK_NAMES
 from espalier.config.options import Parser
@@ -98,6 +100,13 @@ COMMANDS = {
             "espalier.commands.export:run",
             "Write a run's weights, or a base with an adapter merged into it, as a plain Hugging Face directory.",
             "--run RUN [--merge] [--out DIR] | --model BASE --adapter A --out DIR",
+        ),
+        Command(
+            "rollout",
+            RolloutRun,
+            "espalier.commands.rollout:run",
+            RolloutRun.about,
+            "--model M --data TASKS --reward NAME ... --out DIR [--grade-answers | --regrade RUN] [--field value ...]",
         ),
         Command(
             "sample",

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from espalier.config.fields import Count, CountOrZero, Fraction, Names, NotNegative, Number, Positive, Share, section
+from espalier.config.fields import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    Names,
+    NotNegative,
+    Number,
+    Positive,
+    Seed,
+    Share,
+    section,
+)
 from espalier.errors import ConfigError
 
 
@@ -70,3 +82,30 @@ class RewardsConfig:
         for gate in self.gate:
             if gate not in names:
                 raise ConfigError(f"gate: {gate} is not among the rewards; give it as reward, too", key="gate")
+
+
+@section
+class SurveyConfig:
+    """What is answered, and where the answers go."""
+
+    out: Name
+    """Folder for samples.jsonl and rollout.json. A command that was killed goes on where it stopped if it is given once
+    more."""
+    tasks: CountOrZero = 0
+    """Tasks to answer, chosen by seed; 0 takes all."""
+    seed: Seed = 0
+    """Seed of the sampler and of the choice of tasks."""
+    right: NotNegative = 0.0
+    """Score from which an answer counts as right; 0 takes the best score that the rewards declare."""
+    show: CountOrZero = 2
+    """Answers to print of the best, and of the worst."""
+    grade_answers: bool = False
+    """Grade the data's own answers, in the form that each reward reads, without a model."""
+    regrade: str = ""
+    """Grade the answers in this run's samples.jsonl (or this file) with other rewards, and sample nothing."""
+    overwrite: bool = False
+    """Remove earlier rollouts from `out`."""
+
+    def __post_init__(self) -> None:
+        if self.grade_answers and self.regrade:
+            raise ConfigError("grade_answers and regrade are both given, and grade different answers; drop one")

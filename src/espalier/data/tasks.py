@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from itertools import accumulate
 
 import numpy as np
@@ -82,6 +82,13 @@ class TaskData:
             if self._starts[id(store)] + group not in taken:
                 prompts.append((self._prompt(store, group), -1 - step))
         return prompts
+
+    def all(self) -> Iterator[Prompt]:
+        """Every task that is drawn from, once, in the order of rows."""
+        for store, chosen in zip(self.opened.main, self.opened.chosen, strict=True):
+            numbers = range(len(store)) if chosen is None else chosen.tolist()
+            for group in numbers:
+                yield self._prompt(store, group)
 
     def held_out(self) -> list[Prompt]:
         """The held-out prompts, store by store in the order of their rows; none if nothing is held out."""

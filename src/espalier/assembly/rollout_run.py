@@ -1,0 +1,64 @@
+"""The config of `espalier rollout`: that of a run which answers tasks and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import TYPE_CHECKING, ClassVar
+
+from espalier.algorithms.traits import Algorithm, Traits
+from espalier.assembly.runs import RunConfig
+from espalier.config.fields import section
+from espalier.config.rollout_sections import SurveyConfig
+from espalier.config.sections import LoopConfig, ModelConfig
+from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.types import Batch, Outputs, Term
+
+
+@section
+class Untrained(Algorithm):
+    """Answers tasks, and learns nothing from them."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(consumes="task")
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Mapping[str, Term]:  # type: ignore[override]
+        """No terms."""
+        return {}
+
+
+@section
+class AnsweringModel(ModelConfig):
+    """The model that answers."""
+
+    model: str = ""
+    """Hugging Face directory or hub name; not needed with grade_answers or regrade."""
+
+
+@section
+class RolloutRun(RunConfig):
+    """Answer tasks and grade the answers, before anybody trains."""
+
+    model: AnsweringModel
+    survey: SurveyConfig = field(default_factory=lambda: SurveyConfig(out="-"))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out="-"))
+    algorithm: Untrained = field(default_factory=Untrained)
+
+    command: ClassVar[str] = "rollout"
+    about: ClassVar[str] = "Answer tasks with a model and grade the answers, before anybody trains."
+    sections: ClassVar[tuple[str, ...]] = ("model", "data", "turns", "survey", "rollout", "rewards")
+    refused: ClassVar[tuple[str, ...]] = (
+        *("alpaca_prompt", "keep_wrong", "replay", "replay_fraction", "eval_data", "eval_fraction"),
+        *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "rslora", "qlora", "export", "freeze_layers"),
+        *("freeze", "dropout", "router_loss", "add_tokens", "max_waves", "eval_samples"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampled = not (self.survey.grade_answers or self.survey.regrade)
+        if sampled and not self.model.model:
+            raise ConfigError("model is missing: the one that answers. Give --model", key="model")
+        object.__setattr__(self, "loop", LoopConfig(out=self.survey.out, seed=self.survey.seed))
