@@ -9,7 +9,7 @@ import pytest
 
 from espalier.config.rollout_sections import RewardsConfig
 from espalier.errors import EspalierError
-from espalier.outcomes import Graded, Outcome
+from espalier.outcomes import Graded, Key, Outcome
 from espalier.rewards.build import plan
 from espalier.rewards.graders import ErrorShare, WorkerGraders
 from espalier.types import Message, Prompt, Sample, Task
@@ -53,6 +53,15 @@ def sample(prompt: Prompt, *response: int, stop: str = "stop") -> Sample:
     return s
 
 
+def next_of(graders: WorkerGraders) -> Outcome:
+    """The outcome of the only response in flight."""
+    ready: list[tuple[Key, Outcome]] = []
+    while not ready:
+        ready = graders.finished(wait=True)
+    assert len(ready) == 1
+    return ready[0][1]
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rewards") / "mine.py"
@@ -93,7 +102,7 @@ def test_a_response_is_graded_without_its_stop_token(graders: WorkerGraders) -> 
     prompt = Prompt(5, [0, 0], task())
     for stop, ids, characters in (("stop", [7, 5, 1], 7), ("length", [7, 5, 1], 11), ("stop", [7, 5, 6], 8)):
         graders.submit_names(prompt, sample(prompt, *ids, stop=stop), ("seen",))
-        [(_, outcome)] = graders.finished(wait=True)
+        outcome = next_of(graders)
         assert outcome.parts["seen.response"] == Graded(characters)
         assert outcome.parts["seen.ids"] == Graded(3) and outcome.parts["seen.prompt"] == Graded(6)
         assert outcome.parts["seen.cut"] == Graded(stop == "length")
@@ -120,7 +129,7 @@ def test_ends_of_steps_become_places_of_tokens(graders: WorkerGraders) -> None:
     prompt = Prompt(0, [0], task())
     # "Two and two. Four!": the first step ends behind the period, which the third token holds.
     graders.submit_names(prompt, sample(prompt, 2, 3, 4, 5, 6, 1), ("steps",))
-    [(_, outcome)] = graders.finished(wait=True)
+    outcome = next_of(graders)
     assert (outcome.score, outcome.steps) == (0.5, ((2, 1.0), (4, -1.0)))
 
 

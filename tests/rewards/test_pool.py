@@ -158,6 +158,12 @@ def test_of_answers_that_are_handed_out_together_only_one_is_blamed(pool: Pool) 
             assert result == Result({"": float(len(response))})
 
 
+def test_waiting_ends_after_a_moment_so_that_signals_are_heeded(pool: Pool) -> None:
+    began = time.monotonic()
+    assert pool.results(wait=True) == []
+    assert 0.4 < time.monotonic() - began < 3.0
+
+
 def test_children_that_end_with_the_call_cost_nothing(pool: Pool) -> None:
     assert grade(pool, "uses_programs", *["4"] * 20) == [Result({"": 1.0})] * 20
     assert "uses_programs" not in pool.replaced

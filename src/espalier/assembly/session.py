@@ -131,5 +131,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         yield session
     finally:
         if session is not None and session.rollouts is not None:
+            for line in session.rollouts.graders.notes():
+                console.note(line)
             session.rollouts.graders.close()
         world.close()

@@ -65,7 +65,7 @@ class RewardsConfig:
     """Rewards, each NAME, NAME=WEIGHT or PATH.py:FUNCTION=WEIGHT. A task that names a verifier is graded by that one,
     and by those that need nothing of a task."""
     gate: Names = ()
-    """Rewards among them that gate the others: what is not full marks there scores 0 everywhere else."""
+    """Rewards among them that gate those behind them in the list: these count 0 without full marks at the gate."""
     invalid_score: Number = 0.0
     """Score of an answer that does not qualify."""
     reward_timeout: Positive = 10.0

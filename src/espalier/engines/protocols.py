@@ -336,7 +336,8 @@ class Graders(Protocol):
         ...
 
     def finished(self, *, wait: bool) -> list[tuple[Key, Outcome]]:
-        """Outcomes that are there, in any order; with `wait`, after at least one came in (empty if not `busy`)."""
+        """Outcomes that are there, in any order; with `wait`, after at least one came in, or after a moment without
+        one, so that a signal is heeded (empty if not `busy`)."""
         ...
 
     @property

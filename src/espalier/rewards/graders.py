@@ -158,20 +158,33 @@ class WorkerGraders:
             self.pool.submit(Job(self._tickets, component.name, values))
 
     def finished(self, *, wait: bool) -> list[tuple[Key, Outcome]]:
-        """Outcomes that are there, in any order; with `wait`, after at least one came in (empty if not `busy`).
+        """Outcomes that are there, in any order; with `wait`, after at least one came in or half a second (empty if not
+        `busy`).
 
         Raises EspalierError if too many are errors, and if no worker can be started any more.
         """
-        while True:
-            ready, self._ready = self._ready, []
-            # Of one response all rewards must have answered, so results may come in without an outcome.
-            for ticket, name, result in self.pool.results(wait=wait and not ready and bool(self._open)):
-                self._take(ticket, name, result, ready)
-            if ready or not wait or not self._open:
-                break
+        ready = self._fetch(wait)
         for _, outcome in ready:
             self.errors.count(outcome)
         return ready
+
+    def _fetch(self, wait: bool) -> list[tuple[Key, Outcome]]:
+        ready, self._ready = self._ready, []
+        waits = wait and not ready and bool(self._open)
+        while True:
+            results = self.pool.results(wait=waits)
+            for ticket, name, result in results:
+                self._take(ticket, name, result, ready)
+            # Of one response all rewards must have answered, so results may come in without an outcome.
+            if ready or not waits or not results:
+                return ready
+
+    def notes(self) -> list[str]:
+        """What the user should know at the end: rewards that have left processes behind."""
+        return [
+            f"reward {name} left processes behind after {count:,} calls; they were ended, and its worker replaced"
+            for name, count in self.pool.replaced.items()
+        ]
 
     def _take(self, ticket: int, name: str, result: Result, ready: list[tuple[Key, Outcome]]) -> None:
         response = self._open[ticket]
@@ -203,10 +216,7 @@ class WorkerGraders:
             self.submit_text((count - 1, 0, 0), task, response, row=count - 1, stop=stop, ids=ids, names=names)
         outcomes: dict[int, Outcome] = {}
         while len(outcomes) < count:
-            ready, self._ready = self._ready, []
-            for ticket, name, result in self.pool.results(wait=not ready):
-                self._take(ticket, name, result, ready)
-            outcomes.update({key[0]: outcome for key, outcome in ready})
+            outcomes.update({key[0]: outcome for key, outcome in self._fetch(True)})
         return [outcomes[row] for row in range(count)]
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from espalier.rewards.worker import no_answer
 
 BATCH = 64
 """The most answers of one call of a batched reward."""
+WAIT = 0.5
 LOADING = 120.0
 """Seconds in which a worker must have loaded its rewards."""
 TRIES = 3
@@ -130,11 +131,15 @@ class Pool:
         self._wake()
 
     def results(self, *, wait: bool) -> list[tuple[int, str, Result]]:
-        """The results that are there, as (ticket, reward, result); with `wait`, at least one. Raises EspalierError if
-        no worker can be started any more."""
+        """The results that are there, as (ticket, reward, result); with `wait`, at least one if it comes within half a
+        second, so that a signal to this process is heeded. Raises EspalierError if no worker can be started any
+        more."""
         results: list[tuple[int, str, Result]] = []
         while wait or not self._results.empty():
-            entry = self._results.get()
+            try:
+                entry = self._results.get(timeout=WAIT)
+            except queue.Empty:
+                break
             if entry is None:
                 self._results.put(None)
                 raise self._failure or EspalierError("the grading processes are closed")
