@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, Shard
 from dist_commands import commands, start_ranks
 from dist_processes import bytes_of_all_ranks
 from dist_reference import HELD
+from dist_sampling import sampling
 from espalier.algorithms.sft import SFT
 from espalier.checks.model import layout
 from espalier.config.sections import ModelConfig, OptimConfig
@@ -331,6 +332,7 @@ CHECKS: dict[str, Callable[[], Figures]] = {
     "full_disk": full_disk,
     "layout_check": layout_check,
     "bytes_of_all_ranks": lambda: bytes_of_all_ranks(world),
+    "sampling": lambda: sampling(world),
     **{name: lambda check=check: check(world, folder) for name, check in HELD.items()},  # type: ignore[misc]
 }
 

@@ -88,6 +88,19 @@ def test_a_token_budget_is_kept_and_every_request_served() -> None:
         sampler.submit([Request([*range(5, 25)], 0, 0, at(1.0, max_tokens=16))])
 
 
+def test_memory_is_allocated_before_and_used_then() -> None:
+    """llama: 2 layers x 2 key heads x (8 + 8) x 4 bytes a token; 6 rows x 8 and 3 prompts of 16 tokens."""
+    sampler = LocalSampler(tiny_model("llama"), rows=6)
+    assert sampler.bytes_held(1) == 256
+    assert sampler.allocate(prompts=3, longest=10, max_tokens=8) == 256 * (6 * 8 + 3 * 16)
+    place = sampler.store.keys[0].data_ptr()
+    draw_all(sampler, PROMPTS, 3, at(1.0))
+    assert sampler.store.keys[0].data_ptr() == place
+    # More tokens a row: the rows' room is made again, and not beyond what is needed.
+    draw_all(sampler, PROMPTS[:1], 2, at(1.0, max_tokens=20))
+    assert sampler.store.keys[0].shape == (2, 2, 8, 20)
+
+
 def test_cancelled_groups_are_forgotten_and_the_others_unchanged() -> None:
     model = tiny_model("llama")
     params = at(1.0, max_tokens=12, stop=(7, 9, 11, 13))

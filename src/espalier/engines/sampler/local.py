@@ -165,6 +165,28 @@ class LocalSampler:
         """Bytes of the keys and values of so many tokens, rows' and prompts' together."""
         return tokens * token_bytes(self.model.config, next(self.model.parameters()).dtype)
 
+    @torch.no_grad()
+    def allocate(self, prompts: int, longest: int, max_tokens: int) -> int:
+        """Make and write all room that a rollout of so many prompts, each up to `longest` tokens, can need at the same
+        time, and keep the rows' part of it. Returns its bytes; memory that is missing is missing now.
+
+        Raises ValueError while responses are in flight. A collective if the model is sharded.
+        """
+        if self.busy:
+            raise ValueError(f"allocate got a sampler with {len(self._rows)} responses in flight; expected none")
+        with self.drawing():
+            _, kept, _ = prefill(self.backbone, [[0]], self.device)
+        shapes: Shapes = {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}
+        dtype = next(iter(kept.values()))[0].dtype
+        padded = prompts * shelf_length(longest)
+        slots = self.rows if not self.tokens else min(self.rows, max(1, (self.tokens - padded) // max_tokens))
+        self.store.fit(shapes, dtype, slots, max_tokens, 0, 0)
+        size = self.store.touch()
+        # Written and given back: the prompts' keys take its place.
+        width = sum(heads * (keys + values) for heads, keys, values in shapes.values())
+        size += torch.full((padded, width), 1, dtype=dtype, device=self.device).nbytes
+        return size
+
     # ----------------------------------------------------------------------------------------------------- admission
 
     def _admit(self) -> None:
@@ -205,8 +227,8 @@ class LocalSampler:
         else:
             shapes, dtype = self.store.shapes, self.store.dtype
         count = len(self._rows) + sum(number for _, number in wave)
-        capacity = max(need(entry.request) for entry, _ in wave)
-        self.store.fit(shapes, dtype, count, capacity, len(self._rows), self._longest())
+        capacity = max(need(r) for r in (*(e.request for e, _ in wave), *(row.request for row in self._rows)))
+        self.store.fit(shapes, dtype, self._slots(count, capacity), capacity, len(self._rows), self._longest())
         states = [] if self._hidden is None else [self._hidden]
         for entry, number in wave:
             held = self._held[tuple(entry.request.prompt)]
@@ -225,6 +247,14 @@ class LocalSampler:
                 self._waiting.popleft()
         self._hidden = torch.cat(states)
         self._prompts = None
+
+    def _slots(self, count: int, capacity: int) -> int:
+        """For how many rows to make room if `count` are needed: half as many again as there were, so that growing is
+        rare, within the bounds."""
+        most = self.rows
+        if self.tokens:
+            most = min(most, (self.tokens - self.store.prompt_tokens) // capacity)
+        return max(count, min(most, self.store.slots * 3 // 2)) if count > self.store.slots else count
 
     def _seen(self, prompt: Sequence[int]) -> Tensor:
         """Which tokens a prompt has: bool [V]."""

@@ -80,7 +80,7 @@ class Store:
         if slots <= self.slots and capacity <= self.capacity and dtype == self.dtype:
             return
         self.shapes, self.dtype = shapes, dtype
-        self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
+        self.slots, self.capacity = (max(slots, self.slots), capacity) if used else (slots, capacity)
         for layer, (heads, key_width, value_width) in shapes.items():
             # Zeros: masked columns are multiplied by weights of 0, which nan and inf would survive.
             keys = torch.zeros(self.slots, heads, key_width, self.capacity, dtype=dtype, device=self.device)
@@ -89,6 +89,15 @@ class Store:
                 keys[:used, ..., :longest] = self.keys[layer][:used, ..., :longest]
                 values[:used, :, :longest] = self.values[layer][:used, :, :longest]
             self.keys[layer], self.values[layer] = keys, values
+
+    def touch(self) -> int:
+        """Write every page of the own keys and values, so that a lack of memory shows now; returns their bytes. Their
+        contents are lost."""
+        size = 0
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor.fill_(0.0)
+            size += tensor.numel() * tensor.itemsize
+        return size
 
     def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
         """Overwrite the first `longest` tokens of rows `targets` with those of rows `sources`."""
