@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from espalier.assembly.sampling import Sampling, build_sampler
 from espalier.config.rollout_sections import RolloutConfig
 from espalier.engines.protocols import Sampler, SamplingParams
-from espalier.loop.journal import Journal, journal_name
+from espalier.loop.journal import Journal, journal_path
 from espalier.loop.offline import OfflineSource
 from espalier.loop.rollout import RolloutSource
 from espalier.loop.source import Source
@@ -107,7 +107,7 @@ def build_source(session: Session, folder: Path) -> Source:
         config.rollout,
         rollouts.params,
         world,
-        Journal(folder / journal_name(world.rank), fingerprint),
+        Journal(journal_path(folder, world.rank), fingerprint),
         decoder(session),
         skip_checks=config.loop.skip_checks,
     )

@@ -20,9 +20,9 @@ Entry = tuple[Key, Sequence[int], Outcome]
 _Which = tuple[bool, Key, str]
 
 
-def journal_name(rank: int) -> str:
-    """`journal.jsonl`, and `journal-00003.jsonl` for rank 3: each rank grades its own share."""
-    return f"journal-{rank:05d}.jsonl" if rank else "journal.jsonl"
+def journal_path(folder: Path, rank: int) -> Path:
+    """`journal.jsonl`, and `journals/rank-00003.jsonl` for rank 3: each rank grades its own share."""
+    return folder / "journals" / f"rank-{rank:05d}.jsonl" if rank else folder / "journal.jsonl"
 
 
 class Journal:
@@ -39,6 +39,7 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: str = ""):
         self.path, self.fingerprint = path, fingerprint
+        path.parent.mkdir(exist_ok=True)
         self._file = MetricsFile(path)
         self._earlier: dict[int, dict[_Which, Outcome]] | None = None
 

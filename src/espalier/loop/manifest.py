@@ -28,6 +28,7 @@ FORMAT = 1
 LOCK = ".lock"
 ENTRIES = (
     *(LOCK, NAME, "run.yaml", "checkpoints", "metrics.jsonl", "samples.jsonl", "preflight.json", "rejected.jsonl"),
+    *("journal.jsonl", "journals"),
     *("findings.json", "report.html", "workbench.json", "workbench.html", "model", "tensorboard", "trackers"),
 )
 """All names that a run may list."""

@@ -28,7 +28,6 @@ import yaml
 from espalier.errors import ConfigError
 from espalier.files import PARTIAL, beside, make_dir, write_atomic
 from espalier.loop import manifest as manifests
-from espalier.loop.journal import journal_name
 from espalier.loop.manifest import LOCK, Manifest
 from espalier.loop.older_runs import HEADING, is_preflight
 
@@ -108,8 +107,8 @@ class RunDir:
         return run
 
     def journals(self, ranks: int) -> list[Path]:
-        """Where the ranks of a run keep the outcomes of rollouts."""
-        return [self.path / journal_name(rank) for rank in range(ranks)]
+        """What the ranks of a run keep the outcomes of rollouts in."""
+        return [self.path / "journal.jsonl", *([self.path / "journals"] if ranks > 1 else [])]
 
     def close(self) -> None:
         """Release the lock."""
