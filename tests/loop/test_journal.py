@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from espalier.errors import EspalierError
-from espalier.loop.journal import Journal, journal_name
+from espalier.loop.journal import Journal, journal_path
 from espalier.outcomes import Graded, Outcome
 
 LATE = Outcome(0.0, error="math: stopped after 10 s")
@@ -71,8 +71,8 @@ def test_a_line_of_something_else_is_refused_by_its_number(tmp_path: Path) -> No
 
 
 def test_each_rank_has_its_own_file() -> None:
-    assert [journal_name(rank) for rank in (0, 1, 12)] == [
-        "journal.jsonl",
-        "journal-00001.jsonl",
-        "journal-00012.jsonl",
+    assert [str(journal_path(Path("run"), rank)) for rank in (0, 1, 12)] == [
+        "run/journal.jsonl",
+        "run/journals/rank-00001.jsonl",
+        "run/journals/rank-00012.jsonl",
     ]

@@ -258,10 +258,12 @@ class Pool:
             wait = 0.2 if wait is None else min(wait, 0.2)
         for key, _ in self._selector.select(wait):
             if key.data is None:
-                # Before jobs are taken, so that one which comes meanwhile wakes again.
-                self._woken = False
+                # The flag falls after the pipe is empty: a submit in between would write a byte that this read
+                # swallows, and leave the flag up, so that nothing ever woke this thread again. It falls before jobs
+                # are taken, so that the job of a submit which still saw it up is among them.
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 65536)
+                self._woken = False
                 continue
             seat, fd = key.data
             if seat in self._seats:
