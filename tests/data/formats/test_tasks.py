@@ -192,6 +192,14 @@ def test_mapped_fields_stand_beside_a_conversation(tmp_path: Path) -> None:
     assert tasks.CUT in ledger.notes and ledger.notes[tasks.CUT] == 1
 
 
+def test_prompts_that_the_policy_goes_on_with_are_said(tmp_path: Path) -> None:
+    begun = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "It is "}]
+    _, ledger = rows(tmp_path / "t.jsonl", {"prompt": begun}, {"prompt": {"messages": begun}}, {"prompt": "Q"})
+    assert ledger.notes == {tasks.BEGUN: 2}
+    _, ledger = rows(tmp_path / "t.jsonl", {"messages": ["Q", "A"]}, {"messages": ["Q", "A", "R"]})
+    assert ledger.notes[tasks.CUT] == 1
+
+
 def test_bad_rows_are_listed_with_their_reason_and_a_mapping_to_try(tmp_path: Path) -> None:
     got, _ = rows(tmp_path / "t.jsonl", {"q_text": "What is one and one?", "truth": "2"})
     path = f"{tmp_path}/t.jsonl:1"

@@ -10,7 +10,7 @@ from espalier.data.formats.choice import counts_from_0
 from espalier.data.formats.common import Fields
 from espalier.data.formats.lead import is_texts
 from espalier.data.formats.messages import turns_key
-from espalier.data.formats.tasks import CUT, is_cut
+from espalier.data.formats.tasks import remark_of
 
 ALTERNATING = "conversations whose turns are plain texts: read as the user and the assistant in turn, the user first"
 RENDERED = "texts that hold the marks of a chat template, such as [INST], read as they are, not as turns"
@@ -34,8 +34,8 @@ def remarks(name: str, row: Fields) -> Iterator[str]:
     """
     if name == "choice" and counts_from_0(row):
         yield PLACES
-    if name in TASKS and is_cut(row):
-        yield CUT
+    if name in TASKS and remark_of(row):
+        yield remark_of(row)
     if name in ("messages", "sharegpt"):
         key = turns_key(row)
         if key is not None and is_texts(peek(row, key)):

@@ -35,6 +35,7 @@ EXPECTED = (
     "a prompt (question, problem, instruction, messages), and beside it answer, verifier and facts, choices with their "
     "answer, or instruction_id_list with kwargs"
 )
+BEGUN = "prompts that end in an assistant turn, with which the policy goes on"
 CUT = "last assistant turns left out, which the policy answers itself"
 MARK = "####"
 _BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
@@ -138,16 +139,18 @@ def cut(messages: Sequence[Message], field: str) -> list[Message]:
     return list(messages[:end])
 
 
-def is_cut(row: Fields) -> bool:
-    """Whether `question` leaves out assistant turns at the end of a row."""
-    key = turns_key(row)
-    if key is None or first_key(row, PROMPTS) is not None:
-        return False
-    try:
-        messages = turns(plain(decoded_turns(peek(row, key), key)), key)
-    except RowError:
-        return False
-    return bool(messages) and messages[-1].role == "assistant"
+def remark_of(row: Fields) -> str:
+    """What `question` does with an assistant turn at the end of a row: CUT, BEGUN, or empty if there is none."""
+    key = first_key(row, PROMPTS)
+    remark = CUT if key is None else BEGUN
+    key = key or turns_key(row)
+    value = None if key is None else plain(decoded_turns(peek(row, key), key))
+    if isinstance(value, dict):
+        value = value.get("messages")
+    if key is None or not isinstance(value, list):
+        return ""
+    messages = turns(value, key)
+    return remark if messages and messages[-1].role == "assistant" else ""
 
 
 def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
