@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -153,6 +152,8 @@ def text(prompt: str, response: str, **task: Any) -> Any:
 
 async def waits(prompt: str, response: str, **task: Any) -> float:
     """Hangs for one answer only."""
+    import asyncio
+
     await asyncio.sleep(600 if response == "hang" else 0.2)
     return float(len(response))
 
@@ -195,3 +196,11 @@ def forks_and_spins(prompt: str, response: str, **task: Any) -> float:
         time.sleep(600)
         os._exit(0)
     return spins(prompt, response)
+
+
+def hangs_over_five(prompt: list[str], response: list[str], **task: Any) -> list[float]:
+    time.sleep(600 if len(response) > 5 else 0)
+    return [1.0] * len(response)
+
+
+hangs_over_five.batched = True  # type: ignore[attr-defined]

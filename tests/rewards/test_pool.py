@@ -79,8 +79,8 @@ LATE = f"no answer within {DEADLINE:g} s"
         ("hangs", LATE),
         ("spins", LATE),
         ("ignores_signals", LATE),
-        ("raises", "ValueError: no number in the answer (hostile_graders.py:44)"),
-        ("raises_system_exit", "SystemExit: done (hostile_graders.py:48)"),
+        ("raises", "ValueError: no number in the answer (hostile_graders.py:43)"),
+        ("raises_system_exit", "SystemExit: done (hostile_graders.py:47)"),
         ("exits", "its process ended with exit code 3; its last words: about to go"),
         ("crashes", "its process was ended by SIGSEGV"),
         ("prints", 0.25),
@@ -115,29 +115,37 @@ def test_each_costs_one_answer_at_most(pool: Pool, name: str, outcome: str | flo
 
 
 def test_a_batch_that_dies_is_graded_again_one_by_one(pool: Pool) -> None:
-    blocked, *results = grade_behind(pool, "hangs", "batch", ["a", "bad", "ccc"])
+    blocked, *results = grade_behind(pool, "batch", ["a", "bad", "ccc"])
     assert blocked.error == LATE
     assert [result.scores for result in results] == [{"": 1.0}, {}, {"": 3.0}]
     assert results[1].error == "its process ended with exit code 5"
 
 
 def test_a_batch_with_a_wrong_number_of_entries_is_graded_again_one_by_one(pool: Pool) -> None:
-    _, *results = grade_behind(pool, "hangs", "short_batch", ["a", "b"])
+    _, *results = grade_behind(pool, "short_batch", ["a", "b"])
     assert results == [Result({"": 1.0})] * 2
+
+
+@pytest.mark.slow
+def test_after_a_batch_that_is_late_batches_are_half_as_large(pool: Pool) -> None:
+    _, *results = grade_behind(pool, "hangs_over_five", ["4"] * 8)
+    assert results == [Result({"": 1.0})] * 8 and pool.repeated["hangs_over_five"] == 1
+    _, *results = grade_behind(pool, "hangs_over_five", ["4"] * 8)
+    assert results == [Result({"": 1.0})] * 8 and pool.repeated["hangs_over_five"] == 1
 
 
 def test_async_answers_run_side_by_side_and_hang_alone(pool: Pool) -> None:
     began = time.monotonic()
-    _, *results = grade_behind(pool, "hangs", "waits", ["x" * n for n in range(1, 21)] + ["hang"])
+    _, *results = grade_behind(pool, "waits", ["x" * n for n in range(1, 21)] + ["hang"])
     assert [result.scores for result in results[:20]] == [{"": float(n)} for n in range(1, 21)]
     assert results[20].error == LATE
     # One after the other they would take 20 times 0.2 s.
     assert time.monotonic() - began < DEADLINE * 2 + 2.9
 
 
-def grade_behind(pool: Pool, first: str, name: str, responses: list[str]) -> list[Result]:
-    """As `grade`, while the only worker is busy with one answer by `first`: the others wait for it together."""
-    pool.submit(Job(0, first, answer("4")))
+def grade_behind(pool: Pool, name: str, responses: list[str]) -> list[Result]:
+    """As `grade`, behind an answer that keeps the only worker busy until its deadline: the others wait together."""
+    pool.submit(Job(0, "hangs", answer("4")))
     time.sleep(0.1)
     for ticket, response in enumerate(responses, 1):
         pool.submit(Job(ticket, name, answer(response)))

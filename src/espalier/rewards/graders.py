@@ -180,10 +180,11 @@ class WorkerGraders:
                 return ready
 
     def notes(self) -> list[str]:
-        """What the user should know at the end: rewards that have left processes behind."""
+        """What the user should know at the end: processes that rewards have left, batches that were graded again."""
+        left, again = self.pool.replaced.items(), self.pool.repeated.items()
         return [
-            f"reward {name} left processes behind after {count:,} calls; they were ended, and its worker replaced"
-            for name, count in self.pool.replaced.items()
+            *(f"reward {name} left processes behind after {n:,} calls; they were ended" for name, n in left),
+            *(f"reward {name}: {n:,} batches failed, and their answers were graded one by one" for name, n in again),
         ]
 
     def _take(self, ticket: int, name: str, result: Result, ready: list[tuple[Key, Outcome]]) -> None:

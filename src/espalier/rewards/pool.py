@@ -82,7 +82,7 @@ class Pool:
     timeout: seconds for one call. memory: bytes that one process may have of its own. Every answer gets a result: what
     hangs, ends its process or closes its pipe costs one error each, no later than the deadline, and its process is
     replaced. So is a worker that has more children after an answer than it had after loading. A batch that fails is
-    graded again, each of its answers alone.
+    graded again, each of its answers alone; after one that was late, the reward's batches are half as large.
     """
 
     def __init__(self, specs: Sequence[Spec], *, timeout: float, workers: int, memory: int):
@@ -90,10 +90,13 @@ class Pool:
         self.first = {"rewards": [asdict(spec) for spec in specs], "timeout": timeout, "memory": memory}
         self.replaced: dict[str, int] = {}
         """How often workers were replaced because a reward had left processes behind, by reward."""
+        self.repeated: dict[str, int] = {}
+        """How often a batch failed and was graded again one by one, by reward."""
         self.notes: dict[str, str] = {}
         self._batch: dict[str, bool] = {}
         self._waiting: dict[str, deque[Job]] = {spec.name: deque() for spec in specs}
         self._seconds: dict[str, float] = {}
+        self._sizes: dict[str, int] = {}
         self._fresh: list[tuple[int, str, Result]] = []
         self._seats: list[_Seat] = []
         self._count = 0
@@ -230,7 +233,7 @@ class Pool:
         first = oldest.popleft()
         jobs, most = [first], 1
         if self._batch[first.name]:
-            most = 1 if first.alone else BATCH
+            most = 1 if first.alone else self._sizes.get(first.name, BATCH)
         elif self._seconds.get(first.name, QUICK) < QUICK:
             most = min(AT_ONCE, 1 + len(oldest) // self.most)
         while oldest and len(jobs) < most and oldest[0].alone == first.alone:
@@ -345,6 +348,9 @@ class Pool:
             # It may have answered since the last look.
             self._answers(seat)
             if seat in self._seats and (seat.jobs or not seat.ready):
+                if len(seat.jobs) > 1 and seat.batch:
+                    # So many may be too much for one call.
+                    self._sizes[seat.jobs[0].name] = max(1, len(seat.jobs) // 2)
                 self._lost(seat, no_answer(self.timeout) if seat.ready else f"not loaded within {LOADING:g} s")
 
     def _lost(self, seat: _Seat, cause: str) -> None:
@@ -361,6 +367,7 @@ class Pool:
 
     def _again(self, jobs: list[Job]) -> None:
         """Grade the answers of a batch that failed each alone, before anything else."""
+        self.repeated[jobs[0].name] = self.repeated.get(jobs[0].name, 0) + 1
         self._requeue([Job(job.ticket, job.name, job.answer, alone=True) for job in jobs])
 
     def _requeue(self, jobs: list[Job]) -> None:
