@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from espalier.models import token_head
 from espalier.models.token_head import TokenHead, score_tokens
 
 U, V, D = 37, 50, 8
@@ -202,3 +203,17 @@ def test_bf16_logprobs_are_computed_in_float32(linear: bool) -> None:
     for a, b in zip(grads, want, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.double() - b).norm() < 5e-3 * b.norm()
+
+
+@pytest.mark.parametrize("head", [TokenHead(), TokenHead(softcap=5.0, scale=0.5)])
+def test_logits_over_parts_of_the_weight_are_those_of_one_product(
+    head: TokenHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3, 16), (700, 16), (700,)))
+    whole = token_head.logits(hidden, weight, bias, head)
+    monkeypatch.setattr(token_head, "CPU_HEAD_BYTES", 128 * 16 * 4)
+    assert torch.allclose(token_head.logits(hidden, weight, bias, head), whole, atol=1e-5)
+    z = hidden @ weight.t() + bias
+    expected = z if head.softcap is None else 2.5 * torch.tanh(z / 5)
+    assert torch.allclose(whole, expected, atol=1e-5)

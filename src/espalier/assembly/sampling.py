@@ -12,7 +12,7 @@ from espalier.assembly.machine import free_memory
 from espalier.engines.protocols import Drawn, Request, Sampler, SamplingParams
 from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
-from espalier.engines.sampler.store import shelf_length, token_bytes
+from espalier.engines.sampler.store import padded_length, token_bytes
 from espalier.errors import ConfigError
 from espalier.models.layout import obstacle
 from espalier.models.load import Loaded
@@ -79,7 +79,7 @@ def build_sampler(
     if not tokens:
         tokens = int(_free(loaded) / SHARE_OF_MEMORY / _token_bytes(loaded))
         if longest:
-            tokens = min(tokens, rows * shelf_length(longest))
+            tokens = min(tokens, rows * padded_length(longest))
     local = LocalSampler(model, rows=rows, tokens=tokens, **parts)
     size = tokens * _token_bytes(loaded)
     note = f"sampler local: up to {rows} answers and keys and values of {tokens:,} tokens at the same time"

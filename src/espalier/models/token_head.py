@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 CPU_CHUNK_BYTES = 8 << 20
 # Positions: below, adding to the weight's gradient once a chunk costs more than the product.
 CPU_CHUNK_LEAST = 256
+# Bytes of the weight that a product of a few hidden states takes at a time.
+CPU_HEAD_BYTES = 2 << 20
 # Bytes and positions: large enough that the time to launch kernels does not count.
 CUDA_CHUNK_BYTES = 256 << 20
 CUDA_CHUNK_LEAST = 64
@@ -168,7 +170,11 @@ def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | float, head: TokenHead
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled logits of a chunk, and tanh of the capped ones if there is a cap, for its derivative."""
-    z = _product(hidden, weight.t())
+    return _finish(_product(hidden, weight.t()), bias, factor, head)
+
+
+def _finish(z: Tensor, bias: Tensor | None, factor: Tensor | float, head: TokenHead) -> tuple[Tensor, Tensor | None]:
+    """The products z with bias, cap and factor, and tanh of the capped ones if there is a cap. z is overwritten."""
     if bias is not None:
         z += bias
     bent = None
@@ -182,7 +188,15 @@ def _logits(
 
 def logits(hidden_BD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: TokenHead) -> Tensor:
     """Logits [B, V] of hidden states as `score_tokens` has them: float32 (float64 stays), capped and scaled."""
-    return _logits(hidden_BD, weight_VD, bias_V, head.scale, head)[0]
+    rows = max(128, CPU_HEAD_BYTES // (weight_VD.shape[1] * weight_VD.itemsize))
+    if hidden_BD.is_cuda or weight_VD.dtype not in (torch.float32, torch.float64) or len(weight_VD) < 2 * rows:
+        return _logits(hidden_BD, weight_VD, bias_V, head.scale, head)[0]
+    # A few rows of the weight at a time: as a whole it leaves the cache while a few tokens wait for it (docs/log.md).
+    z_BV = hidden_BD.new_empty(len(hidden_BD), len(weight_VD))
+    for low in range(0, len(weight_VD), rows):
+        part = slice(low, low + rows)
+        torch.mm(hidden_BD, weight_VD[part].t(), out=z_BV[:, part])
+    return _finish(z_BV, bias_V, head.scale, head)[0]
 
 
 class _Score(torch.autograd.Function):

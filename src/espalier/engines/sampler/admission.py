@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from espalier.engines.protocols import Request
 from espalier.engines.sampler.rows import Row, Waiting
-from espalier.engines.sampler.store import shelf_length
+from espalier.engines.sampler.store import padded_length, shelf_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,32 +20,23 @@ class Bounds:
     original_limit: int | None
 
 
-def copied(request: Request) -> bool:
-    """Whether each response gets a copy of the prompt's keys in front of its own."""
-    return False
-
-
-def need(request: Request) -> int:
-    """Own tokens of one response."""
-    return request.params.max_tokens + (len(request.prompt) if copied(request) else 0)
-
-
 def plan(
     waiting: Iterable[Waiting],
     rows: Sequence[Row],
     held: Collection[tuple[int, ...]],
-    prompt_tokens: int,
+    shelves: Mapping[int, tuple[int, int]],
     bounds: Bounds,
 ) -> list[tuple[Waiting, int]]:
     """The requests to admit now beside `rows`, each with how many of its responses: the first ones that fit.
 
-    held: prompts whose keys are there already, `prompt_tokens` of them with padding. Every row is counted with the own
-    tokens of the longest. Empty if there are rows and no more than an eighth of all would be admitted although more
-    wait, because a forward for each prompt costs more than rows that stay empty for a while.
+    held: prompts whose keys are there already, `shelves` how many each shelf has and its width. Every row is counted
+    with the own tokens of the longest. Empty if there are rows and no more than an eighth of all would be admitted
+    although more wait, because a forward for each prompt costs more than rows that stay empty for a while.
     """
     planned: list[tuple[Waiting, int]] = []
     count, left = len(rows), 0
-    capacity = max((need(row.request) for row in rows), default=0)
+    capacity = max((row.request.params.max_tokens for row in rows), default=0)
+    shelves = dict(shelves)
     side = _side(rows[0].request, bounds) if rows else None
     new: set[tuple[int, ...]] = set()
     full = False
@@ -55,13 +46,16 @@ def plan(
             continue
         request, prompt = entry.request, tuple(entry.request.prompt)
         side = _side(request, bounds) if side is None else side
-        extra = 0
-        if not copied(request) and prompt not in held and prompt not in new:
-            extra = shelf_length(len(prompt))
-        wide = max(capacity, need(request))
+        more = dict(shelves)
+        if prompt not in held and prompt not in new:
+            name = shelf_of(len(prompt))
+            prompts, width = shelves.get(name, (0, 0))
+            more[name] = prompts + 1, max(width, padded_length(len(prompt)))
+        wide = max(capacity, request.params.max_tokens)
         number = min(len(entry.ks), bounds.rows - count)
         if bounds.tokens:
-            number = min(number, (bounds.tokens - prompt_tokens - extra) // wide - count)
+            taken = sum(prompts * width for prompts, width in more.values())
+            number = min(number, (bounds.tokens - taken) // wide - count)
         full = number < len(entry.ks) or _side(request, bounds) != side
         if number <= 0 or _side(request, bounds) != side:
             continue
@@ -69,7 +63,7 @@ def plan(
         new.add(prompt)
         capacity = wide
         count += number
-        prompt_tokens += extra
+        shelves = more
     if rows and count - len(rows) < min(left, max(1, bounds.rows // 8)):
         return []
     return planned

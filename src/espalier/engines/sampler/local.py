@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from espalier.engines.protocols import Drawn, Request, SamplingParams
-from espalier.engines.sampler.admission import Bounds, need, plan
+from espalier.engines.sampler.admission import Bounds, plan
 from espalier.engines.sampler.draw import counter_uniform, draw, penalise
 from espalier.engines.sampler.model import Drawable, copy_weights
 from espalier.engines.sampler.prefill import prefill
 from espalier.engines.sampler.rows import Row, Waiting, check_request, readers, waiting
 from espalier.engines.sampler.stops import watch
-from espalier.engines.sampler.store import Held, Shapes, Store, shelf_length, token_bytes
+from espalier.engines.sampler.store import Held, Shapes, Store, padded_length, token_bytes
 from espalier.errors import ConfigError
 from espalier.models.attention.decode import Decode, Prompts
 from espalier.models.layout import obstacle
@@ -94,7 +94,7 @@ class LocalSampler:
         entries = []
         for request in requests:
             check_request(request, self.limit, self.original_limit)
-            least = shelf_length(len(request.prompt)) + request.params.max_tokens
+            least = padded_length(len(request.prompt)) + request.params.max_tokens
             if self.tokens and least > self.tokens:
                 raise ConfigError(
                     f"one response to task {request.row} needs keys and values of {least} tokens, the sampler holds "
@@ -178,7 +178,7 @@ class LocalSampler:
             _, kept, _ = prefill(self.backbone, [[0]], self.device)
         shapes: Shapes = {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}
         dtype = next(iter(kept.values()))[0].dtype
-        padded = prompts * shelf_length(longest)
+        padded = prompts * padded_length(longest)
         slots = self.rows if not self.tokens else min(self.rows, max(1, (self.tokens - padded) // max_tokens))
         self.store.fit(shapes, dtype, slots, max_tokens, 0, 0)
         size = self.store.touch()
@@ -194,7 +194,7 @@ class LocalSampler:
         if not self._waiting:
             return
         bounds = Bounds(self.rows, self.tokens, self.original_limit)
-        planned = plan(self._waiting, self._rows, self._held, self.store.prompt_tokens, bounds)
+        planned = plan(self._waiting, self._rows, self._held, self.store.widths(), bounds)
         budget = CUDA_PREFILL if self.device.type == "cuda" else CPU_PREFILL
         wave: list[tuple[Waiting, int]] = []
         size = 0
@@ -227,7 +227,8 @@ class LocalSampler:
         else:
             shapes, dtype = self.store.shapes, self.store.dtype
         count = len(self._rows) + sum(number for _, number in wave)
-        capacity = max(need(r) for r in (*(e.request for e, _ in wave), *(row.request for row in self._rows)))
+        requests = [*(entry.request for entry, _ in wave), *(row.request for row in self._rows)]
+        capacity = max(request.params.max_tokens for request in requests)
         self.store.fit(shapes, dtype, self._slots(count, capacity), capacity, len(self._rows), self._longest())
         states = [] if self._hidden is None else [self._hidden]
         for entry, number in wave:

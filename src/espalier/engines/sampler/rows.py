@@ -19,9 +19,9 @@ from espalier.types import Sample
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A response in flight. `base` is the position of its first own key: 0 if the prompt's keys were copied in front of
-    its own, else the prompt's length; `own` are the keys that it holds. `ks` are the samples that it stands for. `seen`
-    [V]: which tokens prompt and response have, if there is a penalty on repetition; `text` watches for stop strings."""
+    """A response in flight. `base` is the position of its first own key; `own` are the keys that it holds. `ks` are the
+    samples that it stands for. `seen` [V]: which tokens prompt and response have, if there is a penalty on repetition;
+    `text` watches for stop strings."""
 
     request: Request
     ks: tuple[int, ...]

@@ -20,14 +20,21 @@ Shapes = dict[int, tuple[int, int, int]]
 """Key heads, width of keys and width of values, by layer."""
 
 
-def shelf_length(length: int) -> int:
-    """The padded length of a prompt's keys: four steps in every doubling from 64, else multiples of 16.
+def padded_length(length: int) -> int:
+    """The next multiple of 16 tokens: what a prompt alone takes."""
+    return -(-length // 16) * 16
 
-    >>> [shelf_length(n) for n in (1, 64, 65, 100, 513)]
-    [16, 64, 80, 112, 640]
+
+def shelf_of(length: int) -> int:
+    """The shelf of a prompt, by the longest that it takes: 128, 256, 512, ... tokens.
+
+    Every shelf costs each layer a fixed time in each step, and every column of padding a little: so there are few, and
+    each is as wide as its longest prompt.
+
+    >>> [shelf_of(n) for n in (1, 128, 129, 513)]
+    [128, 128, 256, 1024]
     """
-    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
-    return -(-length // step) * step
+    return max(128, 1 << (length - 1).bit_length())
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -53,8 +60,9 @@ class Held:
 
 @dataclass(slots=True)
 class Shelf:
-    """Prompts of one padded length: [P, K, d, L] and [P, K, L, d] by layer, in the order of `prompts`."""
+    """Prompts padded to `width` tokens: [P, K, d, L] and [P, K, L, d] by layer, in the order of `prompts`."""
 
+    width: int
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
     prompts: list[Held] = field(default_factory=list)
@@ -110,12 +118,6 @@ class Store:
             keys[target] = keys[source]
             values[target] = values[source]
 
-    def copy_prompt(self, kept: Kept, place: Tensor, rows: slice) -> None:
-        """Put the keys and values of packed tokens `place` at the front of `rows`."""
-        for layer, (keys, values) in kept.items():
-            self.keys[layer][rows, ..., : len(place)] = keys[0][:, place].transpose(1, 2)
-            self.values[layer][rows, :, : len(place)] = values[0][:, place]
-
     # ------------------------------------------------------------------------------------------------------- prompts
 
     def add(
@@ -123,30 +125,30 @@ class Store:
     ) -> list[Held]:
         """Hold prompts (tokens and last hidden state), whose keys and values are those at `places` of a packed
         forward."""
-        lengths: dict[int, list[int]] = {}
+        chosen: dict[int, list[int]] = {}
         for i, (tokens, _) in enumerate(prompts):
-            lengths.setdefault(shelf_length(len(tokens)), []).append(i)
+            chosen.setdefault(shelf_of(len(tokens)), []).append(i)
         held: dict[int, Held] = {}
-        for length, chosen in sorted(lengths.items()):
-            shelf = self.shelves.get(length) or Shelf({}, {})
-            count = len(shelf.prompts)
+        for name, members in sorted(chosen.items()):
+            shelf = self.shelves.setdefault(name, Shelf(0, {}, {}))
+            count, width = len(shelf.prompts), shelf.width
+            shelf.width = max(width, *(padded_length(len(prompts[i][0])) for i in members))
             for layer, (keys, values) in kept.items():
-                heads, key_width, value_width = keys.shape[1], keys.shape[3], values.shape[3]
-                more_keys = keys.new_zeros(len(chosen), heads, key_width, length)
-                more_values = values.new_zeros(len(chosen), heads, length, value_width)
-                for j, i in enumerate(chosen):
-                    place = places[i]
-                    more_keys[j, ..., : len(place)] = keys[0][:, place].transpose(1, 2)
-                    more_values[j, :, : len(place)] = values[0][:, place]
+                size, heads = count + len(members), keys.shape[1]
+                more_keys = keys.new_zeros(size, heads, keys.shape[3], shelf.width)
+                more_values = values.new_zeros(size, heads, shelf.width, values.shape[3])
                 if count:
-                    more_keys = torch.cat([shelf.keys[layer][:count], more_keys])
-                    more_values = torch.cat([shelf.values[layer][:count], more_values])
+                    more_keys[:count, ..., :width] = shelf.keys[layer][:count]
+                    more_values[:count, :, :width] = shelf.values[layer][:count]
+                for place, i in enumerate(members, start=count):
+                    packed = places[i]
+                    more_keys[place, ..., : len(packed)] = keys[0][:, packed].transpose(1, 2)
+                    more_values[place, :, : len(packed)] = values[0][:, packed]
                 shelf.keys[layer], shelf.values[layer] = more_keys, more_values
-            for j, i in enumerate(chosen):
+            for i in members:
                 tokens, hidden = prompts[i]
-                held[i] = Held(tokens, hidden, length, count + j)
+                held[i] = Held(tokens, hidden, name, len(shelf.prompts))
                 shelf.prompts.append(held[i])
-            self.shelves[length] = shelf
         return [held[i] for i in range(len(prompts))]
 
     def drop(self, prompt: Held) -> None:
@@ -165,4 +167,8 @@ class Store:
     @property
     def prompt_tokens(self) -> int:
         """Tokens whose keys and values the prompts hold, padding included."""
-        return sum(length * len(shelf.prompts) for length, shelf in self.shelves.items())
+        return sum(shelf.width * len(shelf.prompts) for shelf in self.shelves.values())
+
+    def widths(self) -> dict[int, tuple[int, int]]:
+        """How many prompts each shelf has, and its width."""
+        return {name: (len(shelf.prompts), shelf.width) for name, shelf in self.shelves.items()}
