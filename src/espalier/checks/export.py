@@ -20,7 +20,7 @@ from espalier.checks.table import Outcome, failed, passed, skipped
 from espalier.data.render.bad_turns import usable
 from espalier.data.render.calls import FORMS
 from espalier.errors import RowError
-from espalier.types import Chat, Example, Message, Ranking, Sample, Steps
+from espalier.types import Chat, Example, Message, Ranking, Sample, Steps, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,11 @@ def check_export(evidence: Evidence) -> Outcome:
     assert chosen is not None
     folder = Path(session.config.loop.out) / "model"
     rows = list(islice(evidence.few_rows(), AMONG))
-    samples = _shortest([s for row in rows for s in row.stored])
+    stored = [s for row in rows for s in row.stored]
+    if session.rollouts is not None:
+        # Nothing of a task's prompt is trained, and all of it can be compared.
+        stored = [replace(s, mask=[True] * len(s), weights=[1.0] * len(s)) for s in stored]
+    samples = _shortest(stored)
     if not samples:
         return skipped("no row to compare on", LIMIT)
     spoken = _said(session, samples)  # every rank takes part
@@ -244,6 +248,8 @@ def as_chat(example: Example) -> Chat | None:
             return example
         case Ranking():
             return Chat((*example.prompt, example.responses[0].message), example.tools)
+        case Task():
+            return Chat(example.prompt, example.tools)
         case Steps():
             answer = Message("assistant", example.separator.join(example.steps))
             return Chat((*example.prompt, answer))

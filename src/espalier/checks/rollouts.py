@@ -6,20 +6,56 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from espalier.checks import rewards
 from espalier.checks.rehearsal import first_step
 from espalier.checks.table import Outcome, failed, passed
 from espalier.loop.canary import BOUND, SLACK, Canary, apart, rounding, sampled
-from espalier.types import Sample
+from espalier.types import Sample, Task
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
     from espalier.checks.evidence import Evidence
 
 Groups = list[list[Sample]]
+SPREAD = 512
+"""Tasks among which those that the graders are tried on are chosen."""
 _OTHER = (
     "Sampler and learner compute different things: what is learned is not about what was drawn. Draw with "
     "--sampler generate, and report this."
 )
+
+
+def check_known(evidence: Evidence) -> Outcome:
+    """Every built-in reward of the run on its known answers."""
+    assert evidence.session.rollouts is not None
+    return rewards.check_known_answers(evidence.session.rollouts.plan)
+
+
+def check_golds(evidence: Evidence) -> Outcome:
+    """The data's own answers."""
+    assert evidence.session.rollouts is not None
+    return rewards.check_golds(evidence.session.rollouts.graders, some_tasks(evidence.session))
+
+
+def check_empty(evidence: Evidence) -> Outcome:
+    """Answers that say nothing."""
+    session = evidence.session
+    assert session.rollouts is not None
+    tokenizer, stop = session.model.loaded.tokenizer, session.rollouts.params.stop[:1]
+
+    def encode(text: str) -> list[int]:
+        return [*tokenizer.encode(text, add_special_tokens=False), *stop]
+
+    return rewards.check_empty_answers(session.rollouts.graders, some_tasks(session), encode)
+
+
+def some_tasks(session: Session) -> list[Task]:
+    """At most 512 tasks of the run, spread evenly over each source."""
+    tasks = []
+    for store in session.opened.main:
+        count = min(len(store), SPREAD // len(session.opened.main))
+        tasks += [store.task(i * len(store) // count) for i in range(count)]
+    return tasks
 
 
 def canary_of(session: Session) -> Canary:
@@ -83,7 +119,11 @@ def check_fits(evidence: Evidence) -> Outcome:
     value = f"{tokens:,} tokens of {sum(map(len, groups))} answers"
     limit = "one forward and backward pass fits in memory"
     states = torch.get_rng_state()
+    rollout, prompt = session.config.rollout, longest_prompt(session)
+    most = rollout.max_tokens
     try:
+        assert session.rollouts is not None
+        session.rollouts.sampler.allocate(rollout.prompts_per_step or len(session.tasks.prompts(0)), prompt, most)
         state = annotate(groups, algorithm, session.roles, session.given)
         learner.forward_backward(groups, algorithm.loss, state, 0)
     except torch.OutOfMemoryError as error:
@@ -96,12 +136,17 @@ def check_fits(evidence: Evidence) -> Outcome:
     return passed(f"{value}; peak {peak_memory() / 2**30:.2f} GiB", limit)
 
 
+def longest_prompt(session: Session) -> int:
+    """Tokens of the longest prompt that is trained on."""
+    return max(int(store.lengths.max()) for store in session.opened.main if len(store))
+
+
 def largest(session: Session) -> Groups:
     """One group: as many answers of the full length to the longest prompt as fit into a micro-batch, at least the
     fewest that the algorithm compares, at most a whole group. The ids are made up."""
     rollout, online = session.config.rollout, session.traits.online
     vocabulary = session.model.loaded.model.config.get_text_config().vocab_size
-    longest = max(int(store.lengths.max()) for store in session.opened.main if len(store))
+    longest = longest_prompt(session)
     least = online.least_group if online is not None else 1
     budget = session.learner.options.budget
     count = min(rollout.group_size, max(least, (budget - longest) // rollout.max_tokens))

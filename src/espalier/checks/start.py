@@ -119,7 +119,7 @@ CHECKS = (
     Check("trained", "Some tokens are trained.", data.check_trained, given_rows),
     Check("stop", "Answers that are not cut train a stop token.", data.check_stop, given_rows),
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
-    Check("mask", "Trained tokens decode to what should be trained, nothing else does.", exact.check_mask, given_rows),
+    Check("mask", "Trained tokens decode to what should be trained, nothing else does.", exact.check_mask, before),
     Check(
         "controls",
         "Strings that look like control tokens are not in what is trained, added tokens are used.",
@@ -158,6 +158,9 @@ CHECKS = (
         gradients.check_accumulation,
         after,
     ),
+    Check("known_answers", "Built-in rewards grade known answers as declared.", rollouts.check_known, answering),
+    Check("golds", "The data's own answers get the best score.", rollouts.check_golds, answering),
+    Check("empty_answers", "Answers that say nothing get less.", rollouts.check_empty, answering),
     Check("sampler", "Sampler and learner say the same of a prompt and its answer.", rollouts.check_sampler, answering),
     Check("ratio", "exp(learner - sampler) is 1 on answers to the first tasks.", rollouts.check_ratio, answering),
     Check("fits", "The largest step fits in memory, beside the sampler.", rollouts.check_fits, answering),

@@ -315,6 +315,11 @@ class Sampler(Protocol):
         sharded weights; inside, each takes its own number of steps. `finished` outside of it enters by itself."""
         ...
 
+    def allocate(self, prompts: int, longest: int, max_tokens: int) -> int:
+        """Take the memory that a rollout of so many prompts, each of at most `longest` tokens, needs at most, as far as
+        the sampler holds keys and values itself, so that missing memory is missing now. Returns its bytes."""
+        ...
+
 
 # ------------------------------------------------------------------------------------------------------------ graders
 

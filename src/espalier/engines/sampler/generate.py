@@ -103,6 +103,10 @@ class GenerateSampler:
         with self.drawable.drawing():
             yield
 
+    def allocate(self, prompts: int, longest: int, max_tokens: int) -> int:
+        """Nothing: transformers allocates its cache anew in every call."""
+        return 0
+
     def _batch(self) -> list[Row]:
         """The rows to draw now: the first that waits, and those after it that have its params and fit."""
         first = self._waiting[0]
