@@ -27,6 +27,7 @@ from espalier.rewards.worker import no_answer
 BATCH = 64
 """The most answers of one call of a batched reward."""
 WAIT = 0.5
+"""The most seconds that the owner waits for a result before it looks around."""
 LOADING = 120.0
 """Seconds in which a worker must have loaded its rewards."""
 TRIES = 3
