@@ -179,6 +179,12 @@ def full_disk(target: str, number: int) -> None:
 @hook
 def signal_after_step(number: int, name: str) -> None:
     """Send this process a signal when an optimizer step is done, as a supervisor may at any time."""
+    signal_at("espalier.loop.train:Trainer._step", number, name)
+
+
+@hook
+def signal_at(target: str, number: int, name: str) -> None:
+    """Send this process a signal when a call has returned."""
 
     def around(n: int, call: Callable[[], Any]) -> Any:
         result = call()
@@ -186,7 +192,7 @@ def signal_after_step(number: int, name: str) -> None:
             os.kill(os.getpid(), signal.Signals[name])
         return result
 
-    wrap("espalier.loop.train:Trainer._step", around)
+    wrap(target, around)
 
 
 @hook
