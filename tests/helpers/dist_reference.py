@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dist_updates import updates, values
 from espalier.algorithms.dpo import DPO
 from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines import fsdp, precomputed
@@ -182,4 +183,6 @@ HELD: dict[str, Callable[[Any, Path], Figures]] = {
     "other_model": other_model,
     "measure": measure,
     "reads": reads,
+    "updates": updates,
+    "values": values,
 }

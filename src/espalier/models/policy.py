@@ -104,7 +104,8 @@ class Policy(nn.Module):
             if self.says == "reads":
                 outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
             else:
-                outputs = {"values": heads.read(self.model, hidden_ND[batch.sources_U])[:, 0]}
+                # No view: FSDP2 hooks onto what leaves this module.
+                outputs = {"values": heads.read(self.model, hidden_ND[batch.sources_U])[:, 0].clone()}
             if router is not None:
                 outputs["router"] = router
             return outputs
