@@ -19,7 +19,7 @@ from espalier.config.sections import LoopConfig, OptimConfig
 from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.protocols import Group, Roles
 from espalier.engines.reference import StartReference
-from espalier.errors import CheckpointError
+from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.metrics import MetricsFile, read_lines
 from espalier.loop.train import Reporters, Trainer
@@ -253,3 +253,24 @@ def test_a_checkpoint_without_a_critic_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, GRPO(), Answered(steps=1)).trainer.run()
     with pytest.raises(CheckpointError, match="has no critic/, so it was written by a run without a critic"):
         Run(tmp_path, ActorCritic(), Answered(), critic=critic()).resume(1)
+
+
+# ------------------------------------------------------------------------------------------------ gradients that fail
+
+
+@pytest.mark.parametrize(("bad", "said"), [(0, "the weights before it are saved"), (1, "nothing is saved, since 1")])
+def test_between_updates_nothing_is_saved(tmp_path: Path, monkeypatch: Any, bad: int, said: str) -> None:
+    run = Run(tmp_path, GRPO(minibatches=2), Answered())
+    step, made = run.learner.optim_step, 0
+
+    def failing(lr: float) -> dict[str, float]:
+        nonlocal made
+        if made == bad:
+            raise FloatingPointError("gradient norm is inf")
+        made += 1
+        return step(lr)
+
+    monkeypatch.setattr(run.learner, "optim_step", failing)
+    with pytest.raises(EspalierError, match=f"step 1: gradient norm is inf, so no update was made; {said}"):
+        run.trainer.run()
+    assert checkpoint.steps(tmp_path / "checkpoints") == ([0] if bad == 0 else [])
