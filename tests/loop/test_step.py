@@ -115,3 +115,10 @@ def test_a_critic_has_its_own_rate_and_names() -> None:
     with pytest.raises(ValueError, match="loss and value_loss both have a term a; expected names of their own"):
         made_of(learner, Toy(Online(minibatches=2)), Draw([[sample([5], [6])], [sample([7], [8])]]), critic=critic)
     assert learner.rates == [0.5, 0.5] and critic.rates == [0.25, 0.25]
+
+
+def test_a_critic_that_fails_comes_after_an_update() -> None:
+    learner, critic = Learner([{"a": 1.0}]), Learner([{"b": 3.0, "a": 0.0}], bad=0)
+    with pytest.raises(UpdateError) as raised:
+        made_of(learner, Toy(Online()), Draw([[sample([5], [6])]]), critic=critic)
+    assert raised.value.made == 1

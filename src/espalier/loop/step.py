@@ -82,7 +82,9 @@ def make_updates(
         result, said = _update(roles.policy, algorithm.loss, update, state, key, lr, made.updates, kept)
         results.append(result)
         if roles.critic is not None:
-            value, by_critic = _update(roles.critic, algorithm.value_loss, update, state, key, critic_lr, made.updates)
+            # The policy's update is made by now.
+            done = made.updates + 1
+            value, by_critic = _update(roles.critic, algorithm.value_loss, update, state, key, critic_lr, done)
             judged.append(value)
             said |= {f"{name}_critic": number for name, number in by_critic.items()}
         from_optimizers.append(said)
