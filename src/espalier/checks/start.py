@@ -75,8 +75,10 @@ def answering(session: Session) -> When | None:
 
 
 def compared(session: Session) -> When | None:
-    """In runs that answer tasks and compare the policy with a reference."""
-    return answering(session) if "ref_logprobs" in session.traits.needs else referred(session)
+    """In runs that compare the policy with a reference: those that learn from judgements, or answer tasks."""
+    if session.rollouts is None:
+        return referred(session)
+    return "after" if "ref_logprobs" in session.traits.needs else None
 
 
 def judging(session: Session) -> When | None:
