@@ -49,8 +49,9 @@ def local(model: Any, prompts: list[list[int]], samples: int, most: int, stop: t
     ks = tuple(range(samples))
     sampler.submit([Request(p, i, i, params, ks=ks) for i, p in enumerate(prompts)])
     tokens = 0
-    while sampler.busy:
-        tokens += sum(len(one.sample.tokens) - len(one.request.prompt) for one in sampler.finished())
+    with sampler.drawing():
+        while sampler.busy:
+            tokens += sum(len(one.sample.tokens) - len(one.request.prompt) for one in sampler.finished())
     return tokens
 
 

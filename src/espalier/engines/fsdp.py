@@ -57,10 +57,12 @@ def whole(policy: Policy) -> Iterator[None]:
     """Inside, every rank has all parameters whole, so forwards need no other rank; they are gathered on entering, which
     is a collective, and freed on leaving. Nothing happens to a policy that is not sharded."""
     root: nn.Module = policy
+    if not isinstance(root, FSDPModule):
+        yield
+        return
     modules = [(module, module is root) for module in policy.modules() if isinstance(module, FSDPModule)]
-    if isinstance(root, FSDPModule):
-        # What the root's first forward does: a layer that runs before it would take itself for a root.
-        root._get_fsdp_state()._lazy_init()
+    # What the root's first forward does: a layer that runs before it would take itself for a root.
+    root._get_fsdp_state()._lazy_init()
     for module, _ in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()

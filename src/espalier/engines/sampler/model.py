@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from espalier.models.policy import Policy
 
 
 @contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in evaluation mode and none is compiled; each one's own mode comes back."""
+def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the modules are in evaluation mode and none is compiled; each one's own mode comes back."""
     # Module by module: the caller may have some of them in another mode than the whole.
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules if module.training]
     compiled = []
-    for module in model.modules():
-        call = getattr(module, "_compiled_call_impl", None)
+    for module in modules:
+        call = module.__dict__.get("_compiled_call_impl")
         if call is not None:
             compiled.append((module, call))
     for module in training:
@@ -46,6 +46,8 @@ class Drawable:
         self.policy = model if isinstance(model, Policy) else None
         self.model: Any = model.model if isinstance(model, Policy) else model
         self.forest = forest
+        # Walking a model's tree takes as long as a tenth of a small one's step.
+        self._modules = list(self.model.modules())
         self._inside = False
 
     @property
@@ -63,7 +65,7 @@ class Drawable:
             return
         whole = contextlib.nullcontext() if self.policy is None else fsdp.whole(self.policy)
         attention = forest_attention if self.forest else own_attention
-        with whole, evaluation(self.model), attention(self.model):
+        with whole, evaluation(self._modules), attention(self.model):
             self._inside = True
             try:
                 yield
