@@ -11,10 +11,11 @@ import pytest
 
 from espalier.assembly.runs import RUNS
 from espalier.checks import start
-from espalier.checks.start import CHECKS, NAMES, refuse_unknown
+from espalier.checks.start import CHECKS, LATER, NAMES, refuse_unknown
 from espalier.checks.table import Outcome, failed, passed, settle
 from espalier.commands import main
 from espalier.errors import CheckError, ConfigError
+from espalier.loop import rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ def test_a_failed_check_stops_with_cause_and_way_out(tmp_path: Path) -> None:
 def session(consumes: str, ranks: int, needs: tuple[str, ...] = ()) -> Any:
     traits = SimpleNamespace(consumes=consumes, needs=needs, calibration=None)
     config = SimpleNamespace(model=SimpleNamespace(adapter=""))
-    return SimpleNamespace(traits=traits, config=config, processes=SimpleNamespace(size=ranks))
+    return SimpleNamespace(traits=traits, config=config, processes=SimpleNamespace(size=ranks), rollouts=None)
 
 
 def test_a_skipped_check_does_not_run_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,11 @@ def test_the_help_names_every_check(command: str, capsys: pytest.CaptureFixture[
 
 def test_the_document_names_every_check_as_the_table_does() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / "checks.md").read_text(encoding="utf-8"), re.M)
-    assert rows == [(check.name, check.about) for check in CHECKS]
+    count = len(CHECKS)
+    assert rows[:count] == [(check.name, check.about) for check in CHECKS]
+    later = dict(rows[count:])
+    assert later.keys() == LATER.keys() | set(rules.CHECKS)
+    assert {name: later[name] for name in LATER} == LATER
 
 
 def test_a_check_is_named_in_the_table_alone() -> None:
