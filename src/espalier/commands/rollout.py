@@ -71,6 +71,7 @@ def _sample(config: RolloutRun) -> None:
         follows = {**pins(session), "settings": settings, "tasks": config.survey.tasks, "version": __version__}
         world = session.processes
         answers = Answers(rollouts.sampler, rollouts.graders, world, None, lambda: stopper.requested)
+        rollouts.sampler.interrupted = answers.interrupted
         survey = Survey(config.survey, config.rollout, answers, rollouts.params, decoder(session), world, console)
         survey.run(chosen(list(session.tasks.all()), config.survey.tasks, config.survey.seed), follows)
         if session.main and any(store.stats.rejected for store in session.opened.all):
