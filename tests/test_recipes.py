@@ -20,7 +20,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 NEEDED = ["--model", "m", "--data", "d.jsonl", "--out", "runs/x"]
 
 
-def test_preference_commands_have_recipes() -> None:
+def test_every_command_beside_fine_tuning_has_a_recipe() -> None:
     assert {path.stem for path in RECIPES} == RUNS.keys() - {"sft"}
 
 
@@ -44,7 +44,7 @@ def test_a_recipe_says_how_it_is_run(path: Path) -> None:
 def test_commands_in_comments_name_real_flags() -> None:
     for path in RECIPES:
         text = path.read_text(encoding="utf-8")
-        for command, rest in re.findall(r"^# espalier (\w+) (.*)$", text, re.M):
+        for command, rest in re.findall(r"^# espalier ([\w-]+) (.*)$", text, re.M):
             flags = {"config", *flat(Parser("espalier", "", "", RUNS[command]).read(NEEDED)[0])}
             for flag in re.findall(r"--([a-z-]+)", rest):
                 assert flag.replace("-", "_") in flags, (path.name, flag)
