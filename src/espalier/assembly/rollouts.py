@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,21 +40,23 @@ class Rollouts:
         return self.sampling.sampler
 
 
-def build_rollouts(session: Session) -> Rollouts:
+def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) -> Rollouts:
     """The sampler and the graders of a session, whose policy is the one that trains (sharded already, if it will be).
+
+    bounds: the sampler's rows and tokens, in place of defaults that depend on the memory that is free now.
 
     Raises ConfigError and EspalierError for rewards that cannot run, and for a sampler that the model does not have.
     """
     config, loaded = session.config, session.model.loaded
-    rollout = config.rollout
+    rollout, bounds = config.rollout, bounds or {}
     params = params_of(rollout, session.renderer.stop_ids, config.loop.seed)
     longest = max((int(store.lengths.max()) for store in session.opened.all if len(store)), default=0)
     sampling = build_sampler(
         loaded,
         session.model.policy,
         kind=rollout.sampler,
-        rows=rollout.sampler_rows,
-        tokens=rollout.sampler_tokens,
+        rows=rollout.sampler_rows or bounds.get("rows", 0),
+        tokens=rollout.sampler_tokens or bounds.get("tokens", 0),
         longest=longest + rollout.max_tokens,
     )
     plan = build.plan(config.rewards, BUILTIN, verifiers=verifiers_of(session))
@@ -110,4 +112,5 @@ def build_source(session: Session, folder: Path) -> Source:
         Journal(journal_path(folder, world.rank), fingerprint),
         decoder(session),
         skip_checks=config.loop.skip_checks,
+        max_error_share=config.rewards.max_error_share,
     )

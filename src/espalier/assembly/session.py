@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -105,8 +105,9 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig) -> Iterator[Session]:
-    """Load the model and open the data of a run; ends the process group on the way out."""
+def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) -> Iterator[Session]:
+    """Load the model and open the data of a run; ends the process group on the way out. sampler: bounds of the sampler
+    that a resumed run began with."""
     device = processes.pick_device()
     if config.loop.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -126,7 +127,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
         session = Session(config, model, renderer, opened, dataset, world, device, console)
         if isinstance(dataset, TaskData):
-            session.rollouts = build_rollouts(session)
+            session.rollouts = build_rollouts(session, sampler)
             session.beside["sampler's keys and values"] = session.rollouts.sampling.bytes
         yield session
     finally:

@@ -43,7 +43,7 @@ def train(config: RunConfig) -> Path:
     from espalier.checks.start import run_checks, settle
 
     try:
-        with open_session(config) as session:
+        with open_session(config, run.pinned("sampler") if config.loop.resume else None) as session:
             if config.judge.eval_only:
                 return _judge(session, run)
             _enter(session, run)

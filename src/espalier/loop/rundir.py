@@ -153,6 +153,11 @@ class RunDir:
             run._list = listed
         return run
 
+    def pinned(self, name: str) -> Mapping[str, Any]:
+        """What `pin` stored under a name; empty if nothing is."""
+        listed = manifests.read(self.path)
+        return listed.pinned.get(name, {}) if listed is not None else {}
+
     def pin(self, name: str, facts: Mapping[str, Any]) -> None:
         """`pin_all` of one name."""
         self.pin_all({name: facts})
