@@ -12,6 +12,7 @@ from scratches import SCRATCH
 COMMANDS = {
     "sft": ["--steps", "12", "--lr", "0.01"],
     "dpo": ["--steps", "12", "--lr", "0.015", "--beta", "0.5", "--batch", "6"],
+    "grpo": ["--steps", "14", "--lr", "0.005", "--max-tokens", "4"],
 }
 # One interpreter, which imports what a script may import, forks a child for each script.
 TURNS = """
@@ -56,3 +57,12 @@ def test_dpo_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
     assert margins[0] == 0
     assert losses[-1] < 0.5
     assert margins[-1] > 0.5
+
+
+def test_grpo_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
+    rewards = [float(x) for x in re.findall(r"reward (\S+)", said["grpo"])]
+    ratios = [float(x) for x in re.findall(r"ratio (\S+)", said["grpo"])]
+    assert len(rewards) == 14
+    assert rewards[0] == pytest.approx(0.5, abs=0.15)  # half of all tokens are even
+    assert rewards[-1] > 0.8
+    assert ratios == [pytest.approx(1, abs=1e-5)] * 14  # one update a step

@@ -49,9 +49,7 @@ def check_grpo(grpo: Any) -> None:
         if each:
             raise ConfigError(f"{name} is for reward_norm after: each has its own scale; drop one", key=name)
     if changed(grpo, "scale") and grpo.advantage != "normal":
-        raise ConfigError(
-            f"scale: advantages of {grpo.advantage} are 1, 0 or -1; drop scale, or advantage", key="scale"
-        )
+        raise ConfigError(f"scale: advantages of {grpo.advantage} are 1, 0 or -1; drop scale", key="scale")
 
 
 def check_raft(raft: Any) -> None:
