@@ -39,7 +39,8 @@ class DrGRPO(OnPolicy):
         from espalier.losses import policy
 
         log_ratio = policy.to_old(outputs, batch)
-        ratio, share = log_ratio.exp(), batch.weights / rollouts.longest(batch.state)
+        ratio = log_ratio.exp()
+        share = batch.weights.to(log_ratio.dtype) / rollouts.longest(batch.state)
         x = policy.clipped(ratio, batch.streams["advantages"], self.clip())
         return {
             "policy": Term(x * share, "sequences"),
