@@ -8,7 +8,6 @@ logits, one row for each prefix, the last token's at 0.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -150,7 +149,7 @@ class Expectation:
         streams = {"advantages": A, "ref_logprobs": self.tree.ref_ND[rows].flatten()}
         return batch_of([self.tree.depth] * len(rows), streams=streams, state={"max_tokens": float(self.tree.depth)})
 
-    def fixed_point(self, *, steps: int = 150, rate: float = 2.0) -> Tensor:
+    def fixed_point(self, *, steps: int = 60, rate: float = 2.0) -> Tensor:
         """The table that gradient steps from the reference lead to, by Newton's method at last.
 
         Raises ArithmeticError if the gradient there is above 1e-8.
@@ -191,14 +190,23 @@ def table_of(tree: Tree, p_N: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def random_tree(depth: int, tokens: int, seed: int) -> Tree:
-    noise = torch.Generator().manual_seed(seed)
-    paths = [list(itertools.product(range(tokens), repeat=d)) for d in range(depth + 1)]
-    ref = {x: torch.randn(tokens, generator=noise, dtype=WIDE).softmax(0).tolist() for d in paths[:-1] for x in d}
-    rewards = {y: float(torch.rand((), generator=noise, dtype=WIDE)) for y in paths[-1]}
-    return Tree(rewards, ref)
+def tree(rewards: Sequence[float], first: dict[Path, float]) -> Tree:
+    """A tree of two tokens a place: the rewards of its sequences in order, the reference's probability of token 0 after
+    each prefix."""
+    depth = (len(rewards) - 1).bit_length()
+    paths = itertools.product(range(2), repeat=depth)
+    return Tree(dict(zip(paths, rewards, strict=True)), {x: [p, 1 - p] for x, p in first.items()})
 
 
 def bandit(rewards: Sequence[float], ref: Sequence[float]) -> Tree:
-    assert math.isclose(sum(ref), 1)
     return Tree({(a,): r for a, r in enumerate(rewards)}, {(): list(ref)})
+
+
+TREES = {
+    "bandit": bandit([1.0, 0.3, 0.0], [0.2, 0.5, 0.3]),
+    "two tokens": tree([1.0, 0.0, 0.6, 0.5], {(): 0.6, (0,): 0.5, (1,): 0.3}),
+    "three tokens": tree(
+        [0.2, 0.1, 0.5, 0.3, 0.7, 0.1, 0.9, 0.1],
+        {(): 0.2, (0,): 0.9, (1,): 0.7, (0, 0): 0.9, (0, 1): 0.5, (1, 0): 0.1, (1, 1): 0.3},
+    ),
+}
