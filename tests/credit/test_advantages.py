@@ -82,3 +82,8 @@ def test_steps_beyond_the_end_fall_on_the_last_token() -> None:
 
 def test_two_steps_that_end_at_one_token_add_up() -> None:
     assert advantages.of_steps([[(0, 3.0), (0, 1.0)], [(1, 2.0)]], [2, 2], scale=False) == [[0, 0], [0, 0]]
+
+
+def test_rewards_that_weigh_nothing_are_left_out() -> None:
+    parts = [{"a": Graded(1.0), "shown": Graded(0.3, 0.0)}, {"a": Graded(0.0), "shown": Graded(0.9, 0.0)}]
+    assert list(advantages.part_scores(parts, [1.0, 0.0])) == ["a"]

@@ -29,7 +29,6 @@ def batch_of(
         ("tokens", "main"): float(weights.sum()),
         ("sequences", "main"): float(count),
         ("groups", "main"): float(len(set(numbers))),
-        ("max", "main"): 1.0,
     }
     return Batch(
         inputs_N=NONE,

@@ -7,6 +7,7 @@ import torch
 
 from batches import batch_of
 from espalier.losses import policy
+from espalier.losses.ops import peaks
 from espalier.losses.policy import Clip
 from espalier.types import Outputs
 
@@ -76,8 +77,11 @@ def test_metrics_by_hand() -> None:
     terms = policy.metrics(policy.to_old(Outputs(logprobs), batch).exp(), Clip(0.2, 0.2), Outputs(logprobs), batch)
     got = {name: term.x.sum().item() for name, term in terms.items()}
     ratio = 2 * math.exp(0.5) + math.exp(-0.5) + math.exp(-20)
+    assert terms["ratio_max"].over == "max"
+    assert peaks(terms)["ratio_max"].item() == pytest.approx(math.exp(0.5))
+    del got["ratio_max"]
     assert got == pytest.approx({"ratio": ratio, "clip_low": 1, "clip_high": 1, "clamped": 1})
-    assert all(term.coef == 0 and term.over == "tokens" for term in terms.values())
+    assert all(term.coef == 0 for term in terms.values())
 
 
 def test_without_old_log_probabilities_the_ratio_is_one_and_has_a_gradient() -> None:

@@ -79,14 +79,11 @@ class RAFT(Algorithm):
         return not cut and not (s.outcome and s.outcome.invalid)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        """`nll` of kept answers and, if there are some, `nll_sft` of given conversations, each over its own tokens;
-        the metric `kept`, the share of answers that are."""
-        from espalier.losses.ops import by_sample
+        """`nll` of kept answers and, if there are some, `nll_sft` of given conversations, each over its own tokens."""
         from espalier.losses.tokens import nll
 
-        x, drawn = nll(outputs.logprobs, batch.weights), batch.part("main")
-        kept_S = by_sample(batch.weights * drawn, batch.rows, len(batch.samples)) != 0
-        terms = {"nll": Term(x * drawn, "tokens"), "kept": Term(kept_S.float(), "sequences", coef=0.0)}
+        x = nll(outputs.logprobs, batch.weights)
+        terms = {"nll": Term(x * batch.part("main"), "tokens")}
         if ("tokens", GIVEN) in batch.totals:
             terms["nll_sft"] = Term(x * batch.part(GIVEN), "tokens", GIVEN, self.sft_coef)
         return terms

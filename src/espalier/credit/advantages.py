@@ -107,9 +107,9 @@ def winners(scores: Sequence[float]) -> list[float]:
 
 
 def part_scores(parts: Sequence[Mapping[str, Graded]], scores: Sequence[float]) -> dict[str, tuple[float, list[float]]]:
-    """The weight of each reward of a group, and what it gives each answer. An answer that a reward is not said of
-    (one that does not qualify) has its whole score there."""
-    names = {name: graded.weight for part in parts for name, graded in part.items()}
+    """The weight of each reward of a group, and what it gives each answer; those that weigh nothing are left out. An
+    answer that has no such part (one that does not qualify) has its whole score there."""
+    names = {name: graded.weight for part in parts for name, graded in part.items() if graded.weight}
     return {
         name: (weight, [part[name].score if name in part else r for part, r in zip(parts, scores, strict=True)])
         for name, weight in sorted(names.items())

@@ -114,9 +114,10 @@ def means(batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def metrics(ratio: Tensor, clip: Clip, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-    """Metrics, without gradient, divided by the weight of the tokens:
+    """Metrics, without gradient; but for ratio_max divided by the weight of the tokens:
 
     ratio       mean of pi / old (of the sequence's ratio, in losses that have one)
+    ratio_max   the largest of them, at tokens with weight
     clip_low    share of tokens held at 1 - low: A < 0 and r below it
     clip_high   share of tokens held at 1 + high: A > 0 and r above it
     clamped     share of tokens whose log-ratio lies beyond +-20
@@ -128,4 +129,5 @@ def metrics(ratio: Tensor, clip: Clip, outputs: Outputs, batch: Batch) -> dict[s
         "clip_high": weights * ((ratio > 1 + clip.high) & (advantages > 0)),
         "clamped": clamped(outputs.logprobs.detach(), old_of(outputs, batch), weights),
     }
-    return {name: Term(x, "tokens", coef=0.0) for name, x in values.items()}
+    terms = {name: Term(x, "tokens", coef=0.0) for name, x in values.items()}
+    return {**terms, "ratio_max": Term(ratio[weights != 0], "max", coef=0.0)}
