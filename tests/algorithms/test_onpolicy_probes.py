@@ -23,7 +23,7 @@ from learners import learner
 from plain_sampler import draw, next_logprobs
 from samples import Groups
 
-VOCAB, STOP, GROUP, LIMIT = 12, 2, 8, 6
+VOCAB, STOP, GROUP, LIMIT = 12, 2, 16, 6
 PROMPTS = [[4, 5], [6, 7], [8, 9], [10, 11]]
 Reward = Callable[[Sample, random.Random], float]
 QUICK = 3
@@ -53,14 +53,23 @@ def rolled(policy: TorchLearner, reward: Reward, limit: int, seed: int, count: i
 
 
 def train(
-    policy: TorchLearner, algorithm: Algorithm, reward: Reward, *, limit: int, steps: int, seed: int, lr: float = 0.01
+    policy: TorchLearner,
+    algorithm: Algorithm,
+    reward: Reward,
+    *,
+    limit: int,
+    steps: int,
+    seed: int,
+    lr: float = 0.01,
+    count: int = GROUP,
 ) -> None:
     def loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
         return algorithm.loss(outputs, batch)
 
     state = {"max_tokens": float(limit)}
     for step in range(steps):
-        groups = [g for g in rolled(policy, reward, limit, 1000 * seed + step) if algorithm.keep(g) == "keep"]
+        drawn = rolled(policy, reward, limit, 1000 * seed + step, count)
+        groups = [g for g in drawn if algorithm.keep(g) == "keep"]
         if groups:
             policy.forward_backward(groups, loss, algorithm.credit(groups, state), step)
             policy.optim_step(lr)
@@ -92,7 +101,7 @@ def chance(_: Sample, rng: random.Random) -> float:
 def test_one_good_token(seed: int) -> None:
     policy = made(seed)
     before = mean_reward(policy, one_token, 1)
-    train(policy, GRPO(), one_token, limit=1, steps=15, seed=seed, lr=0.02)
+    train(policy, GRPO(), one_token, limit=1, steps=25, seed=seed)
     assert before < 0.3
     assert mean_reward(policy, one_token, 1) > 0.9
 
@@ -101,7 +110,7 @@ def test_one_good_token(seed: int) -> None:
 def test_a_good_token_for_each_prompt(seed: int) -> None:
     policy = made(seed)
     before = mean_reward(policy, token_of_the_prompt, 1)
-    train(policy, GRPO(), token_of_the_prompt, limit=1, steps=40, seed=seed, lr=0.02)
+    train(policy, GRPO(), token_of_the_prompt, limit=1, steps=60, seed=seed, lr=0.006, count=32)
     assert before < 0.3
     assert mean_reward(policy, token_of_the_prompt, 1) > 0.9
 
@@ -110,7 +119,7 @@ def test_a_good_token_for_each_prompt(seed: int) -> None:
 def test_an_answer_that_ends_after_its_third_token(seed: int) -> None:
     policy = made(seed)
     before = mean_reward(policy, three_tokens, LIMIT)
-    train(policy, GRPO(), three_tokens, limit=LIMIT, steps=40, seed=seed, lr=0.02)
+    train(policy, GRPO(), three_tokens, limit=LIMIT, steps=70, seed=seed)
     assert before < 0.5
     assert mean_reward(policy, three_tokens, LIMIT) > 0.9
 
@@ -147,7 +156,7 @@ def drift(seed: int) -> tuple[float, float]:
         return first.mean().item(), fmean(len(answer(s)) for group in groups for s in group)
 
     before = stand()
-    train(policy, GRPO(), chance, limit=LIMIT, steps=12, seed=seed, lr=0.005)
+    train(policy, GRPO(), chance, limit=LIMIT, steps=12, seed=seed, lr=0.005, count=8)
     after = stand()
     return after[0] - before[0], after[1] - before[1]
 

@@ -4,7 +4,7 @@ from espalier.credit import selection
 
 
 def test_the_best_of_each_group() -> None:
-    groups = [[0.0, 2.0, 1.0, None], [1.0, 1.0]]
+    groups: list[list[float | None]] = [[0.0, 2.0, 1.0, None], [1.0, 1.0]]
     assert selection.top(groups, 0.0) == [[False, True, False, False], [True, False]]
 
 
