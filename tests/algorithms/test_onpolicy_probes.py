@@ -23,7 +23,7 @@ from learners import learner
 from plain_sampler import draw, next_logprobs
 from samples import Groups
 
-VOCAB, STOP, GROUP, LIMIT = 12, 2, 16, 6
+VOCAB, STOP, GROUP, LIMIT = 12, 2, 16, 4
 PROMPTS = [[4, 5], [6, 7], [8, 9], [10, 11]]
 Reward = Callable[[Sample, random.Random], float]
 QUICK = 3
@@ -88,9 +88,9 @@ def token_of_the_prompt(s: Sample, _: random.Random) -> float:
     return float(answer(s)[0] == s.tokens[0] + 1)
 
 
-def three_tokens(s: Sample, _: random.Random) -> float:
-    """1 for an answer that ends after its third token, a third less for each further away; 0 if it never ends."""
-    return max(0.0, 1 - abs(len(answer(s)) - 3) / 3) * (s.stop == "stop")
+def two_tokens(s: Sample, _: random.Random) -> float:
+    """1 for an answer that ends with its second token, a half with its first or third, 0 otherwise."""
+    return max(0.0, 1 - abs(len(answer(s)) - 2) / 2) * (s.stop == "stop")
 
 
 def chance(_: Sample, rng: random.Random) -> float:
@@ -116,12 +116,12 @@ def test_a_good_token_for_each_prompt(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds())
-def test_an_answer_that_ends_after_its_third_token(seed: int) -> None:
+def test_an_answer_that_ends_with_its_second_token(seed: int) -> None:
     policy = made(seed)
-    before = mean_reward(policy, three_tokens, LIMIT)
-    train(policy, GRPO(), three_tokens, limit=LIMIT, steps=70, seed=seed)
+    before = mean_reward(policy, two_tokens, LIMIT)
+    train(policy, GRPO(), two_tokens, limit=LIMIT, steps=40, seed=seed, lr=0.006)
     assert before < 0.5
-    assert mean_reward(policy, three_tokens, LIMIT) > 0.9
+    assert mean_reward(policy, two_tokens, LIMIT) > 0.9
 
 
 WIDE = {"clip_low": 0.2, "clip_high": 0.2}
@@ -142,8 +142,8 @@ OTHERS: dict[str, OnPolicy | RAFT] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_algorithm_learns_when_to_stop(name: str) -> None:
     policy = made(1)
-    train(policy, OTHERS[name], three_tokens, limit=LIMIT, steps=90, seed=1)
-    assert mean_reward(policy, three_tokens, LIMIT) > 0.9
+    train(policy, OTHERS[name], two_tokens, limit=LIMIT, steps=60, seed=1, lr=0.006)
+    assert mean_reward(policy, two_tokens, LIMIT) > 0.9
 
 
 def drift(seed: int) -> tuple[float, float]:
@@ -151,17 +151,17 @@ def drift(seed: int) -> tuple[float, float]:
     policy = made(seed)
 
     def stand() -> tuple[float, float]:
-        groups = rolled(policy, chance, LIMIT, 7, count=64)
+        groups = rolled(policy, chance, LIMIT, 7, count=32)
         first = next_logprobs(policy.policy.model, PROMPTS).exp()[:, 7]
         return first.mean().item(), fmean(len(answer(s)) for group in groups for s in group)
 
     before = stand()
-    train(policy, GRPO(), chance, limit=LIMIT, steps=12, seed=seed, lr=0.005, count=8)
+    train(policy, GRPO(), chance, limit=LIMIT, steps=6, seed=seed, lr=0.002, count=8)
     after = stand()
     return after[0] - before[0], after[1] - before[1]
 
 
-@pytest.mark.parametrize("count", [QUICK, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_random_reward_leads_nowhere(count: int) -> None:
     """The mean change is within 3 standard errors of 0."""
     for changes in zip(*(drift(seed) for seed in range(count)), strict=True):
