@@ -257,7 +257,7 @@ def test_a_group_above_the_budget_is_announced_with_its_memory(desk: Desk, monke
     assert "never cut" not in desk.out and "of at most 4,096" in desk.out
     asked: list[int] = []
     monkeypatch.setattr(
-        "espalier.assembly.describe.estimate", lambda *given, **how: asked.append(given[1]) or {"activations": 0}
+        "espalier.assembly.memory.estimate", lambda *given, **how: asked.append(given[1]) or {"activations": 0}
     )
     desk.run("check dpo", "--tokens-per-microbatch", 64, "--steps", 1, data=data)
     (said,) = re.findall(r"a group is never cut: the largest one has (\d+) tokens and runs alone", desk.out)

@@ -32,7 +32,9 @@ def test_a_failed_check_stops_with_cause_and_way_out(tmp_path: Path) -> None:
 def session(consumes: str, ranks: int, needs: tuple[str, ...] = ()) -> Any:
     traits = SimpleNamespace(consumes=consumes, needs=needs, calibration=None)
     config = SimpleNamespace(model=SimpleNamespace(adapter=""))
-    return SimpleNamespace(traits=traits, config=config, processes=SimpleNamespace(size=ranks), rollouts=None)
+    return SimpleNamespace(
+        traits=traits, config=config, processes=SimpleNamespace(size=ranks), rollouts=None, conversations=None
+    )
 
 
 def test_a_skipped_check_does_not_run_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

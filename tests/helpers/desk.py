@@ -87,11 +87,15 @@ class Desk:
             "--cache", str(self.folder / "cache"), "--samples-per-step", "8", "--lr", "1e-2",
             "--save-every", "1000", *map(str, flags),
         ]  # fmt: skip
-        ended = cli.main(argv)
-        said = self.capsys.readouterr()
-        self.out, self.err = " ".join(said.out.split()), " ".join(said.err.split())
-        assert ended == code, (argv, self.out[-3000:], self.err)
+        self.command(argv, code=code)
         return Left(out)
+
+    def command(self, argv: list[str], *, code: int = 0) -> None:
+        """Any command, with these arguments alone, that ends with `code`."""
+        ended = cli.main(argv)
+        printed = self.capsys.readouterr()
+        self.out, self.err = " ".join(printed.out.split()), " ".join(printed.err.split())
+        assert ended == code, (argv, self.out[-3000:], self.err)
 
 
 def logprob(model: str, prompt: str, answer: str) -> tuple[float, int]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+GIVEN = "sft"
+"""The part of given conversations that are trained beside the answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Online:

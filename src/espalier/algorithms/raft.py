@@ -8,14 +8,11 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from espalier.algorithms import online_combinations
-from espalier.algorithms.online import Online
+from espalier.algorithms.online import GIVEN, Online
 from espalier.algorithms.traits import Algorithm, Traits
-from espalier.config.fields import Count, NotNegative, Number, section
+from espalier.config.fields import Count, NotNegative, Number, Positive, section
 from espalier.credit import rollouts, selection
 from espalier.types import Batch, Outputs, Sample, Term
-
-GIVEN = "sft"
-"""The part of given conversations that are trained beside the answers."""
 
 
 @section
@@ -43,7 +40,7 @@ class RAFT(Algorithm):
     """Share of answers that top and batch keep, at least one."""
     margin: NotNegative = 0.0
     """Lead over the mean score of the step that batch asks of an answer."""
-    sft_coef: NotNegative = 1.0
+    sft_coef: Positive = 1.0
     """Weight of the given conversations' own mean loss."""
     mask_cut: bool = False
     """Never train on answers that the length limit ended."""

@@ -23,8 +23,10 @@ SIZED = 64
 
 def describe_data(session: Session) -> None:
     """Print what was read, what became of it and why."""
-    stores, console = session.opened.all, session.console
-    console.table("Data", *_table(stores))
+    stores, console = session.stores, session.console
+    console.table("Data", *_table(session.opened.all))
+    if session.conversations is not None:
+        console.table("Conversations beside the answers", *_table(session.conversations.opened.all))
     for store in stores:
         for line in (*store.columns.lines(), *_counts(store.stats)):
             console.note(f"{store.source}: {line}")

@@ -44,10 +44,16 @@ def answered_steps(session: Session, limit: int, layout: Packing) -> tuple[list[
         "in "
         f"micro-batches of at most {limit:,} tokens on {on_processes(ranks)}"
     )
+    beside = session.conversations
+    if beside is not None:
+        lines.append(
+            f"beside them {beside.per_step:,} given conversations a step, {beside.rows.epoch_of(tasks.steps):.2f} "
+            f"epochs of {sum(map(len, beside.opened.main)):,}; their loss is divided by their own tokens"
+        )
     held = len(tasks.held_out())
     if held:
         how = f"{rollout.eval_samples} drawn answers each" if rollout.eval_samples else "greedy answers"
         lines.append(f"held out: {held:,} tasks, evaluated by {how}")
     longest = max((int(store.lengths.max()) for store in session.opened.main if len(store)), default=0)
     largest = longest + rollout.max_tokens * (rollout.group_size if layout.whole else 1)
-    return lines, max(limit, largest)
+    return lines, max(limit, largest, beside.longest if beside is not None else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 from espalier.config.fields import Fraction, NotNegative, section
@@ -32,8 +33,9 @@ def rate(model: ModelConfig) -> float:
     return LORA_LR if model.lora_rank or model.adapter else FULL_LR
 
 
-def check_online(config: RunConfig) -> None:
-    """Raise ConfigError for rollouts that the algorithm cannot learn from."""
+def check_online(config: RunConfig, changed: Collection[str]) -> None:
+    """Raise ConfigError for rollouts that the algorithm cannot learn from. `changed` are the keys that are not at their
+    defaults."""
     online, rollout = config.algorithm.traits.online, config.rollout
     if online is None:
         return
@@ -54,6 +56,11 @@ def check_online(config: RunConfig) -> None:
             f"repetition_penalty: got {rollout.repetition_penalty:g}, but what it draws from is not the policy, so "
             "that log-probabilities of the two cannot be compared; expected 1 in training",
             key="repetition_penalty",
+        )
+    if "sft_coef" in changed and not config.conversations.sft_data:
+        raise ConfigError(
+            "sft_coef is given, but there is no sft_data whose loss it would weigh; give sft_data, or drop it",
+            key="sft_coef",
         )
     if config.reference.reference == "precomputed":
         raise ConfigError(

@@ -42,6 +42,8 @@ def pins(session: Session) -> dict[str, Facts]:
             facts[name] = _files(_with_base(locate(path)), (*WEIGHTS, *TOKENIZER), cache)
     facts["data"] = {"plan": plan.fingerprint, "steps": session.dataset.steps, "validation": held}
     facts["machine"] = _machine(session)
+    if session.conversations is not None:
+        facts["conversations"] = {"plan": session.conversations.rows.plan.fingerprint}
     rollouts = session.rollouts
     if rollouts is not None:
         facts["rewards"] = rollouts.plan.pins()
@@ -52,7 +54,8 @@ def pins(session: Session) -> dict[str, Facts]:
 def _data(session: Session, cache: Path) -> Facts:
     """By what each source is known: the hash of a file or folder, the commit of a hub data set."""
     contents = {}
-    for source in (*session.opened.sources, *session.opened.held_sources):
+    given = session.conversations.opened.sources if session.conversations is not None else []
+    for source in (*session.opened.sources, *session.opened.held_sources, *given):
         *_, content = content_key(source.path, cache).split(" ")
         contents[source.path] = content[:DIGITS]
     return contents

@@ -113,4 +113,5 @@ def build_source(session: Session, folder: Path) -> Source:
         decoder(session),
         skip_checks=config.loop.skip_checks,
         max_error_share=config.rewards.max_error_share,
+        given=session.conversations.rows.groups if session.conversations else None,
     )

@@ -22,7 +22,7 @@ from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.assembly.online_runs import OFFLINE_ONLY, PolicyOptim, check_online, rate
 from espalier.config.fields import Positive, infos, section
-from espalier.config.rollout_sections import RewardsConfig, RolloutConfig
+from espalier.config.rollout_sections import ConversationsConfig, RewardsConfig, RolloutConfig
 from espalier.config.sections import (
     DataConfig,
     JudgeConfig,
@@ -58,6 +58,7 @@ class RunConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    conversations: ConversationsConfig = field(default_factory=ConversationsConfig)
 
     command: ClassVar[str]
     about: ClassVar[str]
@@ -85,7 +86,7 @@ class RunConfig:
         if self.data.eval_fraction and self.preference.flip:
             raise ConfigError("flip would flip held-out judgements, too; hold files out with eval_data")
         check_reference(self)
-        check_online(self)
+        check_online(self, given(self))
         if self.judge.eval_only and held_out:
             raise ConfigError("eval_only judges all of data, and nothing is trained; drop eval_data and eval_fraction")
         if self.judge.eval_only and self.loop.resume:
@@ -223,7 +224,7 @@ RUNS: dict[str, type[RunConfig]] = {
                 about,
                 algorithm,
                 PolicyOptim,
-                sections=("rollout", "rewards", *(() if algorithm is RAFT else ("reference",))),
+                sections=("rollout", "rewards", "conversations" if algorithm is RAFT else "reference"),
                 refused=OFFLINE_ONLY,
             )
             for command, (about, algorithm) in ONLINE.items()

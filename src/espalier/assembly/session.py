@@ -12,12 +12,14 @@ import numpy
 import torch
 
 from espalier.algorithms.traits import Traits
+from espalier.assembly.conversations import Conversations, open_conversations
 from espalier.assembly.data import build_data, build_renderer, held_renderer
 from espalier.assembly.model import Model, build_run_model, check_reference_model, padding_notes
 from espalier.assembly.rollouts import Rollouts, build_rollouts
 from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.render.renderer import Renderer
+from espalier.data.store.store import Store
 from espalier.data.tasks import TaskData
 from espalier.engines import processes
 from espalier.engines.learner import TorchLearner
@@ -48,9 +50,9 @@ class Session:
     `opened` are the token stores, `dataset` their order; `processes` train together on a `device` each; `console` is
     where rank 0 prints. `learner` and `reference` are there once `learner.build_learner` and
     `reference.build_reference` have been called; a run that needs no reference has None. `rollouts` are what draws and
-    grades, in a session whose data are tasks; `rehearsed` is a rehearsal of its first step, `canary` what the sampler
-    is asked after every update. `beside` are the bytes that others hold on each rank (sampler, critic, reward model),
-    by what they are.
+    grades, in a session whose data are tasks, `conversations` what is trained beside the answers; `rehearsed` is a
+    rehearsal of its first step, `canary` what the sampler is asked after every update. `beside` are the bytes that
+    others hold on each rank (sampler, critic, reward model), by what they are.
     """
 
     config: RunConfig
@@ -65,6 +67,7 @@ class Session:
     reference: Reference | None = None
     calibrated: Calibrated | None = None
     rollouts: Rollouts | None = None
+    conversations: Conversations | None = None
     rehearsed: list[list[Sample]] | None = None
     canary: Canary | None = None
     beside: dict[str, int] = field(default_factory=dict)
@@ -82,6 +85,11 @@ class Session:
         if not isinstance(self.dataset, TaskData):
             raise ValueError(f"{self.config.command} learns from given rows; it has no tasks")
         return self.dataset
+
+    @property
+    def stores(self) -> list[Store]:
+        """Every token store once."""
+        return [*self.opened.all, *(self.conversations.opened.all if self.conversations else [])]
 
     @property
     def given(self) -> dict[str, float]:
@@ -127,6 +135,9 @@ def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) ->
         opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
         session = Session(config, model, renderer, opened, dataset, world, device, console)
         if isinstance(dataset, TaskData):
+            session.conversations = open_conversations(
+                config, model.loaded, dataset, console.reading("rows tokenised"), console.note
+            )
             session.rollouts = build_rollouts(session, sampler)
             session.beside["sampler's keys and values"] = session.rollouts.sampling.bytes
         yield session

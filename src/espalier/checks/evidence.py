@@ -87,7 +87,7 @@ class Evidence:
     @property
     def stats(self) -> list[tuple[str, StoreStats]]:
         """The name of every source and its counts."""
-        return [(store.source, store.stats) for store in self.session.opened.all]
+        return [(store.source, store.stats) for store in self.session.stores]
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -95,6 +95,17 @@ class Evidence:
         rows: list[Row] = []
         for store, examples in self._sources():
             rows += islice(matched(self.session.renderer, store, examples), CHECKED_ROWS)
+        return rows
+
+    @cached_property
+    def given_rows(self) -> list[Row]:
+        """The first rows of every source of given conversations that can be rendered."""
+        given = self.session.conversations
+        if given is None:
+            return []
+        rows: list[Row] = []
+        for source, store in zip(given.opened.sources, given.opened.main, strict=True):
+            rows += islice(matched(given.renderer, store, _examples(source)), CHECKED_ROWS)
         return rows
 
     @cached_property

@@ -54,6 +54,16 @@ def check_text(evidence: Evidence) -> Outcome:
     return made if made.verdict == "fail" else own
 
 
+def check_conversations(evidence: Evidence) -> Outcome:
+    """The trained text of the first given conversations."""
+    session = evidence.session
+    assert session.conversations is not None
+    stops = stops_of(session.model.loaded.folder, session.model.loaded.adapter)
+    rows = [(row.example, row.rendered) for row in evidence.given_rows]
+    form = session.conversations.renderer.form
+    return exact(rows, session.model.loaded.tokenizer, stops, "assistant", form.turns)
+
+
 def exact(
     rows: Sequence[tuple[Example, Sequence[Rendered]]],
     tokenizer: PreTrainedTokenizerBase,

@@ -27,7 +27,8 @@ def first_step(session: Session) -> list[list[Sample]]:
 
 def rehearse(session: Session) -> list[list[Sample]]:
     """Answers of at most 48 tokens to the first 8 tasks, two or as many as the algorithm compares, by the sampler that
-    the run uses. Nothing grades them: their rewards are 0, 1, 0, ... so that each group has something to learn."""
+    the run uses. Nothing grades them: their rewards are 0, 1, 0, ... so that each group has something to learn. Given
+    conversations of the first step stand behind them."""
     rollouts = session.rollouts
     assert rollouts is not None
     online = session.traits.online
@@ -47,4 +48,15 @@ def rehearse(session: Session) -> list[list[Sample]]:
         s = one.sample
         s.group, s.key, s.reward = one.request.group, one.request.group * count + one.k, float(one.k % 2)
         groups[one.request.group].append(s)
+    return [*groups, *_beside(session, len(groups))]
+
+
+def _beside(session: Session, number: int) -> list[list[Sample]]:
+    """The given conversations of the first step, numbered from `number`; none if there are none."""
+    if session.conversations is None:
+        return []
+    groups = session.conversations.rows.groups(0)
+    for place, group in enumerate(groups):
+        for k, s in enumerate(group):
+            s.group, s.key = number + place, -1 - (place << 16) - k
     return groups

@@ -79,7 +79,7 @@ def check_sampler(evidence: Evidence) -> Outcome:
 def check_ratio(evidence: Evidence) -> Outcome:
     """exp(learner - sampler) on answers to the first tasks, drawn as the run draws."""
     session = evidence.session
-    groups = first_step(session)
+    groups = [group for group in first_step(session) if group[0].part == "main"]
     return ratio(groups, [outputs.logprobs for outputs in session.learner.say(bare(groups), ["logprobs"])], session)
 
 

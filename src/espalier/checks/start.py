@@ -74,6 +74,11 @@ def answering(session: Session) -> When | None:
     return None if session.rollouts is None else "after"
 
 
+def conversing(session: Session) -> When | None:
+    """In runs that train given conversations beside their answers."""
+    return None if session.conversations is None else "before"
+
+
 def compared(session: Session) -> When | None:
     """In runs that compare the policy with a reference: those that learn from judgements, or answer tasks."""
     if session.rollouts is None:
@@ -122,6 +127,12 @@ CHECKS = (
     Check("stop", "Answers that are not cut train a stop token.", data.check_stop, given_rows),
     Check("bos", "Each sample has one begin-of-text token, if the tokenizer has one.", data.check_bos, before),
     Check("mask", "Trained tokens decode to what should be trained, nothing else does.", exact.check_mask, before),
+    Check(
+        "conversations",
+        "Given conversations train each answer and its stop token, and nothing else.",
+        exact.check_conversations,
+        conversing,
+    ),
     Check(
         "controls",
         "Strings that look like control tokens are not in what is trained, added tokens are used.",

@@ -93,10 +93,9 @@ def _pin(session: Session, run: RunDir) -> None:
     from espalier.data.store.report import write_rejected
 
     run.pin_all(pins(session))
-    opened = session.opened
-    if any(store.stats.rejected for store in opened.all):
+    if any(store.stats.rejected for store in session.stores):
         run.create(run.rejected)
-        write_rejected(opened.all, run.rejected)
+        write_rejected(session.stores, run.rejected)
 
 
 def _judge(session: Session, run: RunDir) -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from espalier.config.data_source import SourceList
 from espalier.config.fields import (
     Count,
     CountOrZero,
@@ -82,6 +83,25 @@ class RewardsConfig:
         for gate in self.gate:
             if gate not in names:
                 raise ConfigError(f"gate: {gate} is not among the rewards; give it as reward, too", key="gate")
+
+
+@section
+class ConversationsConfig:
+    """Conversations that are trained beside the answers."""
+
+    sft_data: SourceList = ()
+    """Conversations to train on in every step beside the answers that are kept, each PATH, PATH:FORMAT or
+    PATH=PROPORTION, read and rendered as sft does it."""
+    sft_per_step: CountOrZero = 0
+    """Conversations of a step; 0 takes as many as the step has prompts."""
+
+    def __post_init__(self) -> None:
+        if self.sft_per_step and not self.sft_data:
+            raise ConfigError(
+                f"sft_per_step: got {self.sft_per_step}, but there is no sft_data to take them from; give sft_data, or "
+                "drop it",
+                key="sft_per_step",
+            )
 
 
 @section

@@ -44,12 +44,12 @@ class Sources:
         return *self.main, *self.replay
 
 
-def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
+def sources_of(config: DataConfig, consumes: Consumes, part: str = "main") -> Sources:
     """The sources of a config, each with all that `read` needs of it: this is the one place that decides it.
 
-    `consumes` is what the run learns from. Replay is text unless a source names another format. A source's own columns
-    go before those of all data, which are not about replay. Raises ConfigError as
-    `parse_sources` does.
+    `consumes` is what the run learns from, `part` that of main data. Replay is text unless a source names
+    another format. A source's own columns go before those of all data, which are not about replay. Raises ConfigError
+    as `parse_sources` does.
     """
 
     everywhere = Columns.parse(config.columns, config.ignore_columns)
@@ -65,9 +65,9 @@ def sources_of(config: DataConfig, consumes: Consumes) -> Sources:
         return tuple(sources)
 
     return Sources(
-        main=sources(config.data, "main", config.format),
+        main=sources(config.data, part, config.format),
         replay=sources(config.replay, REPLAY, "text"),
-        held_out=sources(config.eval_data, "main", config.format),
+        held_out=sources(config.eval_data, part, config.format),
     )
 
 
@@ -120,8 +120,9 @@ def open_data(
     held_renderer: Renderer | None = None,
     on_progress: Callable[[str, int], None] | None = None,
     note: Callable[[str], None] | None = None,
+    part: str = "main",
 ) -> Opened:
-    """Tokenise every source of a config, once, in the form that the renderer takes.
+    """Tokenise every source of a config, once, in the form that the renderer takes. `part` is that of main data.
 
     Files named as held out are rendered by `held_renderer`, if it is given. `on_progress` is called with a source's
     name and the number of rows read so far, `note` with lines about the cache. Raises ConfigError, DataError or
@@ -145,7 +146,7 @@ def open_data(
             note=note,
         )
 
-    sources = sources_of(config, renderer.form.consumes)
+    sources = sources_of(config, renderer.form.consumes, part)
     main = [store(source, renderer) for source in sources.main]
     replay = [store(source, renderer) for source in sources.replay]
     held_out = [store(source, held_renderer or renderer) for source in sources.held_out]

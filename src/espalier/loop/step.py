@@ -30,7 +30,7 @@ class Made:
     optimizers: what the optimizers say (`grad_norm`), the mean over updates.
     tokens, packed, scored: sums over updates.
     updates: how many were made. skipped: how many had nothing that runs.
-    ran: samples of the draw that ran; silent ones and those without weight did not.
+    ran: answers of the draw that ran; silent ones and those without weight did not. Given data are not counted.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def make_updates(
         from_optimizers.append(said)
         made.updates += 1
         if update.epoch == 0:
-            made.ran += sum(map(len, update.groups))
+            made.ran += answered(update.groups)
         if kept:
             first_outputs += zip(samples_of(update.groups), result.outputs, strict=True)
     for s, outputs in first_outputs:
@@ -153,12 +153,17 @@ def _mean(values: Iterable[float]) -> float:
     return numbers[0] if len(numbers) == 1 else math.fsum(numbers) / len(numbers)
 
 
+def answered(groups: Sequence[Group]) -> int:
+    """How many samples are answers to tasks: those of part main."""
+    return sum(s.part == "main" for s in samples_of(groups))
+
+
 def mean_entropy(groups: Sequence[Group]) -> float | None:
-    """The mean of the streams `entropy` over scored tokens, in nats; None if no sample has one."""
+    """The mean of the streams `entropy` over scored tokens of answers, in nats; None if no answer has one."""
     total, count = 0.0, 0
     for s in samples_of(groups):
         for t, entropy in enumerate(s.streams.get("entropy", [])):
-            if t and s.mask[t]:
+            if t and s.mask[t] and s.part == "main":
                 total += entropy
                 count += 1
     return total / count if count else None

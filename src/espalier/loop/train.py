@@ -25,7 +25,7 @@ from espalier.loop.schedule import learning_rate
 from espalier.loop.signals import Interrupted, Stopper
 from espalier.loop.source import Source
 from espalier.loop.state import TrainState, load_rng
-from espalier.loop.step import Made, UpdateError, make_updates, mean_entropy
+from espalier.loop.step import Made, UpdateError, answered, make_updates, mean_entropy
 from espalier.types import Draw
 
 
@@ -255,7 +255,7 @@ class Trainer:
         if self.algorithm.traits.online is None:
             return {}
         numbers: dict[str, float] = {**draw.numbers, "updates": made.updates}
-        drawn = sum(map(len, [*draw.groups, *draw.silent]))
+        drawn = answered([*draw.groups, *draw.silent])
         if drawn:
             # The share of answers that a gradient comes from.
             numbers["trained"] = made.ran / drawn
