@@ -206,3 +206,9 @@ def test_values_without_end_and_names_without_sense_are_one_short_line(
         assert cli.main(["sft", *flags]) == 2
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1 and len(error) < 600 and time.monotonic() - began < 5
+
+
+def test_checks_that_do_not_exist_are_refused_before_anything_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["grpo", *NEEDED, "--reward", "numeric", "--skip-checks", "lenght"]) == 2
+    error = capsys.readouterr().err
+    assert "skip_checks: got lenght, expected some of rows" in error and error.endswith("Did you mean length?\n")

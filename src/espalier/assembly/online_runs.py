@@ -10,6 +10,7 @@ from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from espalier.algorithms.traits import Algorithm
     from espalier.assembly.runs import RunConfig
 
 FULL_LR, LORA_LR = 1e-6, 1e-5
@@ -26,6 +27,13 @@ class PolicyOptim(OptimConfig):
     """Peak learning rate; 0 takes 1e-6, and 1e-5 for LoRA."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "constant"
     warmup: Fraction = 0.0
+
+
+def unused(algorithm: type[Algorithm]) -> tuple[str, ...]:
+    """Keys of shared sections that a command has no use for."""
+    online = algorithm().traits.online
+    refills = online is not None and online.refills
+    return OFFLINE_ONLY if refills else (*OFFLINE_ONLY, "max_waves")
 
 
 def rate(model: ModelConfig) -> float:
@@ -61,6 +69,11 @@ def check_online(config: RunConfig, changed: Collection[str]) -> None:
         raise ConfigError(
             "sft_coef is given, but there is no sft_data whose loss it would weigh; give sft_data, or drop it",
             key="sft_coef",
+        )
+    if rollout.eval_samples and not (config.data.eval_data or config.data.eval_fraction):
+        raise ConfigError(
+            "eval_samples is given, but nothing is held out; give eval_data or eval_fraction, or drop it",
+            key="eval_samples",
         )
     if config.reference.reference == "precomputed":
         raise ConfigError(

@@ -20,7 +20,7 @@ from espalier.algorithms.reward import Reward
 from espalier.algorithms.rloo import RLOO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
-from espalier.assembly.online_runs import OFFLINE_ONLY, PolicyOptim, check_online, rate
+from espalier.assembly.online_runs import PolicyOptim, check_online, rate, unused
 from espalier.config.fields import Positive, infos, section
 from espalier.config.rollout_sections import ConversationsConfig, RewardsConfig, RolloutConfig
 from espalier.config.sections import (
@@ -225,7 +225,7 @@ RUNS: dict[str, type[RunConfig]] = {
                 algorithm,
                 PolicyOptim,
                 sections=("rollout", "rewards", "conversations" if algorithm is RAFT else "reference"),
-                refused=OFFLINE_ONLY,
+                refused=unused(algorithm),
             )
             for command, (about, algorithm) in ONLINE.items()
         ),

@@ -34,7 +34,7 @@ from espalier.checks import (
 )
 from espalier.checks.table import Outcome, skipped
 from espalier.engines.protocols import together
-from espalier.errors import CheckError, ConfigError
+from espalier.errors import CheckError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from espalier.assembly.session import Session
@@ -232,7 +232,10 @@ def refuse_unknown(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no check has."""
     for name in names:
         if name not in NAMES:
-            raise ConfigError(f"skip_checks: got {name}, expected some of {', '.join(NAMES)}", key="skip_checks")
+            way_out = nearest(name, NAMES)
+            raise ConfigError(
+                f"skip_checks: got {name}, expected some of {', '.join(NAMES)}.{way_out}", key="skip_checks"
+            )
 
 
 def _run(when: When, evidence: Evidence, skip: Sequence[str], outcomes: dict[str, Outcome]) -> None:

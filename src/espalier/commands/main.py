@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from espalier import __version__
 from espalier.assembly.rollout_run import RolloutRun
-from espalier.assembly.runs import RUNS
+from espalier.assembly.runs import RUNS, RunConfig
 from espalier.checks.start import NAMES as CHECK_NAMES
+from espalier.checks.start import refuse_unknown
 from espalier.config.options import Parser
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig, ScoreConfig
 from espalier.errors import ConfigError, EspalierError, nearest
@@ -45,6 +46,9 @@ class Command:
     def start(self, argv: Arguments) -> int:
         """Build the config from the arguments, then run. Raises ConfigError."""
         configs = self.configs(argv)
+        for config in configs:
+            if isinstance(config, RunConfig):
+                refuse_unknown(config.loop.skip_checks)
         module, _, function = self.run.partition(":")
         run: Callable[..., int | None] = getattr(importlib.import_module(module), function)
         return run(*configs) or 0
