@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,23 @@ def test_records_are_of_the_last_draw() -> None:
     built.draw(1)
     with pytest.raises(ValueError, match="got records of step 0, but the last draw was step 1"):
         built.records(0)
+
+
+def fields(heading: str) -> set[str]:
+    """The names in the first column of the table below a heading of docs/rollouts.md."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    table = text.split(f"\n## {heading}\n")[1].split("\n|---")[1].split("\n\n")[0]
+    return {name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
+def test_the_document_names_every_field() -> None:
+    outcome = Outcome(1.0, {"right": Graded(1.0)})
+    built = source(FakeTasks(1), FakeSampler(lambda r, k: ([7], "stop")), FakeGraders(lambda key, s: outcome))
+    numbers = built.draw(0).numbers
+    assert {*built.records(0)[0]} == fields("samples.jsonl")
+    documented = {name.replace("NAME", "right") for name in fields("metrics.jsonl")}
+    assert numbers.keys() <= documented
+    assert documented - numbers.keys() == {
+        *("entropy", "kl", "ratio", "ratio_max", "clip_low", "clip_high", "clamped", "updates", "trained"),
+        *("seconds_draw", "seconds_annotate", "seconds_update"),
+    }

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
-from espalier.data.formats import convert, sniff, tasks
+from espalier.data.formats import KNOWN, convert, sniff, tasks
 from espalier.data.formats.tasks import answer_of, as_task, final
 from espalier.data.read import Source, read
 from espalier.errors import DataError, RowError
 from espalier.types import Completion, Message, Origin, Ranking, Response, Steps, Task, Text, Tree
 
 HERE = Origin("file", 7)
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def one(row: dict[str, Any], name: str = "") -> Task:
@@ -228,3 +230,35 @@ def test_seed_tasks_are_one_task_for_each_instance(tmp_path: Path) -> None:
     assert [asked(task) for task in got] == [[("u", "Add.\n1 2")], [("u", "Add.\n2 2")]]
     assert [task.columns for task in got] == [{"name": "add"}] * 2
     assert ledger.notes == {tasks.CUT: 2}
+
+
+# ----------------------------------------------------------------------------------------------------------- documents
+
+
+def test_rows_of_the_document_are_read_as_it_says() -> None:
+    text = (DOCS / "rollouts.md").read_text(encoding="utf-8")
+    lines = text.split("```jsonl\n")[1].split("```")[0].splitlines()
+    read_as = []
+    for line in lines:
+        name, _, row = line.partition(" ")
+        assert sniff(json.loads(row), "task") == name, line
+        task = one(json.loads(row))
+        read_as.append((name, task.answer, task.verifier, sorted(task.facts)))
+    assert read_as == [
+        ("gsm8k", "7", "", []),
+        ("math", "\\frac{1}{2}", "", []),
+        ("math", "\\frac{1}{2}", "", []),
+        ("choice", "A", "", ["choices"]),
+        ("ifeval", "", "ifeval", ["instruction_id_list", "kwargs"]),
+        ("task", "", "", []),
+        ("task", "4", "", []),
+        ("task", "", "", []),
+        ("task", "", "regex", ["pattern"]),
+    ]
+
+
+def test_the_document_names_every_format() -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    table = text.split("| format | fields |")[1].split("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(KNOWN)
