@@ -50,6 +50,18 @@ def test_a_line_holds_loss_speed_time_left_and_memory() -> None:
     assert re.fullmatch(r"step 3/12  loss 1\.2346  12,346 tokens/s  18s left  \d+\.\d\d GiB", second)
 
 
+def test_a_draw_that_takes_minutes_says_how_far_it_is() -> None:
+    """Every 30 s from its start; a quick one says nothing."""
+    console, out = plain()
+    clock = Clock()
+    with Progress(9, console=console, interval=10, clock=clock) as progress:
+        for what, seconds in (("step 1", 20), ("step 2", 70)):
+            for graded in range(seconds):
+                progress.answers(what, graded, 1_024)
+                clock.now += 1
+    assert out.getvalue().splitlines() == ["step 2: 30 of 1,024 answers", "step 2: 60 of 1,024 answers"]
+
+
 def test_of_rollouts_a_line_holds_reward_length_and_kl() -> None:
     """Never the loss, which is near 0 whatever happens; the kl only if it is known."""
     progress = Progress(12, console=plain()[0], clock=Clock())

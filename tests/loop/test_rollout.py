@@ -304,3 +304,14 @@ def test_weights_that_moved_reach_the_sampler() -> None:
     built = source(FakeTasks(1), FakeSampler(respond), FakeGraders(by_k))
     built.moved(5)
     assert [s.version for s in built.draw(0).groups[0]] == [5, 5]
+
+
+def test_who_waits_is_told_how_many_answers_are_graded() -> None:
+    told: list[tuple[str, int, int]] = []
+    built = source(FakeTasks(1, held=1), FakeSampler(respond), FakeGraders(by_k))
+    built.answers.report = lambda *numbers: told.append(numbers)
+    built.draw(0)
+    built.evaluate(None, FakeAlgorithm(), {})
+    assert (told[0][0], told[-1]) == ("step 1", ("held-out tasks", 1, 1))
+    of_step = [graded for what, graded, total in told if what == "step 1"]
+    assert of_step == sorted(of_step) and of_step[-1] == told[0][2]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from espalier.assembly.sampling import Sampling, build_sampler
 from espalier.config.rollout_sections import RolloutConfig
 from espalier.engines.protocols import Sampler, SamplingParams
+from espalier.loop.answers import Report
 from espalier.loop.journal import Journal, journal_path
 from espalier.loop.offline import OfflineSource
 from espalier.loop.rollout import RolloutSource
@@ -95,8 +96,11 @@ def verifiers_of(session: Session) -> list[str]:
     return sorted(names & BUILTIN.keys())
 
 
-def build_source(session: Session, folder: Path) -> Source:
-    """The source of the loop: rows as they are, or answers to tasks, with a journal of their outcomes in `folder`."""
+def build_source(session: Session, folder: Path, report: Report) -> Source:
+    """The source of the loop: rows as they are, or answers to tasks, with a journal of their outcomes in `folder`.
+
+    report: see `Answers`.
+    """
     config, rollouts, world = session.config, session.rollouts, session.processes
     if rollouts is None:
         return OfflineSource(session.rows)
@@ -112,6 +116,7 @@ def build_source(session: Session, folder: Path) -> Source:
         Journal(journal_path(folder, world.rank), fingerprint),
         decoder(session),
         skip_checks=config.loop.skip_checks,
+        report=report,
         max_error_share=config.rewards.max_error_share,
         given=session.conversations.rows.groups if session.conversations else None,
     )

@@ -70,7 +70,11 @@ def _sample(config: RolloutRun) -> None:
         settings = {name: value for name, value in flat(config).items() if name not in FREE}
         follows = {**pins(session), "settings": settings, "tasks": config.survey.tasks, "version": __version__}
         world = session.processes
-        answers = Answers(rollouts.sampler, rollouts.graders, world, None, lambda: stopper.requested)
+
+        def report(what: str, graded: int, total: int) -> None:
+            console.answers("tasks", graded, total)
+
+        answers = Answers(rollouts.sampler, rollouts.graders, world, None, lambda: stopper.requested, report)
         rollouts.sampler.interrupted = answers.interrupted
         survey = Survey(config.survey, config.rollout, answers, rollouts.params, decoder(session), world, console)
         survey.run(chosen(list(session.tasks.all()), config.survey.tasks, config.survey.seed), follows)

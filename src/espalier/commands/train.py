@@ -140,7 +140,7 @@ def _train(session: Session, run: RunDir) -> Finished:
             trainer = Trainer(
                 session.roles,
                 config.algorithm,
-                build_source(session, run.path),
+                build_source(session, run.path, progress.answers),
                 optim=config.optim,
                 loop=config.loop,
                 root=run.checkpoints,

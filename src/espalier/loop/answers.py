@@ -17,6 +17,7 @@ from espalier.types import Prompt, Sample
 
 Posed = tuple[Prompt, int]
 """A task and the epoch that keys its draws."""
+Report = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -34,7 +35,8 @@ class Seconds:
 class Answers:
     """Draws and grades answers.
 
-    journal: where this rank keeps outcomes; None keeps none. interrupted: whether a stop signal came.
+    journal: where this rank keeps outcomes; None keeps none. interrupted: whether a stop signal came. report: called
+    with what is answered, how many of this rank's answers are graded, and how many there will be.
 
     Task number i of a call goes to rank i % size, so the share of a rank is a function of the tasks alone.
     """
@@ -46,9 +48,10 @@ class Answers:
         world: World,
         journal: Journal | None,
         interrupted: Callable[[], bool],
+        report: Report = lambda what, graded, total: None,
     ):
         self.sampler, self.graders, self.world = sampler, graders, world
-        self.journal, self.interrupted = journal, interrupted
+        self.journal, self.interrupted, self.report = journal, interrupted, report
 
     def answer(
         self, step: int, posed: Sequence[Posed], params: SamplingParams, count: int, *, held_out: bool = False
@@ -116,6 +119,7 @@ class _Share:
             self.samples[request.group] = {}
             self.ungraded[request.group] = len(request.ks)
         sampler.submit(requests)
+        what, total = "held-out tasks" if self.held_out else f"step {self.step + 1}", sum(self.ungraded.values())
         while sampler.busy or self.waiting:
             if self.answers.interrupted():
                 sampler.cancel([request.group for request in requests])
@@ -135,6 +139,7 @@ class _Share:
                 # An interrupted call may have left answers with the graders.
                 if key in self.waiting:
                     self._settle(key, *self.waiting.pop(key), outcome)
+            self.answers.report(what, total - sum(self.ungraded.values()), total)
         unanswered = [i for i, left in self.ungraded.items() if left]
         if unanswered:
             prompt, _ = self.posed[unanswered[0]]

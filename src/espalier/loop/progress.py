@@ -18,6 +18,8 @@ from rich.text import Text
 
 from espalier.loop.terminal import Terminal, visible
 
+DRAWING = 3
+"""Lines about answers that are drawn come so many times less often than those about steps."""
 FIRST = 3
 """The first steps always get a plain line: whoever starts a run wants to see that it runs."""
 
@@ -51,6 +53,7 @@ class Progress:
         self.live = self.console.is_terminal and not self.quiet
         self._start: tuple[float, int] | None = None
         self._last_line, self._updates = -math.inf, 0
+        self._drawing, self._last_answers = "", -math.inf
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
@@ -87,6 +90,21 @@ class Progress:
         elif self._updates <= FIRST or step == self.total or now - self._last_line >= self.interval:
             self._last_line = now
             self.console.print(Text(f"step {step}/{self.total}  {figures}".rstrip()), soft_wrap=True)
+
+    def answers(self, what: str, graded: int, total: int) -> None:
+        """Show how many of the answers to `what` are graded: in the live line, else as a line about every 3 `interval`
+        seconds, so that a step that takes minutes is seen to work."""
+        if self.quiet:
+            return
+        now = self.clock()
+        if what != self._drawing:
+            self._drawing, self._last_answers = what, now
+        line = f"{what}: {graded:,} of {total:,} answers"
+        if self._bar is not None:
+            self._bar.update(self._task, figures=line)
+        elif now - self._last_answers >= DRAWING * self.interval:
+            self._last_answers = now
+            self.note(line)
 
     def line(self, step: int, metrics: Mapping[str, float], now: float) -> str:
         """The figures of one step, in the order loss (or reward, length and kl), speed, time left, memory; what is

@@ -11,7 +11,7 @@ from espalier.algorithms.traits import Algorithm
 from espalier.config.rollout_sections import RolloutConfig
 from espalier.engines.protocols import Graders, Group, Sampler, SamplingParams, World, from_first, samples_of
 from espalier.errors import EspalierError
-from espalier.loop.answers import Answers, Posed, Seconds
+from espalier.loop.answers import Answers, Posed, Report, Seconds
 from espalier.loop.journal import Journal
 from espalier.loop.rolled import (
     Rolled,
@@ -59,6 +59,7 @@ class RolloutSource:
     decode: ids to text, for samples.jsonl. interrupted: whether a stop was requested (`heed` replaces it). skip_checks:
     rules (`rules.CHECKS`) that are noted only. max_error_share: see `RewardsConfig`; None leaves errors uncounted.
     given: groups of other parts that a step trains on beside its answers (conversations for rejection sampling).
+    report: see `Answers`.
 
     The source is a function of (seed, step, weights) and of `state`, which a checkpoint holds.
     """
@@ -79,13 +80,14 @@ class RolloutSource:
         skip_checks: Collection[str] = (),
         max_error_share: float | None = None,
         given: Callable[[int], list[Group]] | None = None,
+        report: Report = lambda what, graded, total: None,
     ):
         self.tasks, self.sampler, self.algorithm = tasks, sampler, algorithm
         self.config, self.params, self.decode = config, params, decode
         if algorithm.traits.online is None:
             raise ValueError("the algorithm does not learn from the policy's own answers; give it an offline source")
         self.online = algorithm.traits.online
-        self.answers = Answers(sampler, graders, world, journal, interrupted)
+        self.answers = Answers(sampler, graders, world, journal, interrupted, report)
         self.rules = Rules(refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share)
         self.given = given
         self._step = -1
