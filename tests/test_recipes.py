@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from espalier.assembly.rollout_run import RolloutRun
 from espalier.assembly.runs import RUNS
 from espalier.config.options import Parser, flat
 
@@ -48,6 +49,17 @@ def test_commands_in_comments_name_real_flags() -> None:
             flags = {"config", *flat(Parser("espalier", "", "", RUNS[command]).read(NEEDED)[0])}
             for flag in re.findall(r"--([a-z-]+)", rest):
                 assert flag.replace("-", "_") in flags, (path.name, flag)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/rollouts.md", "docs/rewards.md", "docs/checks.md"])
+def test_commands_in_documents_name_real_flags(name: str) -> None:
+    text = (FOLDER.parent / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    configs = {**RUNS, "rollout": RolloutRun}
+    for command, rest in re.findall(r"espalier (?:check |inspect )?([\w-]+) +(--[^#`\n]*)", text):
+        if command in configs:
+            flags = flat(Parser("espalier", "", "", configs[command]).read(NEEDED)[0]).keys() | {"config", "help"}
+            for flag in re.findall(r"--([a-z][a-z-]+)", rest):
+                assert flag.replace("-", "_") in flags, (command, flag)
 
 
 # ------------------------------------------------------------------------------------------------- bench/variants.py
