@@ -154,6 +154,13 @@ def test_a_users_function_is_held_to_the_datas_answer(tmp_path: Path, body: str,
     assert value in outcome.value and outcome.verdict == ("warn" if value else "pass")
 
 
+def test_a_users_function_that_grades_nothing_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    with started(written(tmp_path, "return 1 / 0")) as graders:
+        outcome = rewards.check_empty_answers(graders, SUMS[:9])
+    assert outcome.verdict == "warn" and outcome.way_out.startswith("Correct the reward")
+    assert outcome.value.startswith("mine graded none of the data's own answers: mine: ZeroDivisionError")
+
+
 def test_all_checks_by_name() -> None:
     with started("gsm8k") as graders:
         outcomes = rewards.check_rewards(plan(RewardsConfig(reward=("gsm8k",))), graders, SUMS)

@@ -203,16 +203,20 @@ def check_empty_answers(graders: WorkerGraders, tasks: Sequence[Task], encode: E
     Each reward that has a gold is asked alone, about 64 tasks. All rewards together (a user's among them) are asked
     about 8: a reward of form or manner may be content with an empty answer, but the sum should not be. A user's
     function, of which no best score is known, should not give them as much as the task's `answer` by itself, for all
-    of 8 tasks. Warns by name.
+    of 8 tasks, and should be able to grade some of these answers. Warns by name.
     """
     limit = "not full marks"
     lines: list[str] = []
     names: list[str] = []
+    broken: list[str] = []
     for entry in graders.grading.entries:
         chosen = [task for task in tasks if entry.name in graders.grading.grades(task)]
         if entry.reward is None:
             chosen = _spread([task for task in chosen if task.answer], FEW)
-            liked: list[str] | None = _as_good(graders, entry.name, chosen)
+            right = graders.grade([(task, task.answer) for task in chosen], [entry.name])
+            if chosen and all(outcome.error for outcome in right):
+                broken.append(f"{entry.name} graded none of the data's own answers: {right[0].error}")
+            liked: list[str] | None = _as_good(graders, entry.name, chosen, right)
         else:
             chosen = _spread(chosen, MOST)
             liked = _full_marks(graders, entry, chosen)
@@ -227,6 +231,8 @@ def check_empty_answers(graders: WorkerGraders, tasks: Sequence[Task], encode: E
         full = sum(_is_best(graders, task, outcome) for (task, _), outcome in zip(pairs, outcomes, strict=True))
         if full > kind.chance * len(pairs):
             lines.append(f"all rewards together give full marks to {kind.name} ({full} of {len(pairs)})")
+    if broken:
+        return warned("; ".join([*broken, *lines]), limit, "Correct the reward, unless it is for other tasks.")
     if lines:
         return warned("; ".join(lines), limit, "A policy learns to answer so. Add a reward that reads the answer.")
     return passed(", ".join([*names, "all together"]), limit)
@@ -246,9 +252,9 @@ def _full_marks(graders: WorkerGraders, entry: Entry, tasks: Sequence[Task]) -> 
     return lines
 
 
-def _as_good(graders: WorkerGraders, name: str, tasks: Sequence[Task]) -> list[str]:
-    """Which answers without content get as much from a user's function as the data's answer, for every task."""
-    right = graders.grade([(task, task.answer) for task in tasks], [name])
+def _as_good(graders: WorkerGraders, name: str, tasks: Sequence[Task], right: Sequence[Grade]) -> list[str]:
+    """Which answers without content get as much from a user's function as the data's answers, whose outcomes are
+    `right`, for every task."""
     score_of = {id(task): outcome.score for task, outcome in zip(tasks, right, strict=True) if not outcome.error}
     lines = []
     for kind, pairs in _impostors(tasks).items():
