@@ -59,6 +59,7 @@ def test_verifiers_that_tasks_name_are_added_and_said() -> None:
         ({"reward": ("exact=much",)}, "reward: got 'exact=much'"),
         ({"reward": ("exact", "exact=2")}, "reward: got 'exact=2', expected exact once"),
         ({"reward": ("exact",), "gate": ("tags",)}, "gate: tags is not among the rewards"),
+        ({"reward": ("exact", "tags"), "gate": ("tags",)}, "gate: tags is the last reward, and gates those behind it"),
         ({"reward": ("exact",), "reward_args": ("exact.strct=true",)}, "exact has no setting strct"),
         ({"reward": ("exact",), "reward_args": ("exakt.strict=true",)}, "exakt is not among .* Did you mean exact?"),
         ({"reward": ("exact",), "reward_args": ("strict=true",)}, "got 'strict=true', expected NAME.KEY=VALUE"),
@@ -113,3 +114,7 @@ def test_the_start_says_what_grades_and_under_which_limits(file: Path) -> None:
     lines = rewards.lines({"brief": "one call for each answer"})
     assert lines[0].startswith("exact x 2: ") and lines[1] == "brief: one call for each answer"
     assert lines[2].startswith("graded in up to 3 processes of their own, 2.5 s for an answer, ")
+
+
+def test_a_gate_may_be_for_verifiers_that_tasks_name() -> None:
+    assert of("tags", gate=("tags",), verifiers=("exact",)).added == ("exact",)

@@ -92,8 +92,8 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
     have; one of the catalogue that the config does not list is added behind its rewards, with weight 1, for the tasks
     that name it.
 
-    Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, and if
-    there is no reward at all.
+    Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, a gate
+    with no reward behind it, and if there is no reward at all.
     """
     weights = named_weights(config.reward, "reward")
     names = _names(tuple(weights), catalogue)
@@ -139,6 +139,12 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
     if not entries:
         raise ConfigError(
             f"reward: nothing grades; give one of {', '.join(catalogue)}, or PATH.py:FUNCTION", key="reward"
+        )
+    if entries[-1].component.gate:
+        raise ConfigError(
+            f"gate: {entries[-1].name} is the last reward, and gates those behind it; give it before the rewards that "
+            "it should gate, or drop the gate",
+            key="gate",
         )
     workers = config.reward_workers or min(MOST_WORKERS, cores())
     return Plan(
