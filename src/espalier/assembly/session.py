@@ -13,7 +13,7 @@ import torch
 
 from espalier.algorithms.traits import Traits
 from espalier.assembly.conversations import Conversations, open_conversations
-from espalier.assembly.data import build_data, build_renderer, held_renderer
+from espalier.assembly.data import build_data, build_renderer, held_renderer, tasks_of
 from espalier.assembly.model import Model, build_run_model, check_reference_model, padding_notes
 from espalier.assembly.rollouts import Rollouts, build_rollouts
 from espalier.assembly.runs import RunConfig
@@ -116,6 +116,9 @@ class Session:
 def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) -> Iterator[Session]:
     """Load the model and open the data of a run; ends the process group on the way out. sampler: bounds of the sampler
     that a resumed run began with."""
+    if config.algorithm.traits.consumes == "task":
+        # A reward that does not exist is refused before a model is loaded.
+        tasks_of(config)
     device = processes.pick_device()
     if config.loop.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

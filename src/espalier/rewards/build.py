@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from espalier.config.fields import named_weights
@@ -204,8 +206,35 @@ def _user(text: str, name: str, weight: float, gate: bool, given: Mapping[str, s
     file = at(path)
     if not file.is_file():
         raise ConfigError(f"reward: {path} does not exist; expected PATH.py:FUNCTION", key="reward")
+    _refuse_missing(file, function)
     stand_in = Reward(name, "", lambda answer, settings: None, settings=USER_SETTINGS)
     settings = stand_in.with_defaults(given)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     entry = Entry(Component(name, weight, None, gate), settings)
     return entry, Spec(name, settings, str(file), function, digest)
+
+
+def _refuse_missing(file: Path, function: str) -> None:
+    """Raise ConfigError for a file that does not parse, or that nowhere mentions a name `function`. It is not run here:
+    what it really has shows when a worker loads it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"reward: {file} is no Python file: {error}; expected PATH.py:FUNCTION", key="reward"
+        ) from None
+    defined, mentioned = [], set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.append(node.name)
+        elif isinstance(node, ast.Name):
+            mentioned.add(node.id)
+        elif isinstance(node, ast.alias):
+            mentioned.add((node.asname or node.name).partition(".")[0])
+    # A star import may bring any name.
+    if function not in defined and not mentioned & {function, "*"}:
+        public = [name for name in defined if not name.startswith("_")]
+        listed = ", ".join(public) or "none"
+        raise ConfigError(
+            f"reward: {file} has no function {function}; it has {listed}.{nearest(function, public)}", key="reward"
+        )
