@@ -122,7 +122,8 @@ class SurveyConfig:
     grade_answers: bool = False
     """Grade the data's own answers, in the form that each reward reads, without a model."""
     regrade: str = ""
-    """Grade the answers in this run's samples.jsonl (or this file) with other rewards, and sample nothing."""
+    """Grade the answers in this run's samples.jsonl (or this file) with other rewards, and sample nothing; data holds
+    the tasks that they answer."""
     overwrite: bool = False
     """Remove earlier rollouts from `out`."""
 
