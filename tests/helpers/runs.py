@@ -23,7 +23,9 @@ CHECKS = NAMES
 """Skipped unless a test asks for them: the kills are counted in calls, which checks make too."""
 
 
-TIME_FIELDS = frozenset({"time", "seconds", "tokens_per_second", "sampled_per_second", "eta_seconds", "memory_bytes"})
+TIME_FIELDS = frozenset(
+    {"time", "seconds", "tokens_per_second", "sampled_per_second", "eta_seconds", "memory_bytes", "resident_bytes"}
+)
 """Fields that depend on the machine's clock and load: two runs that are bitwise equal may differ in these alone."""
 
 

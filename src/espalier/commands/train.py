@@ -120,6 +120,7 @@ def _train(session: Session, run: RunDir) -> Finished:
     from espalier.checks.resume import check_resumed
     from espalier.loop.track import Trackers
     from espalier.loop.train import Reporters, Trainer
+    from espalier.watch.memory import MemoryWatch
     from espalier.watch.preference import PreferenceWatch, explain
 
     config, steps, main = session.config, session.dataset.steps, session.main
@@ -134,7 +135,8 @@ def _train(session: Session, run: RunDir) -> Finished:
     rank, progress = session.processes.rank, Progress(steps, rank=session.processes.rank)
     trackers = Trackers(run.path, config.loop.track, flat(config), step=first, rank=rank, note=progress.note)
     settings = {"warmup": round(config.optim.warmup * steps)}
-    watch = PreferenceWatch(**settings).see if session.traits.consumes == "ranking" else None
+    judged = session.traits.consumes == "ranking"
+    watch = PreferenceWatch(**settings).see if judged else MemoryWatch().see if online else None
     try:
         with progress:
             trainer = Trainer(
@@ -155,10 +157,13 @@ def _train(session: Session, run: RunDir) -> Finished:
                 trainer.resume(start)
                 check_resumed(session, start.path, trainer.state, run.metrics if main else None)
                 if trainer.watch is not None and main:
-                    trainer.watch = PreferenceWatch.replay(read_lines(run.metrics), **settings).see
+                    lines = read_lines(run.metrics)
+                    trainer.watch = (
+                        PreferenceWatch.replay(lines, **settings) if judged else MemoryWatch.replay(lines)
+                    ).see
                 progress.note(f"resumed from {start.path.name}")
             finished = trainer.run()
-        if watch is not None and main:
+        if judged and main:
             run.create(run.findings)
             files.write_atomic(run.findings, files.json_text(explain(read_lines(run.metrics), **settings)))
         return finished

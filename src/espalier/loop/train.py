@@ -21,6 +21,7 @@ from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
 from espalier.loop.evaluate import shown
 from espalier.loop.metrics import MetricsFile
+from espalier.loop.progress import resident_memory
 from espalier.loop.schedule import learning_rate
 from espalier.loop.signals import Interrupted, Stopper
 from espalier.loop.source import Source
@@ -32,12 +33,13 @@ from espalier.types import Draw
 @dataclass(frozen=True, slots=True)
 class Reporters:
     """Callbacks of the loop: show(step, numbers) to a person, track(step, numbers) to the trackers, note(line), and
-    memory(), the peak bytes of this process."""
+    memory(), the peak bytes of this process, and resident(), those it holds now."""
 
     show: Callable[[int, Mapping[str, float]], None]
     track: Callable[[int, Mapping[str, float]], None]
     note: Callable[[str], None]
     memory: Callable[[], int]
+    resident: Callable[[], int] = resident_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ class Trainer:
         if self.algorithm.traits.online is None:
             return {}
         numbers: dict[str, float] = {**draw.numbers, "updates": made.updates}
+        numbers["resident_bytes"] = self.reporters.resident()
         drawn = answered([*draw.groups, *draw.silent])
         if drawn:
             # The share of answers that a gradient comes from.
