@@ -43,13 +43,16 @@ def test_families_that_pack_get_the_embedded_sampler(tmp_path: Path, monkeypatch
         build_sampler(model, padded, kind="local")
 
 
-def test_families_with_state_get_generate(tmp_path: Path) -> None:
-    model = loaded(tmp_path, "lfm2")
+@pytest.mark.parametrize("family", ["lfm2", "mamba"])
+def test_families_with_state_get_generate(tmp_path: Path, family: str) -> None:
+    """mamba: no heads, and no keys and values."""
+    model = loaded(tmp_path, family)
     built = build_sampler(model)
     assert isinstance(built.sampler, GenerateSampler) and "carry state along a row" in built.note
+    assert (built.bytes == 0) == (family == "mamba")
     groups = draw_groups(built.sampler, [[5, 6], [7]], 2, [at(1.0), at(1.0, max_tokens=3)])
     assert [[len(response(s)) for s in group] for group in groups] == [[8, 8], [3, 3]]
-    with pytest.raises(ConfigError, match="sampler is local, but Lfm2"):
+    with pytest.raises(ConfigError, match=f"sampler is local, but {family.title()}"):
         build_sampler(model, kind="local")
 
 

@@ -38,9 +38,12 @@ def shelf_of(length: int) -> int:
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one token in all layers, by a model's config."""
+    """Bytes of the keys and values of one token in all layers, by a model's config; 0 without attention (Mamba), whose
+    state does not grow."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     shared = getattr(text, "num_key_value_heads", None) or heads
     return 2 * int(text.num_hidden_layers) * int(shared) * int(width) * dtype.itemsize
