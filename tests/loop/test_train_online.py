@@ -274,3 +274,21 @@ def test_between_updates_nothing_is_saved(tmp_path: Path, monkeypatch: Any, bad:
     with pytest.raises(EspalierError, match=f"step 1: gradient norm is inf, so no update was made; {said}"):
         run.trainer.run()
     assert checkpoint.steps(tmp_path / "checkpoints") == ([0] if bad == 0 else [])
+
+
+def test_a_draw_that_stops_the_run_leaves_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Answered()
+    draw = source.draw
+
+    def stopping(step: int) -> Any:
+        drawn = draw(step)
+        if step == 1:
+            raise EspalierError("too many answers were cut")
+        return drawn
+
+    monkeypatch.setattr(source, "draw", stopping)
+    run = Run(tmp_path, GRPO(), source)
+    with pytest.raises(EspalierError, match="cut"):
+        run.trainer.run()
+    assert [line["step"] for line in run.lines("samples.jsonl")] == [1] * 12 + [2] * 12
+    assert [line["step"] for line in run.lines()] == [1]

@@ -5,6 +5,7 @@ It speaks to engines through protocols only, and everything it carries from step
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,6 @@ Guard = Callable[[int, bool], None]
 SAVES = 10
 """Checkpoints of a run whose config does not set `save_every`."""
 OF_SOURCE = "source."
-"""What the names of the source's own counters begin with."""
 FRESH = TrainState(
     step=0, epoch=0, position=0, counters={}, state={}, best_score=None, best_step=None, stale=0, lengths={}
 )
@@ -70,12 +70,11 @@ class Trainer:
     metrics, samples: the run's files, None on ranks that write none; a source without records needs no `samples`.
     critic_optim: the critic's learning rate and its schedule.
     given: what the algorithm's state holds from the start, in every step.
-    guard: called with the number of a step once its weights are handed over, and whether it made an update that changes
-        them; raises if the sampler does not have them.
+    guard: called once a step's weights are handed over, with its number and whether they should have changed.
     watch: called with the number and numbers of each step and evaluation; the lines that it returns for a step are
         noted and stand in its metrics as `notes`.
 
-    Every rank runs the same loop; rank 0 writes.
+    Every rank runs the same loop.
     """
 
     def __init__(
@@ -190,7 +189,7 @@ class Trainer:
 
     def _step(self) -> None:
         step, times = self.state.step, [time.perf_counter()]
-        draw = self.source.draw(step)
+        draw = self._draw(step)
         times.append(time.perf_counter())
         moving = annotate(
             draw.groups, self.algorithm, self.roles, {**self.state.state, **self.given}, silent=draw.silent
@@ -225,6 +224,16 @@ class Trainer:
             )
         self._record(step)
         self._report(step + 1, numbers, notes)
+
+    def _draw(self, step: int) -> Draw:
+        """The draw of a step; if it stops the run, its answers are in samples.jsonl all the same."""
+        try:
+            return self.source.draw(step)
+        except EspalierError:
+            # The last draw may be that of the step before, which is written already.
+            with contextlib.suppress(ValueError):
+                self._record(step)
+            raise
 
     def _update(self, step: int, draw: Draw, moving: dict[str, float], rates: Mapping[str, float]) -> Made:
         """The updates of a step. Raises EspalierError for a gradient that is not finite."""

@@ -38,7 +38,7 @@ def task_prompt(chats: Chats, task: Task, key: int) -> RenderedGroup:
         if problem:
             named = f"the verifier {task.verifier}" if task.verifier else "no verifier"
             got = f"{named}, {'an answer' if task.answer else 'no answer'}, facts: {', '.join(task.facts) or 'none'}"
-            fix = "Give another --reward, or leave such rows out with --on-bad-row skip"
+            fix = "Give a --reward that grades it, or leave such rows out with --on-bad-row skip"
             raise RowError(problem, got=got, expected="a task that a reward of the run grades", fix=fix)
         group.graders = form.graders(task)
     messages, begun = list(task.prompt), ""
