@@ -127,9 +127,11 @@ def _train(session: Session, run: RunDir) -> Finished:
     online = session.rollouts is not None
     start = _start(session, run)
     first = start.state().step if start else 0
-    run.create(run.metrics, run.tensorboard, *([run.trackers] if config.loop.track else []))
+    files_of_run = [run.metrics, run.tensorboard, *([run.trackers] if config.loop.track else [])]
     if online:
-        run.create(run.samples, *run.journals(session.processes.size))
+        files_of_run += [run.samples, *run.journals(session.processes.size)]
+    # Other ranks write journals: not before rank 0 has listed them.
+    together(partial(run.create, *files_of_run), f"{run.path} was not entered", session.processes, CheckpointError)
     metrics = _opened(run.metrics, main, start)
     samples = _opened(run.samples, main and online, start)
     rank, progress = session.processes.rank, Progress(steps, rank=session.processes.rank)
