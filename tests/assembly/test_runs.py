@@ -167,7 +167,7 @@ def test_help_leaves_out_what_is_refused_whatever_its_value(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     values = {"replay": "r", "replay_fraction": 0.5, "alpaca_prompt": True, "outcome_model": "m", "max_pairs": 1}
-    values |= {"samples_per_step": 8, "tokens_per_step": 8, "keep_wrong": True}
+    values |= {"samples_per_step": 8, "tokens_per_step": 8, "keep_wrong": True, "max_waves": 4}
     with pytest.raises(SystemExit):
         Parser(command, "", "", RUNS[command]).read(["--help"])
     text = capsys.readouterr().out

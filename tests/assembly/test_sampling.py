@@ -32,7 +32,9 @@ def test_families_that_pack_get_the_embedded_sampler(tmp_path: Path, monkeypatch
     built = build_sampler(model)
     assert isinstance(built.sampler, LocalSampler)
     assert (built.rows, built.tokens, built.bytes) == (256, 10_000, 256 * 10_000)
-    assert built.note == "sampler local: up to 256 answers and keys and values of 10,000 tokens at the same time"
+    assert built.note == "sampler local: up to 256 answers at the same time"
+    sized = build_sampler(model, rows=10, longest=100).note
+    assert sized == "sampler local: up to 10 answers and keys and values of 1,120 tokens at the same time"
     assert build_sampler(model, rows=10, longest=100).tokens == 10 * 112
     assert build_sampler(model, rows=10, tokens=77, longest=100).tokens == 77
     chosen = build_sampler(model, kind="generate")

@@ -110,8 +110,14 @@ def test_noise_is_off_inside_and_back_on_behind() -> None:
 @pytest.mark.parametrize(
     ("fault", "command"),
     [
-        (lambda terms, totals: (sum((t.coef * t.x.mean() for t in terms.values() if t.coef), start=0.0), {}), "cpo"),
-        (lambda terms, totals: (sum(t.x.sum() / totals[t.over, t.part] for t in terms.values() if t.coef), {}), "orpo"),
+        (
+            lambda terms, totals, ran: (sum((t.coef * t.x.mean() for t in terms.values() if t.coef), start=0.0), {}),
+            "cpo",
+        ),
+        (
+            lambda terms, totals, ran: (sum(t.x.sum() / totals[t.over, t.part] for t in terms.values() if t.coef), {}),
+            "orpo",
+        ),
     ],
 )
 def test_a_loss_that_depends_on_the_split_stops_a_run(

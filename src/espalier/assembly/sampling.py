@@ -82,7 +82,9 @@ def build_sampler(
             tokens = min(tokens, rows * padded_length(longest))
     local = LocalSampler(model, rows=rows, tokens=tokens, **parts)
     size = tokens * _token_bytes(loaded)
-    note = f"sampler local: up to {rows} answers and keys and values of {tokens:,} tokens at the same time"
+    note = f"sampler local: up to {rows} answers at the same time"
+    if longest:
+        note = f"sampler local: up to {rows} answers and keys and values of {tokens:,} tokens at the same time"
     return Sampling(local, rows, tokens, size, note)
 
 
