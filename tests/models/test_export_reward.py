@@ -44,8 +44,8 @@ def test_transformers_alone_says_our_scores_where_pad_was_eos(tmp_path: Path, fa
     assert config["problem_type"] == "regression" and config["espalier_head"] == "response"
     assert config["pad_token_id"] == AutoTokenizer.from_pretrained(out).pad_token_id not in (None, 2)
     assert not (out / "generation_config.json").exists()
-    # Scores have a deviation of 1, which a calibration by some hundred has made of float32 rounding, too.
-    torch.testing.assert_close(theirs(out), said, rtol=0, atol=3e-5)
+    # Experts add up their products in another order, and the calibration scales what that rounds.
+    torch.testing.assert_close(theirs(out), said, rtol=0, atol=2e-5 if family == "qwen3_moe" else 1e-5)
     again = load_model(ModelConfig(model=str(out)), head=True)
     assert again.model.get_output_embeddings() is None
     assert torch.equal(again.model.score.weight, heads.folded(loaded.model, loaded.model.score.weight))

@@ -56,7 +56,7 @@ class Canary:
     def moved(self, step: int, *, updated: bool) -> float:
         """Compare again after the weights of `step` were handed over; returns the difference in nats a token.
 
-        The limit is 3 times `bound`, or 3 times what the learner's own forwards differ by now if that is more.
+        The limit is `bound`, or 3 times what the learner's own forwards differ by now if that is more.
 
         updated: the step made an update with a learning rate and a gradient above 0, so that the canary must have
         changed in some bit. Raises CheckError if it has not, or if sampler and learner are apart.
@@ -64,7 +64,7 @@ class Canary:
         before = self._last
         drawn = self._draw()
         difference = apart([sampled(drawn)], [self._scored(drawn)])
-        limit = SLACK * self.bound
+        limit = self.bound
         if difference > limit:
             # Training makes distributions sharper, and sharper ones are rounded by more: what was measured at the start
             # may be too little by now.
