@@ -236,6 +236,7 @@ def _stopped(session: Session, finished: Finished, run: RunDir) -> Path:
 
 def _finish(session: Session, finished: Finished, run: RunDir) -> None:
     """Put the chosen model in place; a model that scores is calibrated and judged first."""
+    from espalier.assembly.provenance import note_training, provenance
     from espalier.checks.start import check_end
     from espalier.models.own_files import kept_line
 
@@ -253,6 +254,8 @@ def _finish(session: Session, finished: Finished, run: RunDir) -> None:
         _put_model(session, finished, run)
         if name != checkpoint.step_name(finished.state.step):
             session.learner.load(checkpoint.role_folder(finished.chosen, "policy"))
+    if session.main:
+        note_training(run.model, provenance(session))
     kept = kept_line(run.model) if session.main else ""
     if kept:
         console.note(kept)
