@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.assembly.runs import RunConfig
+from espalier.config.data_sections import DataConfig
+from espalier.config.data_source import SourceList
 from espalier.config.fields import section
 from espalier.config.rollout_sections import SurveyConfig
 from espalier.config.sections import LoopConfig, ModelConfig
@@ -39,10 +41,19 @@ class AnsweringModel(ModelConfig):
 
 
 @section
+class TaskFiles(DataConfig):
+    """What is read, how, and what is held out."""
+
+    data: SourceList = ()
+    """The tasks: files or hub datasets, each PATH or PATH:FORMAT; with regrade, empty takes the data of that run."""
+
+
+@section
 class RolloutRun(RunConfig):
     """Answer tasks and grade the answers, before anybody trains."""
 
     model: AnsweringModel
+    data: TaskFiles = field(default_factory=TaskFiles)
     survey: SurveyConfig = field(default_factory=lambda: SurveyConfig(out="-"))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(out="-"))
     algorithm: Untrained = field(default_factory=Untrained)
@@ -61,4 +72,6 @@ class RolloutRun(RunConfig):
         sampled = not (self.survey.grade_answers or self.survey.regrade)
         if sampled and not self.model.model:
             raise ConfigError("model is missing: the one that answers. Give --model", key="model")
+        if not self.data.data and not self.survey.regrade:
+            raise ConfigError("data is missing: the tasks to answer. Give --data", key="data")
         object.__setattr__(self, "loop", LoopConfig(out=self.survey.out, seed=self.survey.seed))

@@ -11,6 +11,7 @@ from espalier import __version__
 from espalier.assembly.rollout_run import RolloutRun
 from espalier.commands import rollout_text as text
 from espalier.commands.rollout_folder import RolloutFolder
+from espalier.config.data_source import DataSource
 from espalier.config.options import flat
 from espalier.data.columns.ledger import Ledger
 from espalier.data.dataset import sources_of
@@ -71,8 +72,9 @@ def _no_ids(ids: Sequence[int]) -> str:
 def settings_of(config: RolloutRun) -> Record:
     """What decides the tasks, and which of their answers are graded."""
     keys = flat(config)
-    names = ("data", "format", "columns", "ignore_columns", "on_bad_row", "grade_answers")
-    return {"version": __version__, **{name: str(keys[name]) for name in names}}
+    data = [entry.written() if isinstance(entry, DataSource) else entry for entry in config.data.data]
+    names = ("format", "columns", "ignore_columns", "on_bad_row", "grade_answers")
+    return {"version": __version__, "data": data, **{name: keys[name] for name in names}}
 
 
 def verdict(outcome: Outcome) -> Record:

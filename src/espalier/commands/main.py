@@ -110,7 +110,7 @@ COMMANDS = {
             RolloutRun,
             "espalier.commands.rollout:run",
             RolloutRun.about,
-            "--model M --data TASKS --reward NAME ... --out DIR [--grade-answers | --regrade RUN] [--field value ...]",
+            "--model M --data TASKS --reward NAME ... --out DIR [--grade-answers] | --regrade RUN --reward NAME ... --out DIR",
         ),
         Command(
             "sample",

@@ -9,6 +9,7 @@ from espalier.assembly.rollout_run import RolloutRun
 from espalier.commands import rollout_text as text
 from espalier.commands.grade_text import Record, settings_of, start, tasks_of, verdict
 from espalier.commands.rollout_folder import RolloutFolder
+from espalier.commands.stored_tasks import contents, with_tasks_of_run
 from espalier.errors import ConfigError, EspalierError
 from espalier.files import sha256
 from espalier.loop.metrics import read_lines
@@ -30,11 +31,15 @@ def regrade(config: RolloutRun) -> None:
     out = Path(config.survey.out)
     if path.resolve().parent == out.resolve():
         raise ConfigError(f"out: {out} holds the answers that are read; choose another folder", key="out")
+    config, lines = with_tasks_of_run(config, path.parent)
+    for line in lines:
+        console.note(line)
     tasks = {(task.origin.source, task.origin.line): task for task in tasks_of(config, console)}
     plan, graders = start(config, list(tasks.values()), console)
     folder = RolloutFolder(out)
     try:
         follows = {"settings": settings_of(config), "rewards": plan.pins(), "answers": sha256(path)}
+        follows["data files"] = contents(config)
         sizes = _sizes(sum(1 for _ in read_lines(path)))
         done = folder.open(follows, sizes, overwrite=config.survey.overwrite)
         graded = sum(sizes[:done])

@@ -122,8 +122,8 @@ class SurveyConfig:
     grade_answers: bool = False
     """Grade the data's own answers, in the form that each reward reads, without a model."""
     regrade: str = ""
-    """Grade the answers in this run's samples.jsonl (or this file) with other rewards, and sample nothing; data holds
-    the tasks that they answer."""
+    """Grade the answers in this run's samples.jsonl (or this file) with other rewards, and sample nothing; their tasks
+    are read from the run's data, unless data is given."""
     overwrite: bool = False
     """Remove earlier rollouts from `out`."""
 
