@@ -15,7 +15,8 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from espalier.commands.rows_view import html, name, pieces, show, tokens, visible
+from espalier.commands.rows_page import html
+from espalier.commands.rows_view import name, pieces, show, tokens, visible
 from espalier.data.render.drafts import Rendered, Span
 from espalier.errors import EspalierError
 from espalier.types import Sample

@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from espalier.commands.rows_view import blocks, html, show
+from espalier.commands.rows_page import html
+from espalier.commands.rows_view import blocks, show
 from espalier.config.sections import StepLabelsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer

@@ -14,7 +14,8 @@ from espalier.assembly import data as assembled
 from espalier.assembly.runs import RUNS
 from espalier.commands import task_view
 from espalier.commands.inspect import run
-from espalier.commands.rows_view import html, show
+from espalier.commands.rows_page import html
+from espalier.commands.rows_view import show
 from espalier.config.sections import DataConfig, InspectConfig, LoopConfig, ModelConfig
 from espalier.data.render.form import Form, TaskForm
 from espalier.data.render.renderer import Renderer
@@ -50,12 +51,20 @@ def test_a_task_is_its_prompt_and_what_grades_it() -> None:
         "facts: n 1",
     ]
     assert f"columns: level 3, note {'x' * 160}... (200 characters)" in out.getvalue()
+    assert out.getvalue().splitlines()[-2:] == [
+        "1 prompt to answer, 23 tokens; 1 with an answer; graded by numeric (1), length (1)",
+        "⟨control token⟩  ⏎ newline",
+    ]
 
 
 def test_the_page_says_the_same(tmp_path: Path) -> None:
     html(row(), CHATML, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<h2>answer: 2</h2>" in page and "prompt of a task" in page
+    assert "<p>1 prompt to answer, 23 tokens; 1 with an answer; graded by numeric (1), length (1).\n" in page
+    # Nothing here is trained, so nothing is said of it.
+    body = page.partition("<body>")[2]
+    assert "trained" not in body and body.count("data-tip") == 23
 
 
 def test_a_command_that_answers_tasks_inspects_them(

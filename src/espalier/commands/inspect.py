@@ -10,7 +10,7 @@ from rich.console import Console
 
 from espalier.assembly.data import renderer_of
 from espalier.assembly.runs import RunConfig
-from espalier.commands import rows_view
+from espalier.commands import rows_page, rows_view
 from espalier.config.sections import InspectConfig
 from espalier.data.columns.ledger import Ledger
 from espalier.data.dataset import sources_of
@@ -53,7 +53,7 @@ def run(config: RunConfig, view: InspectConfig) -> None:
         for line in ledger.lines():
             console.print(f"{source.name}: {line}", markup=False, soft_wrap=True)
     if view.html:
-        rows_view.html(rows, tokenizer, Path(view.html))
+        rows_page.html(rows, tokenizer, Path(view.html))
         console.print(f"written: {view.html}", markup=False)
     for source, ledger in ledgers:
         ledger.refuse(source.path)

@@ -110,7 +110,7 @@ COMMANDS = {
             RolloutRun,
             "espalier.commands.rollout:run",
             RolloutRun.about,
-            "--model M --data TASKS --reward R ... --out DIR [--grade-answers] | --regrade RUN --reward R ... --out DIR",
+            "--model M --data TASKS --reward R ... --out DIR [--grade-answers] | --regrade RUN --reward R --out DIR",
         ),
         Command(
             "sample",

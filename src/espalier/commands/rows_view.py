@@ -7,19 +7,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from espalier.commands.task_view import details
+from espalier.commands.task_view import Shown, details, summary
 from espalier.data.render.drafts import Rendered, RenderedGroup
-from espalier.errors import EspalierError
-from espalier.files import write_atomic
 from espalier.types import Response, Sample
 
 if TYPE_CHECKING:
@@ -307,8 +302,20 @@ def show(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, console: Conso
             console.print(Text(line, style="cyan"), soft_wrap=True)
         if block.last:
             console.print()
+    tasks = tasks_of(rows)
+    if tasks:
+        console.print(Text(summary(tasks), style="bold"), soft_wrap=True)
     with_reads = any(row.sample.reads for _, group in rows for row in group)
-    console.print(_legend(colour, with_reads), soft_wrap=True)
+    console.print(_legend(colour, with_reads, trains=len(tasks) < len(rows)), soft_wrap=True)
+
+
+def tasks_of(rows: Sequence[Row]) -> list[Shown]:
+    """The rows that are tasks."""
+    tasks = []
+    for _, group in rows:
+        if isinstance(group, RenderedGroup) and group.task is not None:
+            tasks.append(Shown(group.task, group.graders, sum(len(row.sample) for row in group)))
+    return tasks
 
 
 def _as_branch(title: Text, body: Text, last: bool) -> tuple[Text, Text]:
@@ -318,11 +325,14 @@ def _as_branch(title: Text, body: Text, last: bool) -> tuple[Text, Text]:
     return Text.assemble(corner, title), Text("\n").join(lines)
 
 
-def _legend(colour: bool, with_reads: bool) -> Text:
-    legend = Text("\u27e6trained tokens\u27e7")
-    if colour:
-        legend = Text.assemble(("trained", TRAINED[0]), (" tokens", TRAINED[1]))
-    legend = Text.assemble(legend, "  not trained  ", (name("<control token>"), SPECIAL), f"  {NEWLINE_MARK} newline")
+def _legend(colour: bool, with_reads: bool, trains: bool) -> Text:
+    legend = Text("")
+    if trains:
+        marked = Text("\u27e6trained tokens\u27e7")
+        if colour:
+            marked = Text.assemble(("trained", TRAINED[0]), (" tokens", TRAINED[1]))
+        legend = Text.assemble(marked, "  not trained  ")
+    legend = Text.assemble(legend, (name("<control token>"), SPECIAL), f"  {NEWLINE_MARK} newline")
     if with_reads:
         legend = Text.assemble(legend, "  ", (READ_MARK, READ), " a scalar head is read here")
     return legend
@@ -354,45 +364,3 @@ def _bracketed(shown: Sequence[Token]) -> Text:
         inside = "".join(_text(token) + token.read for token in run)
         text += f"\u27e6{inside}\u27e7" if trained else inside
     return Text(text)
-
-
-# --------------------------------------------------------------------------------------------------------------- page
-
-
-def html(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write rows as one page that needs no network. A token under the pointer shows its id, role and weight.
-
-    Raises EspalierError if `path` cannot be written.
-    """
-    page = resources.files("espalier.commands").joinpath("inspect.html").read_text(encoding="utf-8")
-    articles, total, trained = [], 0, 0
-    for block in blocks(rows, tokenizer):
-        total += len(block.tokens)
-        trained += len([token for token in block.tokens if token.trained])
-        kind = ' class="branch"' if block.branch else ""
-        body = "".join(map(_span, block.tokens))
-        lines = "".join(f"<h2>{escape(line)}</h2>" for line in block.details)
-        articles.append(f"<article{kind}><h2>{escape(block.title)}</h2><p>{body}</p>{lines}</article>")
-    summary = f"{len(rows):,} rows, {total:,} tokens, {trained:,} trained"
-    page = page.replace("{{summary}}", summary).replace("{{rows}}", "\n".join(articles))
-    try:
-        write_atomic(path, page)
-    except OSError as error:
-        raise EspalierError(f"{path}: cannot be written: {error.strerror}. Choose another file with --html") from None
-
-
-def _span(token: Token) -> str:
-    """A token as HTML; its classes are t (trained), s (special) and h (no text of its own)."""
-    kinds = []
-    if token.trained:
-        kinds.append("t")
-    if token.special:
-        kinds.append("s")
-    if not token.text:
-        kinds.append("h")
-    trained = f"weight {token.weight:g}" if token.trained else "not trained"
-    tip = f"{token.id} \u00b7 {token.role} \u00b7 {trained}"
-    text = name(token.text) if token.special else visible(token.text)
-    body = escape(text).replace("\n", f"<i>{NEWLINE_MARK}</i>\n") or "\u00b7"
-    read = f"<em>{escape(token.read)}</em>" if token.read else ""
-    return f'<span class="{" ".join(kinds)}" data-tip="{escape(tip)}">{body}</span>{read}'

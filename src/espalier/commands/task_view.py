@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from espalier.types import Task
 
 LONGEST = 160
 """Characters of a value that are shown."""
+
+
+class Shown(NamedTuple):
+    """A task that is shown, the rewards that grade it, and the tokens of its prompt."""
+
+    task: Task
+    graders: Sequence[str]
+    tokens: int
+
+
+def summary(tasks: Sequence[Shown]) -> str:
+    """How many prompts and tokens are shown, how many have an answer, and who grades how many.
+
+    >>> summary([Shown(Task((), answer="72"), ["numeric", "length"], 9), Shown(Task(()), ["length"], 3)])
+    '2 prompts to answer, 12 tokens; 1 with an answer; graded by length (2), numeric (1)'
+    """
+    prompts = "1 prompt" if len(tasks) == 1 else f"{len(tasks):,} prompts"
+    answers = sum(bool(shown.task.answer) for shown in tasks)
+    parts = [f"{prompts} to answer, {sum(shown.tokens for shown in tasks):,} tokens", f"{answers:,} with an answer"]
+    graders = Counter(name for shown in tasks for name in shown.graders)
+    if graders:
+        parts.append("graded by " + ", ".join(f"{name} ({count:,})" for name, count in graders.most_common()))
+    return "; ".join(parts)
 
 
 def details(task: Task, graders: Sequence[str]) -> list[str]:
