@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from espalier.commands import main as cli
 from espalier.commands.rollout import Survey, chosen
 from espalier.config.rollout_sections import RolloutConfig, SurveyConfig
 from espalier.engines.protocols import Request, SamplingParams
+from espalier.loop import signals
 from espalier.loop.answers import Answers
 from espalier.loop.progress import Progress
 from espalier.outcomes import Key, Outcome
@@ -124,6 +128,23 @@ def test_a_model_answers_tasks_and_goes_on_where_it_stopped(desk: Desk) -> None:
     assert "2 tasks are answered" in desk.capsys.readouterr().out
     assert cli.main(["rollout", *flags, "--out", str(cut), "--temperature", "0.5"]) == 2
     assert "holds rollouts of another settings" in desk.capsys.readouterr().err
+
+
+def test_a_signal_says_that_the_same_command_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(self: Survey, prompts: Any, follows: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    written: list[bytes] = []
+    monkeypatch.setattr(Survey, "run", signalled)
+    monkeypatch.setattr(signals, "os", SimpleNamespace(write=lambda place, data: written.append(data)))
+    data = desk.rows("sums", [{"question": "1 + 1?", "answer": "2"}])
+    flags = ["--model", desk.model, "--data", data, "--reward", "exact", "--cache", str(desk.folder / "cache")]
+    assert (
+        cli.main(["rollout", *flags, "--max-tokens", "5", "--out", str(desk.folder / "out"), "--reward-workers", "1"])
+        == 0
+    )
+    said = b"SIGTERM: answers in flight are given up, those in samples.jsonl stay, and the same command goes on"
+    assert said in b"".join(written)
 
 
 def test_a_model_is_needed_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from espalier.engines.protocols import Request
 from espalier.errors import EspalierError
 from espalier.loop.journal import Journal
 from espalier.loop.rollout import RolloutSource
-from espalier.loop.signals import Interrupted
+from espalier.loop.signals import Interrupted, Stopper
 from espalier.outcomes import Graded, Key, Outcome
 from espalier.types import Draw, Sample, StopReason
 from rollouts import FakeAlgorithm, FakeGraders, FakeRank, FakeSampler, FakeTasks, exact, on_ranks, source
@@ -212,6 +215,37 @@ def test_a_stop_signal_ends_the_draw_and_forgets_what_is_in_flight() -> None:
     with pytest.raises(Interrupted):
         built.draw(0)
     assert (sampler.queue, built.state()["rollouts"]) == ([], 0)
+
+
+class Signalled(FakeGraders):
+    """A SIGTERM comes while answer number `at` is graded."""
+
+    at = 3
+
+    def submit(self, key: Key, prompt: Any, sample: Sample) -> None:
+        super().submit(key, prompt, sample)
+        if len(self.keys) == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "at", "what"),
+    [(False, 3, "step 1"), (True, 3, "this evaluation"), (False, 6, "step 1")],
+    ids=["a draw", "an evaluation", "the last answer of a draw"],
+)
+def test_a_signal_says_what_becomes_of_the_answers_in_flight(
+    capfd: pytest.CaptureFixture[str], held_out: bool, at: int, what: str
+) -> None:
+    graders = Signalled(by_k)
+    graders.at = at
+    built = source(FakeTasks(3, held=6), FakeSampler(respond), graders)
+    with Stopper() as stopper:
+        built.heed(lambda: stopper.requested)
+        with pytest.raises(Interrupted) if at == 3 else nullcontext():
+            built.evaluate(None, FakeAlgorithm(), {}) if held_out else built.draw(0)
+    said = f"SIGTERM: {what} is left out if answers are missing; saving the last finished step, then stopping"
+    err = capfd.readouterr().err
+    assert said in err and "after this step" not in err
 
 
 # ------------------------------------------------------------------------------------------------------------- ranks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +94,38 @@ def test_a_run_that_a_draw_interrupts_resumes_bit_for_bit(tmp_path: Path, name: 
     for file in ("metrics.jsonl", "samples.jsonl"):
         assert again.lines(file) == whole.lines(file)
     assert again.files(4) == whole.files(4) and "policy/optimizer.safetensors" in whole.files(4)
+
+
+class Signalled(Answered):
+    """A SIGTERM comes in the update of step `at`, or in the evaluation after it if there are scores."""
+
+    at = 2
+
+    def moved(self, version: int) -> None:
+        super().moved(version)
+        if version == self.at and not self.scores:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluate(self, roles: Any, algorithm: Any, state: dict[str, float]) -> dict[str, float]:
+        if self.version == self.at and self.scores:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().evaluate(roles, algorithm, state)
+
+
+def test_a_signal_in_an_update_ends_the_run_after_its_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    finished = Run(tmp_path, GRPO(), Signalled()).trainer.run()
+    assert (finished.stopped, finished.chosen, finished.state.step) == ("SIGTERM", None, 2)
+    assert (tmp_path / "checkpoints" / checkpoint.step_name(2)).is_dir()
+    assert "SIGTERM: saving after this step, then stopping" in capfd.readouterr().err
+
+
+def test_a_signal_after_the_last_step_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = Signalled(scores=[0.1, 0.2, 0.3, 0.4])
+    source.at = 4
+    finished = Run(tmp_path, GRPO(), source).trainer.run()
+    assert (finished.stopped, finished.state.step, finished.state.best_score) == ("", 4, 0.4)
+    assert finished.chosen is not None and finished.chosen.name == checkpoint.step_name(4)
+    assert "SIGTERM: the last step is made already, and the run ends as it would have" in capfd.readouterr().err
 
 
 def test_a_run_interrupted_before_its_first_step_begins_again(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from espalier.workbench.rollouts import answer_of, summary
 
 FREE = ("out", "overwrite", "show", "right", "tasks", "cache", "reward_workers", "grade_answers", "regrade")
 """Keys that change no answer and no grade, or are pinned by their effect."""
+STOPS = "answers in flight are given up, those in samples.jsonl stay, and the same command goes on"
+"""What a stop signal leads to."""
 
 
 def run(config: RolloutRun) -> int:
@@ -52,7 +54,7 @@ def _sample(config: RolloutRun) -> None:
     from espalier.assembly.session import open_session
     from espalier.data.store.report import write_rejected
 
-    with open_session(config) as session, Stopper() as stopper:
+    with open_session(config) as session, Stopper(STOPS) as stopper:
         rollouts, console = session.rollouts, session.console
         if rollouts is None:
             raise ValueError("got a session without rollouts; expected one that answers tasks")

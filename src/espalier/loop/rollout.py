@@ -26,8 +26,11 @@ from espalier.loop.rolled import (
 )
 from espalier.loop.rollout_records import records
 from espalier.loop.rules import Rules
+from espalier.loop.signals import announcing
 from espalier.outcomes import Fate
 from espalier.types import Draw, Prompt
+
+_SAVES = "saving the last finished step, then stopping"
 
 
 class Tasks(Protocol):
@@ -140,7 +143,8 @@ class RolloutSource:
         return Draw([*kept, *given], silent, numbers, notes)
 
     def _wave(self, step: int, posed: list[Posed], seconds: Seconds) -> list[Rolled]:
-        groups, spent = self.answers.answer(step, posed, self.params, self.config.group_size)
+        with announcing(f"step {step + 1} is left out if answers are missing; {_SAVES}"):
+            groups, spent = self.answers.answer(step, posed, self.params, self.config.group_size)
         seconds.add(spent)
         rolled = [Rolled(prompt, epoch, group) for (prompt, epoch), group in zip(posed, groups, strict=True)]
         for group in rolled:
@@ -190,9 +194,9 @@ class RolloutSource:
             return {}
         count = self.config.eval_samples
         params = replace(self.params, temperature=0.0) if not count else replace(self.params, seed=self._other_seed())
-        groups, _ = self.answers.answer(
-            self.rules.rollouts, [(prompt, 0) for prompt in prompts], params, count or 1, held_out=True
-        )
+        posed = [(prompt, 0) for prompt in prompts]
+        with announcing(f"this evaluation is left out if answers are missing; {_SAVES}"):
+            groups, _ = self.answers.answer(self.rules.rollouts, posed, params, count or 1, held_out=True)
         answers = samples_of(groups)
         errors = sum(bool(error_of(s)) for s in answers)
         if errors == len(answers):

@@ -5,8 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+AFTER_STEP = "saving after this step, then stopping"
+AT_END = "the last step is made already, and the run ends as it would have"
+"""What a stop signal leads to in the middle of an update, and after the last one."""
+_notices: list[str] = []
+"""What it leads to now, the innermost last; signals are the process's, so is this."""
+
+
+@contextmanager
+def announcing(notice: str) -> Iterator[None]:
+    """Meanwhile a `Stopper` answers a signal with `notice` in place of its own."""
+    _notices.append(notice)
+    try:
+        yield
+    finally:
+        _notices.pop()
 
 
 class Interrupted(Exception):
@@ -14,7 +32,8 @@ class Interrupted(Exception):
 
 
 class Stopper:
-    """While active, SIGTERM and SIGINT set `requested` and nothing else; the loop then saves and ends.
+    """While active, SIGTERM and SIGINT set `requested`, print what follows from that, and do nothing else; the loop
+    then saves and ends. notice: what follows, if no `announcing` says otherwise.
 
         with Stopper() as stop:
             for step in ...:
@@ -30,8 +49,8 @@ class Stopper:
     on `requested` over all ranks before it acts.
     """
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, notice: str = AFTER_STEP) -> None:
+        self.reason, self.notice = "", notice
         self._replaced: dict[signal.Signals, Any] = {}
 
     @property
@@ -49,7 +68,8 @@ class Stopper:
         if not self.requested:
             # os.write, because a handler may interrupt a print that holds the stream's lock.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving after this step, then stopping; Ctrl-C stops at once.\n".encode())
+            notice = _notices[-1] if _notices else self.notice
+            os.write(2, f"\n{name}: {notice}; Ctrl-C stops at once.\n".encode())
             self.request(name)
 
     def __enter__(self) -> Stopper:

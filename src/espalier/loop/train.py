@@ -24,7 +24,7 @@ from espalier.loop.evaluate import shown
 from espalier.loop.metrics import MetricsFile
 from espalier.loop.progress import resident_memory
 from espalier.loop.schedule import learning_rate
-from espalier.loop.signals import Interrupted, Stopper
+from espalier.loop.signals import AT_END, Interrupted, Stopper, announcing
 from espalier.loop.source import Source
 from espalier.loop.state import TrainState, load_rng
 from espalier.loop.step import Made, UpdateError, answered, make_updates, mean_entropy
@@ -175,8 +175,9 @@ class Trainer:
                 return True
             if self.state.step % self.every == 0:
                 self._save()
-        self._evaluate()
-        self._save()
+        with announcing(AT_END):
+            self._evaluate()
+            self._save()
         return False
 
     def _over(self) -> bool:
@@ -384,8 +385,7 @@ class Trainer:
         self._prune()
 
     def _write(self, folder: Path) -> None:
-        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one
-        # before.
+        # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
         roles, parts = self.roles, [partial(self.roles.policy.save, folder / "policy")]
         if roles.critic is not None:
             parts.append(partial(roles.critic.save, folder / "critic"))
