@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from espalier.checks import rewards
+from espalier.checks.table import settle
 from espalier.config.rollout_sections import RewardsConfig
+from espalier.errors import CheckError
 from espalier.rewards.build import plan
+from espalier.rewards.builtin.numeric import GSM8K
 from espalier.rewards.graders import WorkerGraders
 from espalier.rewards.reward import Known
 from espalier.types import Message, Origin, Task
@@ -69,10 +72,13 @@ def test_the_first_answer_without_full_marks_stops_the_run() -> None:
         outcome = rewards.check_golds(graders, [*SUMS[:3], *words])
     assert outcome.verdict == "fail"
     assert outcome.value == (
-        "numeric cannot read the answer of sums:101 ('How many?'): the task's answer 'seven of nine' holds 0 numbers; "
-        "expected one, or one marked"
+        "numeric has no form for the answer 'seven of nine' of sums:101 ('How many?') (the task's answer "
+        "'seven of nine' holds 0 numbers; expected one, or one marked); 1 of 4 tasks fail"
     )
-    assert "correct the row" in outcome.way_out and "another verifier than numeric" in outcome.way_out
+    assert outcome.limit == "the best score, 1, for each"
+    assert "Correct these rows" in outcome.way_out and "name another verifier" in outcome.way_out
+    with pytest.raises(CheckError, match=r"^golds: numeric .*, expected the best score.*\(--skip-checks golds goes on"):
+        settle({"golds": outcome}, None)
 
 
 def test_a_gold_that_gets_less_stops_the_run() -> None:
@@ -80,7 +86,17 @@ def test_a_gold_that_gets_less_stops_the_run() -> None:
     with started("exact", reward_args=("exact.part=last_line",)) as graders:
         outcome = rewards.check_golds(graders, tasks)
     assert outcome.verdict == "fail"
-    assert outcome.value == "exact gives 0 to 'Rome Paris', the answer of towns:4 ('A?')"
+    assert outcome.value == "exact gives 0 to 'Rome Paris', the answer of towns:4 ('A?'); 1 of 1 tasks fail"
+
+
+def test_a_gold_that_gets_less_is_shown_in_the_form_that_was_graded() -> None:
+    tasks = [Task((Message("user", f"{i}?"),), answer=str(i), origin=Origin("sums", i + 1)) for i in range(8)]
+    broken = replace(GSM8K, gold=lambda task: f"#### {min(int(task.answer), 5)}")
+    with started("gsm8k") as graders:
+        (entry,) = graders.grading.entries
+        graders.grading = replace(graders.grading, entries=(replace(entry, reward=broken),))
+        outcome = rewards.check_golds(graders, tasks)
+    assert outcome.value == "gsm8k gives 0 to '#### 5', its form of the answer '6' of sums:7 ('6?'); 2 of 8 tasks fail"
 
 
 def test_only_tasks_that_a_reward_grades_are_asked() -> None:

@@ -130,17 +130,10 @@ def check_golds(graders: WorkerGraders, tasks: Sequence[Task], most: int = MOST)
         if not chosen:
             unchecked.append(f"{entry.name} (grades no task)")
             continue
-        try:
-            texts = [_written(gold, task) for task in chosen]
-        except _NoGold as error:
-            return failed(f"{entry.name} cannot read {error}", limit, _GOLD_WAY_OUT.format(name=entry.name))
-        outcomes = graders.grade(zip(chosen, texts, strict=True), [entry.name])
-        for task, text, outcome in zip(chosen, texts, outcomes, strict=True):
-            score = _score(outcome, entry)
-            if score is None or score < best - ROUNDING:
-                given = outcome.error or outcome.invalid or f"{score:g}"
-                value = f"{entry.name} gives {given} to {_short(text)}, the answer of {_named(task)}"
-                return failed(value, f"{best:g}", _GOLD_WAY_OUT.format(name=entry.name))
+        faults = _faults(graders, entry, chosen, gold, best)
+        if faults:
+            value = f"{faults[0]}; {len(faults)} of {len(chosen)} tasks fail"
+            return failed(value, f"the best score, {best:g}, for each", _GOLD_WAY_OUT)
         values.append(f"{entry.name} {len(chosen)} of {len(chosen)}")
     if not values:
         return skipped(f"unchecked: {', '.join(unchecked)}", limit)
@@ -148,9 +141,37 @@ def check_golds(graders: WorkerGraders, tasks: Sequence[Task], most: int = MOST)
 
 
 _GOLD_WAY_OUT = (
-    "The data's own answer must get full marks: correct the row, choose the reward that reads such answers, or let the "
-    "row name another verifier than {name}."
+    "Correct these rows, give a reward that reads such answers, or let the rows name another verifier; "
+    "`espalier rollout --grade-answers` writes down all that fail."
 )
+
+
+def _faults(
+    graders: WorkerGraders, entry: Entry, tasks: Sequence[Task], gold: Callable[[Task], str], best: float
+) -> list[str]:
+    """A text about each task whose own answer does not get the best score, in the order of the tasks."""
+    faults: dict[int, str] = {}
+    texts: dict[int, str] = {}
+    for number, task in enumerate(tasks):
+        try:
+            texts[number] = _written(gold, task)
+        except _NoGold as error:
+            faults[number] = (
+                f"{entry.name} has no form for the answer {_short(task.answer)} of {_named(task)} ({error})"
+            )
+    outcomes = graders.grade([(tasks[number], text) for number, text in texts.items()], [entry.name])
+    for (number, text), outcome in zip(texts.items(), outcomes, strict=True):
+        score, task = _score(outcome, entry), tasks[number]
+        if score is not None and score >= best - ROUNDING:
+            continue
+        given = f"{score:g}" if score is not None else "no score"
+        if outcome.error or outcome.invalid:
+            given = f"an error ({outcome.error})" if outcome.error else f"invalid ({outcome.invalid})"
+        answer = f"the answer of {_named(task)}"
+        if text.strip() != task.answer.strip():
+            answer = f"its form of the answer {_short(task.answer)} of {_named(task)}"
+        faults[number] = f"{entry.name} gives {given} to {_short(text)}, {answer}"
+    return [text for _, text in sorted(faults.items())]
 
 
 class _NoGold(Exception):
@@ -168,7 +189,7 @@ def _written(gold: Callable[[Task], str], task: Task) -> str:
     try:
         return gold(task)
     except (ValueError, KeyError) as error:
-        raise _NoGold(f"the answer of {_named(task)}: {error}") from None
+        raise _NoGold(str(error)) from None
 
 
 def _score(outcome: Grade, entry: Entry) -> float | None:
