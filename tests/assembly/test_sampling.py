@@ -9,8 +9,13 @@ import pytest
 from drawing import at, response
 from espalier.assembly import sampling
 from espalier.assembly.answer import Chatter
+from espalier.assembly.rollouts import params_of
 from espalier.assembly.sampling import build_sampler, draw_groups, room
-from espalier.config.sections import ModelConfig
+from espalier.config.fields import infos
+from espalier.config.rollout_sections import RolloutConfig
+from espalier.config.sampling import SamplingConfig
+from espalier.config.sections import ModelConfig, SampleConfig
+from espalier.engines.protocols import SamplingParams
 from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
 from espalier.errors import ConfigError
@@ -69,10 +74,28 @@ def test_room_ends_at_the_limit_and_at_a_switch_of_the_rope() -> None:
 def test_answers_keep_to_the_model_s_limit(tmp_path: Path) -> None:
     loaded(tmp_path)
     chatter = Chatter.load(ModelConfig(model=str(tmp_path)))
-    (answer,) = chatter.answer(["a" * 250], chat=False, max_tokens=100, temperature=1.0, top_k=5)
+    (answer,) = chatter.answer(["a" * 250], SamplingConfig(max_tokens=100, top_k=5), chat=False)
     assert len(answer) <= 6
     with pytest.raises(ConfigError, match="a prompt has 300 tokens; the model takes 256"):
         chatter.answer(["a" * 300], chat=False)
-    whole = chatter.answer(["what"], chat=False, max_tokens=40, temperature=1.0, seed=2)[0]
-    (cut,) = chatter.answer(["what"], chat=False, max_tokens=40, temperature=1.0, seed=2, stop_strings=(whole[3],))
+    whole = chatter.answer(["what"], SamplingConfig(max_tokens=40), chat=False, seed=2)[0]
+    stopped = SamplingConfig(max_tokens=40, stop_strings=(whole[3],))
+    (cut,) = chatter.answer(["what"], stopped, chat=False, seed=2)
     assert cut == whole[: whole.index(whole[3]) + 1]
+
+
+def test_one_section_says_how_tokens_are_drawn_each_command_with_its_own_temperature() -> None:
+    shared = list(infos(SamplingConfig))
+    for section, first, temperature in ((RolloutConfig, "prompts_per_step", 1.0), (SampleConfig, "model", 0.0)):
+        names = list(infos(section))
+        place = names.index("max_tokens")
+        assert (names[0], names[place : place + len(shared)]) == (first, shared)
+        assert infos(section)["temperature"].default == temperature
+        assert infos(section)["temperature"].description == infos(SamplingConfig)["temperature"].description
+
+
+def test_every_key_of_sampling_reaches_the_sampler() -> None:
+    config = SamplingConfig(
+        max_tokens=7, temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.2, stop_strings=("x",)
+    )
+    assert params_of(config, [9, 4], seed=5) == SamplingParams(7, 0.5, 3, 0.9, 0.1, 1.2, (4, 9), ("x",), 5)

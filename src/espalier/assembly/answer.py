@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from espalier.assembly.model import compute_dtype
+from espalier.assembly.rollouts import params_of
 from espalier.assembly.sampling import Kind, build_sampler, draw_groups, room
+from espalier.config.sampling import SamplingConfig
 from espalier.config.sections import ModelConfig, TurnsConfig
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.render.templates import apply_template, complete
 from espalier.engines.processes import pick_device
-from espalier.engines.protocols import SamplingParams
 from espalier.errors import ConfigError, RowError
 from espalier.models.load import Loaded, load_model
 from espalier.models.merge import load_merged
 from espalier.models.stops import stops_of
 from espalier.types import Message
+
+GREEDY = SamplingConfig(temperature=0.0)
 
 
 class Chatter:
@@ -54,20 +57,18 @@ class Chatter:
     def answer(
         self,
         prompts: Sequence[str],
+        sampling: SamplingConfig = GREEDY,
         *,
         chat: bool = True,
         system: str = "",
-        max_tokens: int = 256,
-        temperature: float = 0.0,
         seed: int = 0,
-        **settings: Any,
     ) -> list[str]:
         """One response per prompt, without special tokens. With `chat` a prompt is a user's message; otherwise it is
         text to be continued.
 
-        An answer ends at a stop token, after max_tokens, or at the model's limit. Further arguments are fields of
-        `SamplingParams`. Raises ConfigError if `chat` is on and the model has no template, and if a prompt leaves no
-        room for an answer.
+        An answer ends at a stop token, after max_tokens, or at the model's limit. sampling: how it is drawn, by the
+        sampler of this object. Raises ConfigError if `chat` is on and the model has no template, and if a prompt leaves
+        no room for an answer.
         """
         if chat and self.tokenizer.chat_template is None:
             raise ConfigError(
@@ -83,9 +84,8 @@ class Chatter:
         except RowError as error:
             way_out = "" if error.fix else ". Leave out system, or give another template"
             raise ConfigError(f"prompt: {error}{way_out}", key="prompt") from error
-        stop = tuple(self.renderer.stop_ids)
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed, **settings)
-        each = [replace(params, max_tokens=self._room(prompt, max_tokens)) for prompt in ids]
+        params = params_of(sampling, self.renderer.stop_ids, seed)
+        each = [replace(params, max_tokens=self._room(prompt, params.max_tokens)) for prompt in ids]
         out = []
         for prompt, (response,) in zip(ids, draw_groups(self.sampler, ids, 1, each), strict=True):
             out.append(str(self.tokenizer.decode(response.tokens[len(prompt) :], skip_special_tokens=True)))

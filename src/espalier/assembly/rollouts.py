@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.assembly.sampling import Sampling, build_sampler
-from espalier.config.rollout_sections import RolloutConfig
+from espalier.config.sampling import SamplingConfig
 from espalier.engines.protocols import Sampler, SamplingParams
 from espalier.loop.answers import Report
 from espalier.loop.journal import Journal, journal_path
@@ -65,17 +65,17 @@ def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) ->
     return Rollouts(plan, graders, sampling, params)
 
 
-def params_of(rollout: RolloutConfig, stop_ids: Sequence[int], seed: int) -> SamplingParams:
-    """How the answers of a run are drawn."""
+def params_of(config: SamplingConfig, stop_ids: Sequence[int], seed: int) -> SamplingParams:
+    """How answers are drawn that end at these stop ids, at those strings, or after `max_tokens`."""
     return SamplingParams(
-        max_tokens=rollout.max_tokens,
-        temperature=rollout.temperature,
-        top_k=rollout.top_k,
-        top_p=rollout.top_p,
-        min_p=rollout.min_p,
-        repetition_penalty=rollout.repetition_penalty,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
         stop=tuple(sorted(stop_ids)),
-        stop_strings=rollout.stop_strings,
+        stop_strings=config.stop_strings,
         seed=seed,
     )
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from espalier.assembly.answer import Chatter
 from espalier.assembly.runs import RUNS, RunConfig
 from espalier.commands.train import train
+from espalier.config.sampling import SamplingConfig
 from espalier.config.sections import DataConfig, LoopConfig, ModelConfig, OptimConfig, QuickstartConfig
 from espalier.errors import ConfigError
 from espalier.loop.terminal import Terminal
@@ -100,7 +101,7 @@ def _recipe(config: QuickstartConfig, base: ModelConfig, data: Path) -> RunConfi
 
 def _score(chatter: Chatter, unseen: list[Problem], *, chat: bool) -> Score:
     def generate(prompts: list[str]) -> list[str]:
-        return chatter.answer(prompts, chat=chat, max_tokens=MAX_TOKENS)
+        return chatter.answer(prompts, SamplingConfig(max_tokens=MAX_TOKENS, temperature=0.0), chat=chat)
 
     return score(generate, unseen, style="chat" if chat else "text")
 

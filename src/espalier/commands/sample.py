@@ -22,19 +22,7 @@ def run(config: SampleConfig) -> None:
     chatter = Chatter.load(model, turns=turns, sampler=config.sampler)
     console = Terminal(highlight=False)
     console.print(Text(chatter.note, style="dim"))
-    answers = chatter.answer(
-        list(config.prompt),
-        chat=config.chat,
-        system=config.system,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        stop_strings=config.stop_strings,
-    )
+    answers = chatter.answer(list(config.prompt), config, chat=config.chat, system=config.system, seed=config.seed)
     for prompt, answer in zip(config.prompt, answers, strict=True):
         console.print(Text(prompt, style="bold"))
         console.print(answer + "\n", markup=False, emoji=False)

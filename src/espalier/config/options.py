@@ -289,8 +289,11 @@ class Parser(argparse.ArgumentParser):
 
 def _title(kind: type) -> str:
     """A section's name; that of the section it is derived from, if only defaults differ."""
-    root: type = [base for base in kind.__mro__ if "__pydantic_fields__" in vars(base)][-1]
-    return root.__name__.removesuffix("Config")
+    same = kind
+    for base in kind.__mro__:
+        if "__pydantic_fields__" in vars(base) and set(infos(base)) == set(infos(kind)):
+            same = base
+    return same.__name__.removesuffix("Config")
 
 
 def _summary(kind: type) -> str:

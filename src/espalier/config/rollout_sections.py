@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from annotated_types import Gt, Le
-
 from espalier.config.data_source import SourceList
 from espalier.config.fields import (
     Count,
@@ -17,36 +13,27 @@ from espalier.config.fields import (
     Number,
     Positive,
     Seed,
-    Share,
     section,
 )
+from espalier.config.sampling import SamplingConfig
 from espalier.errors import ConfigError
 
 
 @section
-class RolloutConfig:
-    """How answers to tasks are drawn."""
+class _PromptsConfig:
+    """What a step answers."""
 
     prompts_per_step: CountOrZero = 32
     """Prompts of a step; 0 takes all of them."""
     group_size: Count = 8
     """Answers to each prompt."""
-    max_tokens: Count = 256
-    """Maximum length of an answer in tokens, its stop token included."""
-    temperature: NotNegative = 1.0
-    """Sampling temperature; 0 always takes the most probable token."""
-    top_k: CountOrZero = 0
-    """Draw among the k most probable tokens; 0 draws among all."""
-    top_p: Annotated[Number, Gt(0), Le(1)] = 1.0
-    """Draw among the fewest tokens that hold this probability."""
-    min_p: Share = 0.0
-    """Draw among tokens with at least this share of the most probable one's probability."""
-    repetition_penalty: Positive = 1.0
-    """Logits of tokens that are there already are divided by this if positive, multiplied if negative; 1 is off."""
-    stop_strings: Names = ()
-    """Texts that end an answer, besides the stop tokens."""
-    sampler: Literal["auto", "local", "generate"] = "auto"
-    """auto draws with the embedded sampler if the architecture allows it, else with transformers' generate."""
+
+
+# Keys stand in the order of the bases from the last one on, then its own.
+@section
+class RolloutConfig(SamplingConfig, _PromptsConfig):
+    """How answers to tasks are drawn."""
+
     sampler_rows: CountOrZero = 0
     """Answers drawn at the same time; 0 takes 256."""
     sampler_tokens: CountOrZero = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le, MinLen
+from annotated_types import MinLen
 
 from espalier.config.data_sections import DataConfig, PreferenceConfig, StepLabelsConfig, TurnsConfig
 from espalier.config.data_source import Mapped, mapped_fields
@@ -20,13 +20,13 @@ from espalier.config.fields import (
     Name,
     Names,
     NotNegative,
-    Number,
     OneOrMany,
     Positive,
     Seed,
     Share,
     section,
 )
+from espalier.config.sampling import SamplingConfig
 from espalier.config.template_args import TemplateArgs, template_values
 from espalier.errors import ConfigError
 
@@ -311,8 +311,8 @@ class ScoreConfig:
 
 
 @section
-class SampleConfig:
-    """The model, the prompts and how answers are sampled."""
+class _AskConfig:
+    """The model and the prompts."""
 
     model: Name
     """Hugging Face directory or hub name."""
@@ -324,22 +324,14 @@ class SampleConfig:
     """System message before every prompt."""
     chat: bool = True
     """Wrap prompts in the model's chat template; otherwise the model continues the plain text."""
-    max_tokens: Count = 256
-    """Maximum length of an answer in tokens."""
+
+
+# Keys stand in the order of the bases from the last one on, then its own.
+@section
+class SampleConfig(SamplingConfig, _AskConfig):
+    """The model, the prompts and how answers are sampled."""
+
     temperature: NotNegative = 0.0
-    """Sampling temperature; 0 always takes the most probable token."""
-    top_k: CountOrZero = 0
-    """Draw among the k most probable tokens; 0 draws among all."""
-    top_p: Annotated[Number, Gt(0), Le(1)] = 1.0
-    """Draw among the fewest tokens that hold this probability."""
-    min_p: Share = 0.0
-    """Draw among tokens with at least this share of the most probable one's probability."""
-    repetition_penalty: Positive = 1.0
-    """Logits of tokens that are there already are divided by this if positive, multiplied if negative; 1 is off."""
-    stop_strings: Names = ()
-    """Texts that end an answer, besides the stop tokens."""
-    sampler: Literal["auto", "local", "generate"] = "auto"
-    """auto draws with the embedded sampler if the architecture allows it, else with transformers' generate."""
     seed: Seed = 0
     """Seed of the sampler."""
     dtype: Dtype = "auto"
