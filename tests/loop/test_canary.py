@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ class Pair:
 
     def __init__(self) -> None:
         self.drawn, self.learned, self.uneven = -1.0, -1.0, 0.0
+
+    def drawing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def submit(self, requests: Sequence[Request]) -> None:
         (self.request,) = requests
@@ -70,6 +74,16 @@ def test_rounding_that_grew_in_training_passes() -> None:
     canary = started(pair)
     pair.drawn, pair.learned, pair.uneven = -2.0, -2.00005, 2e-5
     assert canary.moved(9, updated=True) == pytest.approx(5e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize(("uneven", "apart"), [(5e-6, 6e-5), (1e-4, 4e-4)])
+def test_what_is_more_than_rounding_stops_the_run(uneven: float, apart: float) -> None:
+    """Float32: ten times the rounding, up to 1e-4 nats; beyond, three times."""
+    pair = Pair()
+    canary = started(pair)
+    pair.drawn, pair.learned, pair.uneven = -2.0, -2.0 - apart, uneven
+    with pytest.raises(CheckError, match="sampler and learner are"):
+        canary.moved(9, updated=True)
 
 
 def test_what_filters_left_out_is_put_back() -> None:

@@ -12,6 +12,7 @@ from espalier.assembly.machine import free_memory
 from espalier.engines.protocols import Drawn, Request, Sampler, SamplingParams
 from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
+from espalier.engines.sampler.packed import packed_bytes
 from espalier.engines.sampler.store import padded_length, token_bytes
 from espalier.errors import ConfigError
 from espalier.models.layout import obstacle
@@ -30,12 +31,14 @@ Kind = Literal["auto", "local", "generate"]
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """A sampler, how many rows and tokens it holds at most (pin both for resume: they decide who is drawn beside whom,
-    and so its rounding), the bytes of its keys and values, and a line for the user."""
+    and so its rounding), the bytes of its keys and values and of the copies of weights with which it draws, and a line
+    for the user."""
 
     sampler: Sampler
     rows: int
     tokens: int
     bytes: int
+    copies: int
     note: str
 
 
@@ -69,12 +72,13 @@ def build_sampler(
         "tokenizer": loaded.tokenizer,
         "interrupted": interrupted,
     }
+    copies = packed_bytes(list(loaded.model.modules()))
     if kind == "generate" or reason:
         why = reason or "as configured"
         rows, tokens = rows or GENERATE_ROWS, tokens or GENERATE_TOKENS
         sampler: Sampler = GenerateSampler(model, rows=rows, tokens=tokens, **parts)
         note = f"sampler generate ({why}): transformers' generate, up to {rows} answers at the same time"
-        return Sampling(sampler, rows, tokens, tokens * _token_bytes(loaded), note)
+        return Sampling(sampler, rows, tokens, tokens * _token_bytes(loaded), copies, note)
     rows = rows or ROWS
     if not tokens:
         tokens = int(_free(loaded) / SHARE_OF_MEMORY / _token_bytes(loaded))
@@ -85,7 +89,7 @@ def build_sampler(
     note = f"sampler local: up to {rows} answers at the same time"
     if longest:
         note = f"sampler local: up to {rows} answers and keys and values of {tokens:,} tokens at the same time"
-    return Sampling(local, rows, tokens, size, note)
+    return Sampling(local, rows, tokens, size, copies, note)
 
 
 def draw_groups(
@@ -96,10 +100,11 @@ def draw_groups(
     requests = []
     for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
         requests.append(Request(prompt, row=i, group=i, params=own, ks=tuple(range(n))))
-    sampler.submit(requests)
     drawn: list[Drawn] = []
-    while sampler.busy:
-        drawn += sampler.finished()
+    with sampler.drawing():
+        sampler.submit(requests)
+        while sampler.busy:
+            drawn += sampler.finished()
     drawn.sort(key=lambda one: (one.request.row, one.k))
     return [[one.sample for one in drawn[i * n : (i + 1) * n]] for i in range(len(prompts))]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from espalier.checks import rewards
 from espalier.checks.rehearsal import first_step
 from espalier.checks.table import Outcome, failed, passed
-from espalier.loop.canary import BOUND, SLACK, Canary, apart, by_prefix, rounding, sampled
+from espalier.loop.canary import Canary, allowed, apart, by_prefix, rounding, sampled
 from espalier.types import Sample, Task
 
 if TYPE_CHECKING:
@@ -84,18 +84,18 @@ def check_ratio(evidence: Evidence) -> Outcome:
 
 
 def ratio(groups: Groups, logprobs: list[list[float]], session: Session) -> Outcome:
-    """The largest |learner - sampler| in nats a token; at most 1e-5, or 3 times what other forwards change:
-    another packing and, if that is not enough, one that ends with the token."""
+    """The largest |learner - sampler| in nats a token; at most what `allowed` makes of what other forwards
+    change: another packing and, if that is not enough, one that ends with the token."""
     difference = apart([sampled(s) for g in groups for s in g], logprobs)
 
     def say(groups: Sequence[list[Sample]]) -> list[list[float]]:
         return [outputs.logprobs for outputs in session.learner.say(groups, ["logprobs"])]
 
     seen = rounding(say, bare(groups))
-    if difference > max(BOUND, SLACK * seen):
+    if difference > allowed(seen):
         for group in groups[:2]:
             seen = max(seen, by_prefix(say, group[0]))
-    bound = max(BOUND, SLACK * seen)
+    bound = allowed(seen)
     value, limit = f"{difference:.1e} nats a token on {sum(map(len, groups))} answers", f"<= {bound:.1e}"
     return passed(value, limit) if difference <= bound else failed(value, limit, _OTHER)
 

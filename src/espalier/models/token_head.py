@@ -10,6 +10,7 @@ gradients are formed in the forward pass and no logits are computed twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,8 +187,17 @@ def _finish(z: Tensor, bias: Tensor | None, factor: Tensor | float, head: TokenH
     return z.mul_(factor), bent
 
 
-def logits(hidden_BD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: TokenHead) -> Tensor:
-    """Logits [B, V] of hidden states as `score_tokens` has them: float32 (float64 stays), capped and scaled."""
+def logits(
+    hidden_BD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    head: TokenHead,
+    product: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Logits [B, V] of hidden states as `score_tokens` has them: float32 (float64 stays), capped and scaled. `product`:
+    what computes hidden @ weight.T + bias, if something does that faster."""
+    if product is not None:
+        return _finish(product(hidden_BD), None, head.scale, head)[0]
     rows = max(128, CPU_HEAD_BYTES // (weight_VD.shape[1] * weight_VD.itemsize))
     if hidden_BD.is_cuda or weight_VD.dtype not in (torch.float32, torch.float64) or len(weight_VD) < 2 * rows:
         return _logits(hidden_BD, weight_VD, bias_V, head.scale, head)[0]

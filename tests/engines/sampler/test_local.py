@@ -16,6 +16,7 @@ from espalier.models.attention.interface import NAME
 from espalier.models.layout import choose
 from espalier.models.load import load_model
 from espalier.models.policy import Policy
+from espalier.types import Sample
 from tiny import ATTENTION, STATEFUL, WINDOW, tiny_model, tiny_tokenizer
 
 LONG = [*range(60, 60 + 3 * WINDOW)]
@@ -93,12 +94,41 @@ def test_memory_is_allocated_before_and_used_then() -> None:
     sampler = LocalSampler(tiny_model("llama"), rows=6)
     assert sampler.bytes_held(1) == 256
     assert sampler.allocate(prompts=3, longest=10, max_tokens=8) == 256 * (6 * 8 + 3 * 16)
-    place = sampler.store.keys[0].data_ptr()
+    place = sampler.store.keys[0][0].data_ptr()
     draw_all(sampler, PROMPTS, 3, at(1.0))
-    assert sampler.store.keys[0].data_ptr() == place
+    assert sampler.store.keys[0][0].data_ptr() == place
     # More tokens a row: the rows' room is made again, and not beyond what is needed.
     draw_all(sampler, PROMPTS[:1], 2, at(1.0, max_tokens=20))
-    assert sampler.store.keys[0].shape == (2, 2, 8, 20)
+    assert [block.shape for block in sampler.store.keys[0]] == [(2, 2, 20, 8)]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_own_keys_in_small_blocks_say_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two tokens, the last of one: rows end, are replaced and find more room meanwhile."""
+    model = tiny_model(family)
+    params = at(1.0, max_tokens=2 * WINDOW + 1, stop=(7, 9, 11))
+
+    def drawn() -> list[list[Sample]]:
+        sampler = LocalSampler(model, limit=256, rows=9)
+        short = draw_all(sampler, PROMPTS, 1, at(1.0, max_tokens=3))
+        sampler.submit(requests(PROMPTS, 3, params))
+        groups: list[list[Sample]] = [[] for _ in PROMPTS]
+        sizes.append([block.shape[2] for block in sampler.store.keys[0]])
+        for one in sorted(drained(sampler), key=lambda one: (one.request.row, one.k)):
+            groups[one.request.row].append(one.sample)
+        sizes.append([block.shape[2] for block in sampler.store.keys[0]])
+        return [*short, *groups]
+
+    sizes: list[list[int]] = []
+    whole = drawn()
+    monkeypatch.setattr("espalier.engines.sampler.store.CPU_BLOCK_LEAST", 2)
+    monkeypatch.setattr("espalier.engines.sampler.store.CPU_BLOCK_BYTES", 1)
+    blocks = drawn()
+    assert sizes == [[3], [2 * WINDOW + 1], [2, 1], [2] * WINDOW + [1]]
+    assert [[response(s) for s in g] for g in blocks] == [[response(s) for s in g] for g in whole]
+    for one, other in zip(blocks, whole, strict=True):
+        for s, t in zip(one, other, strict=True):
+            assert scored(s) == pytest.approx(scored(t), abs=1e-5)
 
 
 def test_cancelled_groups_are_forgotten_and_the_others_unchanged() -> None:

@@ -11,6 +11,7 @@ tokens, then inside one block, so that only one block of each row is summed toke
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -42,17 +43,17 @@ def draw(logits_BV: Tensor, params: SamplingParams, u_B: Tensor | None) -> tuple
         return token_B, _at(logits_BV, token_B) - logits_BV.logsumexp(-1), None
     if u_B is None:
         raise ValueError("draw got no uniform numbers at a temperature above 0; expected one for each row")
-    if params.temperature != 1:
-        logits_BV.div_(params.temperature)
-    e_BV = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()
+    # A power of two, which a CPU computes three times as fast (docs/log.md).
+    scale = math.log2(math.e) / params.temperature
+    e_BV = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).mul_(scale).exp2_()
     mass_B = None
     if filters(params):
         before_B = e_BV.sum(-1, dtype=torch.float64)
         keep(e_BV, params)
         mass_B = e_BV.sum(-1, dtype=torch.float64) / before_B
     token_B, total_B = inverse_cdf(e_BV, u_B)
-    # Not from the logits, which e has overwritten: the logarithm of a drawn token's e is exact to
-    # its last bits, because tokens whose e underflows have probability 0.
+    # Not from the logits, which e has overwritten: the logarithm of a drawn token's e is as exact as its logit, because
+    # tokens whose e underflows have probability 0.
     logprob_B = _at(e_BV, token_B).double().log() - total_B.log()
     return token_B, logprob_B.to(e_BV.dtype), mass_B
 

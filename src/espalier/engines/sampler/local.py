@@ -15,6 +15,7 @@ from espalier.engines.protocols import Drawn, Request, SamplingParams
 from espalier.engines.sampler.admission import Bounds, plan
 from espalier.engines.sampler.draw import counter_uniform, draw, penalise
 from espalier.engines.sampler.model import Drawable, copy_weights
+from espalier.engines.sampler.packed import is_packed
 from espalier.engines.sampler.prefill import prefill
 from espalier.engines.sampler.rows import Row, Waiting, check_request, readers, waiting
 from espalier.engines.sampler.stops import watch
@@ -116,7 +117,8 @@ class LocalSampler:
         """Work until at least one response ends, and return those that have, by order of admission; empty if not `busy`
         and after an interruption."""
         ended: list[Row] = []
-        with self.drawing():
+        # Nothing is laid out for a single call.
+        with self.drawable.drawing(pack=False):
             while self.busy and not ended:
                 if self._rows and self._hidden is None:
                     self._forward()
@@ -140,18 +142,21 @@ class LocalSampler:
     def load(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
         """Take over weights by Hugging Face name; None if they are the trained model's own, which it has already.
 
-        Raises ModelError if names or shapes differ from the model's, and ValueError while responses are in flight,
-        whose keys the old weights made.
+        Raises ModelError if names or shapes differ from the model's, and ValueError inside `drawing` and while
+        responses are in flight, whose keys the old weights made.
         """
         if self._rows or self._held:
             raise ValueError(f"load got version {version} with {len(self._rows)} responses in flight; cancel them")
+        if self.drawable.inside:
+            raise ValueError(f"load got version {version} inside drawing, which holds the old weights; leave it first")
         if weights is not None:
             copy_weights(self.model, weights)
         self.version = version
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Inside, the model is ready to be drawn from: evaluation mode, weights whole on every rank.
+        """Inside, the model is ready to be drawn from: evaluation mode, weights whole on every rank, and on CPU laid
+        out for it, which takes as long as one decode step and the room of the weights.
 
         With several processes a rollout must stand inside it on all ranks, which gather weights on entering and drop
         them on leaving; in between, ranks share nothing and may take different numbers of steps.
@@ -300,7 +305,8 @@ class LocalSampler:
         if self._weights is None:
             weight, bias = head_weights(self.model.get_output_embeddings())
             self._weights = weight.to(hidden.dtype), bias
-        logits_BV = logits(hidden, *self._weights, self.head)
+        module = self.model.get_output_embeddings()
+        logits_BV = logits(hidden, *self._weights, self.head, module if is_packed(module) else None)
         self._hidden = None
         # Equal params are one object since `submit`.
         groups: dict[int, list[int]] = {}

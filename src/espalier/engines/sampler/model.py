@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.engines import fsdp
+from espalier.engines.sampler.packed import packed
 from espalier.errors import ModelError
 from espalier.models.attention.interface import NAME, own_attention, use_forest
 from espalier.models.policy import Policy
@@ -51,21 +52,26 @@ class Drawable:
         self._inside = False
 
     @property
+    def inside(self) -> bool:
+        """Whether the caller is inside `drawing`."""
+        return self._inside
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     @contextlib.contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Inside, weights are whole on every rank, modules in evaluation mode, and attention is the forest's or the
-        architecture's own; all is put back."""
+    def drawing(self, *, pack: bool = True) -> Iterator[None]:
+        """Inside, weights are whole on every rank, modules in evaluation mode, attention is the forest's or the
+        architecture's own, and, with `pack`, linear layers are laid out for it; all is put back."""
         if self._inside:
             yield
             return
         whole = contextlib.nullcontext() if self.policy is None else fsdp.whole(self.policy)
         attention = forest_attention if self.forest else own_attention
-        with whole, evaluation(self._modules), attention(self.model):
+        with whole, evaluation(self._modules), attention(self.model), packed(self._modules if pack else ()):
             self._inside = True
             try:
                 yield

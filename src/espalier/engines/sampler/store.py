@@ -1,23 +1,28 @@
 """Keys and values that the embedded sampler holds: a row's own for each response, and once for each prompt.
 
-Own keys and values lie in one tensor per layer, a row of `capacity` tokens for every response in flight; the first rows
-are in use. Prompts of similar length lie together in a shelf, padded to a common length, so that one product reads them
-all.
+Own keys and values of a layer lie in blocks of a few tokens, each one tensor with a place for every response in flight;
+the first rows are in use. Prompts of similar length lie together in a shelf, padded to a common length, so that one
+product reads them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from espalier.models.attention.decode import Kept
+from espalier.models.attention.decode import Blocks, Kept
 
 Shapes = dict[int, tuple[int, int, int]]
 """Key heads, width of keys and width of values, by layer."""
+
+CPU_BLOCK_BYTES = 1 << 20
+CPU_BLOCK_LEAST = 16
+"""Bytes and tokens of a block on CPU: rows with gaps between them are read at a third of the speed (docs/log.md), so a
+block, of which only the last has gaps, is small against all keys and large against a call."""
 
 
 def padded_length(length: int) -> int:
@@ -72,14 +77,14 @@ class Shelf:
 
 
 class Store:
-    """Own keys and values of up to `rows` rows, and shelves of prompts."""
+    """Own keys and values of up to `slots` rows, and shelves of prompts."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.capacity = 0
         self.slots = 0
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.keys: Blocks = {}
+        self.values: Blocks = {}
         self.shelves: dict[int, Shelf] = {}
         self.shapes: Shapes = {}
         self.dtype = torch.float32
@@ -93,21 +98,38 @@ class Store:
         self.shapes, self.dtype = shapes, dtype
         self.slots, self.capacity = (max(slots, self.slots), capacity) if used else (slots, capacity)
         for layer, (heads, key_width, value_width) in shapes.items():
-            # Zeros: masked columns are multiplied by weights of 0, which nan and inf would survive.
-            keys = torch.zeros(self.slots, heads, key_width, self.capacity, dtype=dtype, device=self.device)
-            values = torch.zeros(self.slots, heads, self.capacity, value_width, dtype=dtype, device=self.device)
-            if used:
-                keys[:used, ..., :longest] = self.keys[layer][:used, ..., :longest]
-                values[:used, :, :longest] = self.values[layer][:used, :, :longest]
-            self.keys[layer], self.values[layer] = keys, values
+            for blocks, width in ((self.keys, key_width), (self.values, value_width)):
+                kept = [block[:used] for block in blocks.pop(layer, [])] if used else []
+                blocks[layer] = self._blocks(heads, width)
+                if kept:
+                    _fill(blocks[layer], torch.cat(kept, dim=2)[:, :, :longest])
+
+    def _blocks(self, heads: int, width: int) -> list[Tensor]:
+        """Empty blocks of one layer, for all rows and tokens."""
+        size = self.capacity
+        if self.device.type == "cpu":
+            token = self.slots * heads * width * self.dtype.itemsize
+            size = max(CPU_BLOCK_LEAST, 1 << (max(1, CPU_BLOCK_BYTES // token).bit_length() - 1))
+        lengths = [min(size, self.capacity - start) for start in range(0, self.capacity, size)]
+        # Zeros: masked columns are multiplied by weights of 0, which nan and inf would survive.
+        return [torch.zeros(self.slots, heads, n, width, dtype=self.dtype, device=self.device) for n in lengths]
+
+    def _own(self) -> Iterator[tuple[int, Tensor]]:
+        """All blocks of keys and values, each with the number of its first token."""
+        for kind in (self.keys, self.values):
+            for blocks in kind.values():
+                start = 0
+                for block in blocks:
+                    yield start, block
+                    start += block.shape[2]
 
     def touch(self) -> int:
         """Write every page of the own keys and values, so that a lack of memory shows now; returns their bytes. Their
         contents are lost."""
         size = 0
-        for tensor in (*self.keys.values(), *self.values.values()):
-            tensor.fill_(0.0)
-            size += tensor.numel() * tensor.itemsize
+        for _, block in self._own():
+            block.fill_(0.0)
+            size += block.nbytes
         return size
 
     def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
@@ -116,10 +138,9 @@ class Store:
             return
         source = torch.tensor(sources, device=self.device)
         target = torch.tensor(targets, device=self.device)
-        for layer in self.keys:
-            keys, values = self.keys[layer][..., :longest], self.values[layer][:, :, :longest]
-            keys[target] = keys[source]
-            values[target] = values[source]
+        for start, block in self._own():
+            if start < longest:
+                block[target] = block[source]
 
     # ------------------------------------------------------------------------------------------------------- prompts
 
@@ -175,3 +196,12 @@ class Store:
     def widths(self) -> dict[int, tuple[int, int]]:
         """How many prompts each shelf has, and its width."""
         return {name: (len(shelf.prompts), shelf.width) for name, shelf in self.shelves.items()}
+
+
+def _fill(blocks: Sequence[Tensor], rows: Tensor) -> None:
+    """Write rows [B, K, T, d] into the blocks' first B rows and T tokens."""
+    start = 0
+    for block in blocks:
+        part = rows[:, :, start : start + block.shape[2]]
+        block[: len(part), :, : part.shape[2]] = part
+        start += block.shape[2]

@@ -5,13 +5,15 @@ weighted sums o and o' of values; with M = max(m, m') the attention over both is
 
     (o exp(m - M) + o' exp(m' - M)) / (n exp(m - M) + n' exp(m' - M))
 
-so rows of one prompt read its keys together, and no key of a prompt is copied. Shapes: B rows, H heads, K key heads, d
-width of a head, T own keys, P prompts, G rows of a prompt, L keys of a prompt. Own keys and those of prompts lie
-transposed, [d, T] and [d, L], which products of a few queries read fastest.
+so rows of one prompt read its keys together, and no key of a prompt is copied. Scores are kept times log2(e), and every
+exp is a power of two, which a CPU computes three times as fast (docs/log.md). Shapes: B rows, H heads, K key heads, d
+width of a head, T own keys, C those of a block, P prompts, G rows of a prompt, L keys of a prompt. Keys of prompts lie
+transposed, [d, L], which products of several queries read fastest; own keys do not, for products of one query.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOG2_E = math.log2(math.e)
 Kept = dict[int, tuple[Tensor, Tensor]]
 """Keys and values [1, K, N, d] of a packed forward by layer, before any is repeated for its heads."""
+Blocks = dict[int, list[Tensor]]
+"""Own keys or values by layer: [rows, K, C, d] for each run of C tokens, the first rows in use."""
 Part = tuple[Tensor, Tensor, Tensor]
 """Maximum [.., 1], sum [.., 1] and weighted values [.., d] of the scores over a run of keys."""
 
@@ -45,12 +50,11 @@ class Prompts:
 class Decode:
     """One decode step of B rows.
 
-    keys, values: [rows, K, d, capacity] and [rows, K, capacity, d] by layer, the first B rows in use. lengths: own keys
-    of each row, the new token's excluded. bases: the position of each row's first own key.
+    lengths: own keys of each row, the new token's excluded. bases: the position of each row's first own key.
     """
 
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
+    keys: Blocks
+    values: Blocks
     lengths: list[int]
     bases: list[int]
     prompts: Sequence[Prompts]
@@ -85,31 +89,52 @@ class Decode:
         """Attention of one layer: query [B, H, 1, d], key and value [B, K, 1, d]; returns [B, 1, H, d]."""
         size, heads, _, width = query.shape
         shared = key.shape[1]
-        keys, values = self.keys[layer][:size], self.values[layer][:size]
-        self._write(keys, values, key, value)
+        keys, values = self._blocks(self.keys[layer], key), self._blocks(self.values[layer], value)
         # A key that nobody's window ends before is seen by all.
         if window and max(n + base for n, base in zip(self.lengths, self.bases, strict=True)) < window:
             window = None
-        q = query.reshape(size, shared, heads // shared, width) * scaling
-        keys = keys[..., : self.longest].flatten(0, 1)
-        scores = _product(q.flatten(0, 1), keys)
-        mask = self._own_mask(window)
-        part = _weigh(scores, values[:, :, : self.longest].flatten(0, 1), mask, softcap)
+        # A cap needs plain scores, which take the factor behind it.
+        q = query.reshape(size, shared, heads // shared, width) * (scaling if softcap else scaling * LOG2_E)
+        flat = q.flatten(0, 1)
+        scores = _joined([_product(flat, block.transpose(1, 2)) for block in keys])
+        part = _weigh(scores, values, self._own_mask(window), softcap)
         part = tuple(x.view(size, heads, -1) for x in part)  # type: ignore[assignment]
         for number, prompts in enumerate(self.prompts):
             part = self._with_prompts(number, prompts, layer, q, part, window, softcap)
         _, total, out = part
         return (out / total).to(query.dtype).view(size, 1, heads, -1)
 
-    def _write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
-        """Put the new token's key and value behind each row's own."""
-        if self._equal:
-            keys[..., self.longest - 1] = key[:, :, 0]
-            values[:, :, self.longest - 1] = value[:, :, 0]
-            return
-        columns = self._columns[:, None, None, None]
-        keys.scatter_(3, columns.expand(*keys.shape[:3], 1), key.transpose(2, 3))
-        values.scatter_(2, columns.expand(*values.shape[:2], 1, values.shape[3]), value)
+    def _blocks(self, blocks: Sequence[Tensor], new: Tensor) -> list[Tensor]:
+        """The blocks of one layer's keys or values up to the longest row's, [B K, C, d], after the new tokens' `new`
+        [B, K, 1, d] are put behind each row's own."""
+        size, start, read = len(new), 0, []
+        for block in blocks:
+            rows, count = block[:size], block.shape[2]
+            if self._equal:
+                if self.longest <= start + count:
+                    rows[:, :, self.longest - 1 - start] = new[:, :, 0]
+            else:
+                self._put(rows, start, new)
+            # Of the last block what is there; a block as a whole has no gaps between its rows.
+            read.append(rows[:, :, : self.longest - start].flatten(0, 1))
+            start += count
+            if start >= self.longest:
+                break
+        return read
+
+    def _put(self, rows: Tensor, start: int, new: Tensor) -> None:
+        """Write the new tokens that belong into a block whose first token is number `start`."""
+        key = "put", start
+        if key not in self._tensors:
+            chosen = [i for i, n in enumerate(self.lengths) if start <= n < start + rows.shape[2]]
+            columns = [self.lengths[i] - start for i in chosen]
+            self._tensors[key] = (
+                torch.tensor(chosen, device=self.device, dtype=torch.long),
+                torch.tensor(columns, device=self.device, dtype=torch.long),
+            )
+        chosen, columns = self._tensors[key]
+        if len(chosen):
+            rows[chosen, :, columns] = new[chosen, :, 0]
 
     def _own_mask(self, window: int | None) -> Tensor | None:
         """What to add to scores over own keys: [B, 1, T], 0 if seen, else a number below all scores; None for 0."""
@@ -151,7 +176,7 @@ class Decode:
             view = scores.view(count, shared, prompts.width, group, length)
             scores = _capped(view, softcap).add_(mask).view_as(scores)
             softcap = None
-        part = _weigh(scores, values.flatten(0, 1), None, softcap)
+        part = _weigh(scores, [values.flatten(0, 1)], None, softcap)
         parts = []
         for x in part:
             x = x.view(count, shared, prompts.width, group, -1).transpose(1, 2)
@@ -222,24 +247,44 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.float(), right.float())
 
 
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left @ right, as `_product`."""
+    if left.dtype == out.dtype:
+        out.baddbmm_(left, right)
+    else:
+        out += _product(left, right)
+
+
 def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+    """Scores as they leave the cap, times log2(e), in place."""
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap * LOG2_E)
 
 
-def _weigh(scores: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
-    """Maximum, sum and weighted values of scores [batch, queries, keys], which are overwritten; `mask` has an entry for
-    each row, whose heads stand side by side in the batch."""
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _weigh(scores: Tensor, values: Sequence[Tensor], mask: Tensor | None, softcap: float | None) -> Part:
+    """Maximum, sum and weighted values of scores [batch, queries, keys], which are overwritten; values [batch, C, d] of
+    runs of keys. `mask` has an entry for each row, whose heads stand side by side in the batch."""
     scores = _capped(scores, softcap)
     if mask is not None:
         scores.view(len(mask), -1, scores.shape[-1]).add_(mask)
     top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
+    weights = scores.sub_(top).exp2_()
     total = weights.sum(-1, keepdim=True)
-    return top, total, _product(weights.to(values.dtype), values)
+    weights = weights.to(values[0].dtype)
+    start = values[0].shape[1]
+    out = _product(weights[..., :start], values[0])
+    for block in values[1:]:
+        end = start + block.shape[1]
+        _add_product(out, weights[..., start:end], block)
+        start = end
+    return top, total, out
 
 
 def _merge(one: Part, other: Part) -> Part:
     """The two runs of keys as one."""
     top = torch.maximum(one[0], other[0])
-    a, b = (one[0] - top).exp_(), (other[0] - top).exp_()
+    a, b = (one[0] - top).exp2_(), (other[0] - top).exp2_()
     return top, one[1] * a + other[1] * b, one[2] * a + other[2] * b
