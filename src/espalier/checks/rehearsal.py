@@ -27,8 +27,8 @@ def first_step(session: Session) -> list[list[Sample]]:
 
 def rehearse(session: Session) -> list[list[Sample]]:
     """Answers of at most 48 tokens to the first 8 tasks, two or as many as the algorithm compares, by the sampler that
-    the run uses. Nothing grades them: their rewards are 0, 1, 0, ... so that each group has something to learn. Given
-    conversations of the first step stand behind them."""
+    the run uses. Nothing grades them: their rewards are 0, 1, 0, ..., and all count as ended, so that each group has
+    something to learn. Given conversations of the first step stand behind them."""
     rollouts = session.rollouts
     assert rollouts is not None
     online = session.traits.online
@@ -47,6 +47,8 @@ def rehearse(session: Session) -> list[list[Sample]]:
     for one in sorted(drawn, key=lambda one: (one.request.group, one.k)):
         s = one.sample
         s.group, s.key, s.reward = one.request.group, one.request.group * count + one.k, float(one.k % 2)
+        # The rehearsal's own limit cut it: an algorithm that gives cut answers no weight would have no gradient.
+        s.stop = "stop"
         groups[one.request.group].append(s)
     return [*groups, *_beside(session, len(groups))]
 
