@@ -38,6 +38,12 @@ RUN = (
 )
 WINDOWED = RUN.replace("{embedded}", "{windowed}")
 AGAIN = "--keep 0 --resume --resume-from step-000002"
+ANSWERED = (
+    "--model {embedded} --template plain --out out --cache cache --lr 1e-3 --seed 3 --steps 2 --prompts-per-step 4 "
+    "--group-size 4 --max-tokens 16 --tokens-per-microbatch 512 --data tasks.jsonl --reward-workers 1 "
+    "--reward repetition --reward-args repetition.n=1 repetition.unit=tokens "
+    "--skip-checks length stop"
+)
 JUDGED = "--resamples 20 --judged 20"
 SETTINGS: dict[str, list[str]] = {
     "sft": [f"sft {RUN} --data chat.jsonl"],
@@ -137,6 +143,13 @@ SETTINGS: dict[str, list[str]] = {
         f"dpo {RUN} --data scored.jsonl --min-gap 2 --out first",
         f"dpo {RUN} --data scored.jsonl",
     ],
+    "grpo": [f"grpo {ANSWERED}"],
+    "grpo_cold": [f"grpo {ANSWERED} --temperature 0.7"],
+    "grpo_kl": [f"grpo {ANSWERED} --beta 0.1"],
+    "grpo_epochs": [f"grpo {ANSWERED} --rollout-epochs 2 --minibatches 2"],
+    "dapo": [f"dapo {ANSWERED}"],
+    "rloo": [f"rloo {ANSWERED} --beta 0.05"],
+    "raft": [f"raft {ANSWERED} --sft-data chat.jsonl --sft-per-step 2"],
     "ranks": [f"sft {RUN} --data chat.jsonl"],
 }
 """The commands of each setting, run one after the other in one folder, `copy FROM TO` too; `ranks` on two processes."""
@@ -163,6 +176,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         system = [{"role": "system", "content": "Be exact."}]
         add("system", {"messages": [*(system if i % 2 else []), *turns]})
         add("markup", {"messages": [{"role": "user", "content": f"<tool> {prompt}"}, turns[1]]})
+        add("tasks", {"question": prompt, "answer": str(a + b)})
         add("alpaca", {"instruction": "Add the numbers.", "input": f"{a} and {b}", "output": right})
         add("text", {"text": " ".join(f"{n} + {b} = {n + b}." for n in range(a, a + 12))})
         add("pairs", {"prompt": prompt, "chosen": right, "rejected": wrong})
@@ -325,7 +339,8 @@ def launched(arguments: list[str], code: Path, work: Path) -> tuple[int, str]:
 
 def outcome(setting: str, code: Path, base: Path, models: dict[str, str]) -> tuple[str, str]:
     """What came of a setting: `silent`, `crash` or the name of the check that stopped it; and the last line."""
-    from_names = re.compile(r"^(?:\[rank0\]: )?error: (\w+):", re.M)
+    # Checks in the loop say where they stopped, and their name in the way out.
+    from_names = re.compile(r"^(?:\[rank0\]: )?error: (?:step \d+: .*--skip-checks (?=\w+ )|(?=\w+:))(\w+)", re.M)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for path in base.iterdir():

@@ -1,0 +1,240 @@
+"""The check of what becomes of grades: each answer has its own reward, and the loss pulls by it.
+
+Siblings that exchange their rewards, advantages one place off, a loss with its sign flipped or another denominator: all
+of them train, and the loss says nothing. So answers of known lengths go through the run's own path (answers, graders,
+annotate, credit, packing, loss) under the reward `length`, whose scores are a division, and the gradient that comes out
+is compared with arithmetic that shares no code with the path. There is no model in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from espalier.checks.first_groups import Groups, scored
+from espalier.checks.invented import Said, policy_logprobs
+from espalier.checks.table import Outcome, failed, passed
+from espalier.types import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from espalier.algorithms.traits import Algorithm
+    from espalier.assembly.session import Session
+    from espalier.checks.evidence import Evidence
+    from espalier.engines.protocols import Drawn, Request
+    from espalier.outcomes import Key
+    from espalier.outcomes import Outcome as Grade
+    from espalier.rewards.graders import WorkerGraders
+    from espalier.types import Prompt
+
+PROMPTS = 2
+WORDS = (3, 1, 4, 2)
+"""Tokens of each answer to a prompt, its stop token aside; the reward is their share of the most."""
+LONGEST = 64
+"""`max_tokens` of the made-up step, far above the answers, so that no length is punished."""
+RATIO = 0.3
+"""By how much the policy says more of each answer than the reference, in nats."""
+SLACK = 1e-4
+"""Relative, of gradients in float32."""
+_REPORT = "Rewards, credit or loss are not those of the answers: what is learned is something else. Report this."
+
+
+def check_credit(evidence: Evidence) -> Outcome:
+    """Answers of 1 to 4 tokens get their own rewards, more advantage for more reward, and arithmetic's gradient."""
+    session, algorithm = evidence.session, evidence.session.config.algorithm
+    groups = graded(session)
+    value = f"{sum(map(len, groups))} made-up answers"
+    limit = "rewards, their order and the gradient as by hand"
+    for fault in faults(session.config.command, algorithm, groups):
+        return failed(fault, limit, _REPORT)
+    return passed(value, limit)
+
+
+def faults(command: str, algorithm: Algorithm, groups: Groups) -> Iterator[str]:
+    """What is wrong with rewards, advantages and gradients of these groups, the first cause first."""
+    from espalier.engines.protocols import Roles
+    from espalier.loop.annotate import annotate
+
+    for s in (s for group in groups for s in group):
+        right = (len(scored(s)) - 1) / max(WORDS)
+        if s.reward is None or not math.isclose(s.reward, right, rel_tol=SLACK):
+            yield f"an answer of {len(scored(s))} tokens has the reward {s.reward}, by hand {right:g}"
+    said: Any = _Policy(lambda s: RATIO)
+    state = annotate(groups, algorithm, Roles(said, reference=said), {"max_tokens": float(LONGEST)})
+    yield from _order(groups)
+    if getattr(algorithm, "kl_place", "") == "reward":
+        yield from _scores(algorithm, groups)
+    gradient, of_kl = gradients(algorithm, groups, state)
+    right_ones = expected(command, algorithm, groups)
+    for number, (got, right) in enumerate(zip(gradient, right_ones, strict=True)):
+        if not math.isclose(got, right, rel_tol=SLACK, abs_tol=SLACK / LONGEST):
+            yield f"the gradient at scored token {number} is {got:.4g}, by hand {right:.4g}"
+    for number, got in enumerate(of_kl):
+        if not got > 0:
+            where = f"at scored token {number}, of which the policy says more than the reference"
+            yield f"the KL's gradient is {got:.4g} {where}, expected more than 0"
+
+
+def _order(groups: Groups) -> Iterator[str]:
+    """What of the advantages does not rise with the rewards, or what is kept beside better answers that are not."""
+    for group in groups:
+        ranked = sorted(group, key=lambda s: s.reward or 0.0)
+        if all("advantages" in s.streams for s in group):
+            advantages = [_mean(s, s.streams["advantages"]) for s in ranked]
+            if advantages != sorted(advantages) or not advantages[0] < 0 < advantages[-1]:
+                yield f"rewards in rising order have the advantages {', '.join(f'{x:.3g}' for x in advantages)}"
+            continue
+        kept = [any(s.weights[t] for t in scored(s)) for s in ranked]
+        if kept != sorted(kept) or not kept[-1]:
+            yield f"of answers in rising order of reward, {', '.join('kept' if x else 'left' for x in kept)}"
+
+
+def _scores(algorithm: Any, groups: Groups) -> Iterator[str]:
+    """Which scores are not the reward less beta times what the policy says more than the reference."""
+    for group, scores in zip(groups, algorithm.scores(groups), strict=True):
+        for s, score in zip(group, scores, strict=True):
+            right = (s.reward or 0.0) - algorithm.beta * RATIO
+            if not math.isclose(score, right, rel_tol=SLACK, abs_tol=SLACK):
+                yield f"an answer of reward {s.reward:g} has the score {score:.4g} beside the KL, by hand {right:.4g}"
+
+
+def graded(session: Session) -> list[list[Sample]]:
+    """Answers of known lengths to the run's first tasks, drawn by a stand-in, graded in a worker by `length`."""
+    from espalier.config.rollout_sections import RewardsConfig
+    from espalier.loop.answers import Answers
+    from espalier.rewards import build
+
+    assert session.rollouts is not None
+    params, posed = session.rollouts.params, session.tasks.prompts(0)[:PROMPTS]
+    settings = (f"length.target={max(WORDS)}",)
+    plan = build.plan(RewardsConfig(reward=("length",), reward_args=settings, reward_workers=1))
+    graders = plan.start(lambda ids: "", stop=params.stop)
+    sampler: Any = _Scripted(params.stop[:1] or (0,))
+    backwards: Any = _Backwards(graders)
+    try:
+        answers = Answers(sampler, backwards, session.processes, None, lambda: False)
+        groups, _ = answers.answer(0, posed, params, len(WORDS))
+    finally:
+        graders.close()
+    for number, group in enumerate(groups):
+        for k, s in enumerate(group):
+            s.group, s.key = number, number * len(WORDS) + k
+            # Also the sampler's, for algorithms that take them as the old ones.
+            s.streams["logprobs"] = policy_logprobs(s)
+    return groups
+
+
+def gradients(algorithm: Algorithm, groups: Groups, state: dict[str, float]) -> tuple[list[float], list[float]]:
+    """The derivatives of the loss without KL and entropy bonus, and of the KL (empty without one), in the
+    log-probability of each scored token."""
+    import torch
+
+    from espalier.forest.pack import pack, totals
+    from espalier.losses.ops import normalise
+    from espalier.types import Outputs
+
+    sums = totals(groups)
+    batch = pack(groups, sums, state={**state, "max_tokens": float(LONGEST)})
+    said = [policy_logprobs(s)[t] for group in groups for s in group for t in scored(s)]
+    logprobs = torch.tensor(said, requires_grad=True)
+    terms = algorithm.loss(Outputs(logprobs, entropy=torch.zeros(len(said))), batch)
+    beside = {"kl_loss", "entropy_bonus"}
+
+    def derivative(names: set[str]) -> list[float]:
+        loss: Tensor = normalise({name: term for name, term in terms.items() if name in names}, sums)[0]
+        (gradient,) = torch.autograd.grad(loss, logprobs, retain_graph=True, allow_unused=True)
+        return [] if gradient is None else [float(x) for x in gradient]
+
+    of_kl = derivative({"kl_loss"}) if "kl_loss" in terms else []
+    return derivative({name for name, term in terms.items() if term.coef} - beside), of_kl
+
+
+def expected(command: str, algorithm: Any, groups: Groups) -> list[float]:
+    """What the first derivative of `gradients` is by hand, where old and new policy are the same: of an answer y among
+    S answers with the advantage A, at each of its tokens
+
+        grpo, gspo   -A / (|y| S)          dr-grpo   -A / (max_tokens S)
+        rloo         -A / S                dapo      -A / tokens of all answers
+        raft         -1 / tokens of all answers that are kept, 0 for others
+    """
+    samples = [s for group in groups for s in group]
+    everything = sum(len(scored(s)) for s in samples)
+    if command == "raft":
+        kept = sum(len(scored(s)) for s in samples if any(s.weights[t] for t in scored(s)))
+        return [-s.weights[t] / kept for s in samples for t in scored(s)]
+    values = []
+    for s in samples:
+        length = len(scored(s))
+        share = 1 / (length * len(samples))
+        if command == "dapo":
+            share = 1 / everything
+        elif command == "dr-grpo":
+            share = 1 / (LONGEST * len(samples))
+        elif command == "rloo" or not getattr(algorithm, "length_normalised", True):
+            share = 1 / len(samples)
+        values += [-_mean(s, s.streams["advantages"]) * share] * length
+    return values
+
+
+def _mean(s: Sample, stream: Sequence[float]) -> float:
+    return math.fsum(stream[t] for t in scored(s)) / len(scored(s))
+
+
+class _Policy(Said):
+    """A stand-in for learner and reference that also says entropies."""
+
+    def say(self, groups: Groups, what: Sequence[str]) -> list[Any]:
+        from espalier.engines.protocols import SampleOutputs
+
+        samples = [s for group in groups for s in group]
+        return [SampleOutputs(logprobs=policy_logprobs(s), entropy=[0.0] * len(s.tokens)) for s in samples]
+
+
+class _Scripted:
+    """A sampler whose answer k has WORDS[k] tokens and a stop token; the last one that was requested ends first."""
+
+    def __init__(self, stop: Sequence[int]) -> None:
+        self.stop = list(stop)
+        self.open: list[tuple[Request, int]] = []
+        self.interrupted = lambda: False
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self.open += [(request, k) for request in requests for k in request.ks]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.open)
+
+    def finished(self) -> list[Drawn]:
+        from espalier.engines.protocols import Drawn
+
+        request, k = self.open.pop()
+        s = Sample(group=request.group, stop="stop", version=0)
+        s.append(request.prompt, trained=False)
+        ids = [*request.prompt[:1] * WORDS[k], *self.stop]
+        s.append(ids, trained=True, logprobs=[-1.0] * len(ids))
+        return [Drawn(request, k, s)]
+
+    def drawing(self) -> Any:
+        return nullcontext()
+
+
+class _Backwards:
+    """Graders whose outcomes come all at once, the last one first."""
+
+    def __init__(self, graders: WorkerGraders) -> None:
+        self.graders = graders
+        self.outcomes: list[tuple[Key, Grade]] = []
+
+    def submit(self, key: Key, prompt: Prompt, sample: Sample) -> None:
+        self.graders.submit(key, prompt, sample)
+
+    def finished(self, *, wait: bool) -> list[tuple[Key, Grade]]:
+        self.outcomes += self.graders.finished(wait=wait)
+        if not wait or self.graders.busy:
+            return []
+        outcomes, self.outcomes = self.outcomes[::-1], []
+        return outcomes
