@@ -1,15 +1,16 @@
 """Algorithms that learn from their own answers, on the toy world: exact match on unseen problems, several seeds.
 
 usage: python bench/rollouts.py --out DIR [--seeds 3] [--steps 200] [--jobs 2] [--only NAME ...] [--start guess|works]
-       [--tested 500]
+       [--tested 500] [--largest 99]
 
 `guess` starts from the SFT model of `bench/variants.py`, which mostly guesses; `works` from the quickstart's model,
 which works sums out (made by `espalier quickstart --out DIR/quickstart` if it is not there). Every run draws 8 answers
-to each of 32 problems a step and grades them by the reward `numeric`; a seed decides draws and order. Tested are
-`--tested` problems whose chains of operations occur in no training problem, greedy every 25 steps (the learning curve,
-from metrics.jsonl) and greedy and drawn at temperature 1 at the end; differences to the start are paired by problem.
-Runs that stopped are resumed, finished ones are not done again: delete DIR/START-NAME-SEED to repeat one. One thread a
-run, `--jobs` at a time; seconds are wall time of the steps, evaluations aside. `DIR/START.md` holds the table.
+to each of 32 problems a step, in whose steps no number is above `--largest`, and grades them by the reward `numeric`; a
+seed decides draws and order. Tested are `--tested` problems whose chains of operations occur in no training problem,
+greedy every 25 steps (the learning curve, from metrics.jsonl) and greedy and drawn at temperature 1 at the end;
+differences to the start are paired by problem. Runs that stopped are resumed, finished ones are not done again: delete
+DIR/START-NAME-SEED to repeat one. One thread a run, `--jobs` at a time; seconds are wall time of the steps, evaluations
+aside. `DIR/START.md` holds the table.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import Any
 import variants
 
 MAX_TOKENS, EVERY = 96, 25
+# Numbers to 300 are the limit of what 1.3 M weights compute: three of four wrong answers after training are in the right
+# order with a wrong result (docs/log.md). Whether training finds the order is what is measured here.
+LARGEST = 99
 COMMON = ["--reward", "numeric", "--max-tokens", str(MAX_TOKENS), "--eval-every", str(EVERY), "--keep", "1"]
 # name: command and flags. All but gspo, whose ratio is clipped 500 times as close, train at one rate; raft's is that of
 # fine-tuning.
@@ -55,15 +59,15 @@ def start_model(out: Path, start: str) -> Path:
     return model
 
 
-def tasks(out: Path, steps: int, tested: int) -> tuple[Path, Path]:
+def tasks(out: Path, steps: int, tested: int, largest: int) -> tuple[Path, Path]:
     """Problems to learn from, enough for all steps, and unseen ones."""
     from espalier.toy import write_tasks
 
-    train, test = out / f"train-{steps}.jsonl", out / f"test-{tested}.jsonl"
+    train, test = out / f"train-{steps}-{largest}.jsonl", out / f"test-{tested}-{largest}.jsonl"
     if not train.exists():
-        write_tasks(train, 32 * steps, seed=77)
+        write_tasks(train, 32 * steps, seed=77, largest=largest)
     if not test.exists():
-        write_tasks(test, tested, seed=0, split="test")
+        write_tasks(test, tested, seed=0, split="test", largest=largest)
     return train, test
 
 
@@ -72,7 +76,7 @@ def run(out: Path, options: argparse.Namespace, name: str, seed: int, model: Pat
     folder = out / f"{options.start}-{name}-{seed}".replace(" ", "_").replace(",", "")
     if (folder / "tested.json").exists():
         return ""
-    train, test = tasks(out, options.steps, options.tested)
+    train, test = tasks(out, options.steps, options.tested, options.largest)
     command, flags = CELLS[name]
     argv = [sys.executable, "-m", "espalier", command, "--model", str(model), "--data", str(train)]
     argv += ["--eval-data", str(test), "--out", str(folder), "--steps", str(options.steps), "--seed", str(seed)]
@@ -81,15 +85,16 @@ def run(out: Path, options: argparse.Namespace, name: str, seed: int, model: Pat
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=7200)
     if done.returncode:
         return done.stderr[-1500:]
-    (folder / "tested.json").write_text(json.dumps(right(folder / "model", options.tested)), encoding="utf8")
+    results = right(folder / "model", options.tested, options.largest)
+    (folder / "tested.json").write_text(json.dumps(results), encoding="utf8")
     return ""
 
 
-def right(model: Path, tested: int) -> dict[str, list[bool]]:
+def right(model: Path, tested: int, largest: int) -> dict[str, list[bool]]:
     """Whether the greedy answer to each problem is right, and one drawn at temperature 1."""
     from espalier.toy import exact_match, problems
 
-    unseen = problems(tested, seed=0, split="test")
+    unseen = problems(tested, seed=0, split="test", largest=largest)
     results = {}
     for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
         texts = variants.answered(model, unseen, 1, temperature)
@@ -129,9 +134,9 @@ def table(out: Path, options: argparse.Namespace, names: list[str], base: dict[s
     steps = [step for step in range(EVERY, options.steps + 1, EVERY) if step % (2 * EVERY) == 0 or step == EVERY]
     at_steps = " | ".join(f"at {step}" for step in steps)
     lines = [
-        f"Exact match (%) on {options.tested} unseen problems after {options.steps} steps of 32 x 8, start: "
-        f"{options.start} ({greedy:.1f} greedy, {drawn:.1f} drawn). Mean and 95 % interval over seeds (t); beside it "
-        "the difference to the start, paired by problem.",
+        f"Exact match (%) on {options.tested} unseen problems (numbers to {options.largest}) after {options.steps} steps "
+        f"of 32 x 8, start: {options.start} ({greedy:.1f} greedy, {drawn:.1f} drawn). Mean and 95 % interval over seeds "
+        "(t); beside it the difference to the start, paired by problem.",
         "",
         f"| algorithm | seeds | greedy | over start | drawn | {at_steps} | length | entropy | kl | seconds |",
         "|---" * (9 + len(steps)) + "|",
@@ -162,15 +167,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--start", choices=("guess", "works"), default="guess")
     parser.add_argument("--tested", type=int, default=500)
+    parser.add_argument("--largest", type=int, default=LARGEST)
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     model = start_model(out, options.start)
-    tasks(out, options.steps, options.tested)
+    tasks(out, options.steps, options.tested, options.largest)
     names = [name for name in CELLS if not options.only or name in options.only]
     kept = out / f"{options.start}-start.json"
     if not kept.exists():
-        kept.write_text(json.dumps(right(model, options.tested)), encoding="utf8")
+        kept.write_text(json.dumps(right(model, options.tested, options.largest)), encoding="utf8")
     base = json.loads(kept.read_text())
     failed = []
 

@@ -3,7 +3,10 @@
 import re
 from collections import Counter
 
+import pytest
+
 from arithmetic import STEP, works_out
+from espalier.errors import ConfigError
 from espalier.toy import (
     problem,
     problems,
@@ -66,3 +69,12 @@ def test_splits_are_disjoint_in_operations_not_only_in_words() -> None:
     assert {split_of(item.key) for item in test} == {"test"}
     share = sum(split_of(f"{i}+{j}={i + j}") == "test" for i in range(60) for j in range(60)) / 3600
     assert 0.08 < share < 0.12
+
+
+def test_easier_problems_keep_below_their_largest_number() -> None:
+    easy = problems(300, seed=3, split="test", largest=20)
+    numbers = [int(n) for p in easy for step in p.steps for n in re.findall(r"\d+", step.expression + f"={step.value}")]
+    assert max(numbers) == 20 == max(p.largest for p in easy) and {len(p.steps) for p in easy} == {1, 2, 3}
+    assert problems(50, seed=3, largest=LARGEST) == problems(50, seed=3)
+    with pytest.raises(ConfigError, match="largest got 8; expected at least 9"):
+        problems(1, largest=8)

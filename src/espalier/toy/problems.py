@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -54,6 +55,11 @@ class Problem:
         return PROMPT.format(question=self.question)
 
     @property
+    def largest(self) -> int:
+        """The largest number in a step."""
+        return max(int(n) for step in self.steps for n in re.findall(r"\d+", f"{step.expression}={step.value}"))
+
+    @property
     def key(self) -> str:
         """The chain of operations, which decides the split."""
         return ";".join(f"{step.expression}={step.value}" for step in self.steps)
@@ -69,34 +75,38 @@ def split_of(key: str) -> Split:
     return "test" if digest % TEST_SHARE == 0 else "train"
 
 
-def problem(seed: int | str, split: Split = "train") -> Problem:
-    """The problem of `seed` in `split`: problems are drawn until one lies in it, so each split has another one.
+def problem(seed: int | str, split: Split = "train", largest: int = LARGEST) -> Problem:
+    """The problem of `seed` in `split`: problems are drawn until one lies in it and its steps have no number above
+    `largest`, so each split has another one.
 
-    Raises ConfigError for a split that does not exist.
+    Raises ConfigError for a split that does not exist, and for a `largest` that no problem keeps to.
     """
+    if largest < FACTORS[-1]:
+        raise ConfigError(f"largest got {largest}; expected at least {FACTORS[-1]}, or few problems are left")
     if split not in ("train", "test"):
         raise ConfigError(f"world split got {split!r}; expected 'train' or 'test'")
     rng = Random(f"{seed}/{split}")
     while True:
         drawn = _draw(rng)
-        if drawn is not None and split_of(drawn.key) == split:
+        if drawn is not None and split_of(drawn.key) == split and drawn.largest <= largest:
             return drawn
 
 
-def problems(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
-    """`n` problems with different questions; `problems(n, s)` starts with `problems(m, s)` for m < n."""
+def problems(n: int, seed: int = 0, split: Split = "train", largest: int = LARGEST) -> list[Problem]:
+    """`n` problems with different questions and no number above `largest`; `problems(n, s)` starts with
+    `problems(m, s)` for m < n."""
     by_question: dict[str, Problem] = {}
-    for item in stream(seed, split):
+    for item in stream(seed, split, largest):
         if len(by_question) >= n:
             break
         by_question.setdefault(item.question, item)
     return list(by_question.values())
 
 
-def stream(seed: int = 0, split: Split = "train") -> Iterator[Problem]:
+def stream(seed: int = 0, split: Split = "train", largest: int = LARGEST) -> Iterator[Problem]:
     """Problems without end, repeats possible."""
     for number in itertools.count():
-        yield problem(f"{seed}/{number}", split)
+        yield problem(f"{seed}/{number}", split, largest)
 
 
 class _Tale:
