@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.first_groups import Groups, scored
+from espalier.checks.firstloss import AnswerFacts, expected_first_gradient, expected_scores
 from espalier.checks.invented import Said, policy_logprobs
 from espalier.checks.table import Outcome, failed, passed
 from espalier.types import Sample
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PROMPTS = 2
 WORDS = (3, 1, 4, 2)
 """Tokens of each answer to a prompt, its stop token aside; the reward is their share of the most."""
-LONGEST = 64
+LONGEST = 4096
 """`max_tokens` of the made-up step, far above the answers, so that no length is punished."""
 RATIO = 0.3
 """By how much the policy says more of each answer than the reference, in nats."""
@@ -44,16 +45,16 @@ _REPORT = "Rewards, credit or loss are not those of the answers: what is learned
 
 def check_credit(evidence: Evidence) -> Outcome:
     """Answers of 1 to 4 tokens get their own rewards, more advantage for more reward, and arithmetic's gradient."""
-    session, algorithm = evidence.session, evidence.session.config.algorithm
+    session = evidence.session
     groups = graded(session)
     value = f"{sum(map(len, groups))} made-up answers"
     limit = "rewards, their order and the gradient as by hand"
-    for fault in faults(session.config.command, algorithm, groups):
+    for fault in faults(session.config.algorithm, groups):
         return failed(fault, limit, _REPORT)
     return passed(value, limit)
 
 
-def faults(command: str, algorithm: Algorithm, groups: Groups) -> Iterator[str]:
+def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
     """What is wrong with rewards, advantages and gradients of these groups, the first cause first."""
     from espalier.engines.protocols import Roles
     from espalier.loop.annotate import annotate
@@ -65,11 +66,9 @@ def faults(command: str, algorithm: Algorithm, groups: Groups) -> Iterator[str]:
     said: Any = _Policy(lambda s: RATIO)
     state = annotate(groups, algorithm, Roles(said, reference=said), {"max_tokens": float(LONGEST)})
     yield from _order(groups)
-    if getattr(algorithm, "kl_place", "") == "reward":
-        yield from _scores(algorithm, groups)
+    yield from _scores(algorithm, groups)
     gradient, of_kl = gradients(algorithm, groups, state)
-    right_ones = expected(command, algorithm, groups)
-    for number, (got, right) in enumerate(zip(gradient, right_ones, strict=True)):
+    for number, (got, right) in enumerate(zip(gradient, expected(algorithm, groups) or gradient, strict=True)):
         if not math.isclose(got, right, rel_tol=SLACK, abs_tol=SLACK / LONGEST):
             yield f"the gradient at scored token {number} is {got:.4g}, by hand {right:.4g}"
     for number, got in enumerate(of_kl):
@@ -87,18 +86,22 @@ def _order(groups: Groups) -> Iterator[str]:
             if advantages != sorted(advantages) or not advantages[0] < 0 < advantages[-1]:
                 yield f"rewards in rising order have the advantages {', '.join(f'{x:.3g}' for x in advantages)}"
             continue
-        kept = [any(s.weights[t] for t in scored(s)) for s in ranked]
-        if kept != sorted(kept) or not kept[-1]:
+        kept = [_kept(s) for s in ranked]
+        if kept != sorted(kept):
             yield f"of answers in rising order of reward, {', '.join('kept' if x else 'left' for x in kept)}"
 
 
 def _scores(algorithm: Any, groups: Groups) -> Iterator[str]:
     """Which scores are not the reward less beta times what the policy says more than the reference."""
-    for group, scores in zip(groups, algorithm.scores(groups), strict=True):
-        for s, score in zip(group, scores, strict=True):
-            right = (s.reward or 0.0) - algorithm.beta * RATIO
+    for group in groups:
+        rewards = [s.reward or 0.0 for s in group]
+        right_ones = expected_scores(algorithm, rewards, RATIO)
+        if right_ones is None:
+            return
+        (scores,) = algorithm.scores([group])
+        for reward, score, right in zip(rewards, scores, right_ones, strict=True):
             if not math.isclose(score, right, rel_tol=SLACK, abs_tol=SLACK):
-                yield f"an answer of reward {s.reward:g} has the score {score:.4g} beside the KL, by hand {right:.4g}"
+                yield f"an answer of reward {reward:g} has the score {score:.4g} beside the KL, by hand {right:.4g}"
 
 
 def graded(session: Session) -> list[list[Sample]]:
@@ -152,31 +155,21 @@ def gradients(algorithm: Algorithm, groups: Groups, state: dict[str, float]) -> 
     return derivative({name for name, term in terms.items() if term.coef} - beside), of_kl
 
 
-def expected(command: str, algorithm: Any, groups: Groups) -> list[float]:
-    """What the first derivative of `gradients` is by hand, where old and new policy are the same: of an answer y among
-    S answers with the advantage A, at each of its tokens
-
-        grpo, gspo   -A / (|y| S)          dr-grpo   -A / (max_tokens S)
-        rloo         -A / S                dapo      -A / tokens of all answers
-        raft         -1 / tokens of all answers that are kept, 0 for others
-    """
+def expected(algorithm: Algorithm, groups: Groups) -> list[float] | None:
+    """What the first derivative of `gradients` is by hand; None if arithmetic does not know."""
     samples = [s for group in groups for s in group]
-    everything = sum(len(scored(s)) for s in samples)
-    if command == "raft":
-        kept = sum(len(scored(s)) for s in samples if any(s.weights[t] for t in scored(s)))
-        return [-s.weights[t] / kept for s in samples for t in scored(s)]
-    values = []
+    answers = []
     for s in samples:
-        length = len(scored(s))
-        share = 1 / (length * len(samples))
-        if command == "dapo":
-            share = 1 / everything
-        elif command == "dr-grpo":
-            share = 1 / (LONGEST * len(samples))
-        elif command == "rloo" or not getattr(algorithm, "length_normalised", True):
-            share = 1 / len(samples)
-        values += [-_mean(s, s.streams["advantages"]) * share] * length
-    return values
+        advantage = _mean(s, s.streams["advantages"]) if "advantages" in s.streams else 0.0
+        answers.append(AnswerFacts(len(scored(s)), advantage, _kept(s)))
+    of_answers = expected_first_gradient(algorithm, answers, LONGEST)
+    if of_answers is None:
+        return None
+    return [right for s, right in zip(samples, of_answers, strict=True) for _ in scored(s)]
+
+
+def _kept(s: Sample) -> bool:
+    return any(s.weights[t] for t in scored(s))
 
 
 def _mean(s: Sample, stream: Sequence[float]) -> float:

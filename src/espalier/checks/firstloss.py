@@ -14,9 +14,19 @@ from typing import Any
 from espalier.checks.firstloss_answers import bco, kto, steps
 from espalier.checks.firstloss_pairs import cpo, dpo, orpo, simpo
 from espalier.checks.firstloss_scores import reward
-from espalier.checks.plainmath import Expected, Facts, Order, PairFacts, ReadFacts
+from espalier.checks.plainmath import AnswerFacts, Expected, Facts, Order, PairFacts, ReadFacts
 
-__all__ = ["Expected", "Facts", "PairFacts", "expected_first_loss", "expected_terms", "varied"]
+__all__ = [
+    "AnswerFacts",
+    "Expected",
+    "Facts",
+    "PairFacts",
+    "expected_first_gradient",
+    "expected_first_loss",
+    "expected_scores",
+    "expected_terms",
+    "varied",
+]
 
 
 def expected_first_loss(
@@ -97,3 +107,39 @@ def varied(algorithm: Any) -> Any:
         case "PRM":
             return dataclasses.replace(algorithm, bad_weight=2.5)
     return algorithm
+
+
+def expected_first_gradient(algorithm: Any, answers: Sequence[AnswerFacts], longest: int) -> list[float] | None:
+    """The derivative of the first policy loss of a step in the log-probability of each token, one number an answer,
+    where old and new policy are the same. With the advantage A of an answer of |y| tokens, one of S:
+
+        GRPO, GSPO   -A / (|y| S)          DrGRPO   -A / (longest S)
+        RLOO         -A / S                DAPO     -A / tokens of all answers
+        RAFT         -1 / tokens of all answers that are kept, 0 for others
+
+    GSPO with the product of ratios is as RLOO. None for an algorithm that has no entry here.
+    """
+    count, tokens = len(answers), sum(answer.tokens for answer in answers)
+    kept = sum(answer.tokens for answer in answers if answer.kept)
+    match type(algorithm).__name__:
+        case "RAFT":
+            return [-1 / kept if answer.kept else 0.0 for answer in answers]
+        case "DAPO":
+            return [-answer.advantage / tokens for answer in answers]
+        case "DrGRPO":
+            return [-answer.advantage / (longest * count) for answer in answers]
+        case "GSPO" if not algorithm.length_normalised:
+            return [-answer.advantage / count for answer in answers]
+        case "GRPO" | "GSPO":
+            return [-answer.advantage / (answer.tokens * count) for answer in answers]
+        case "RLOO":
+            return [-answer.advantage / count for answer in answers]
+    return None
+
+
+def expected_scores(algorithm: Any, rewards: Sequence[float], ratio: float) -> list[float] | None:
+    """The scores that advantages are computed from if the KL is in the reward: r - beta (log old - log ref), of answers
+    of which the policy says `ratio` nats more than the reference. None if it is not."""
+    if not getattr(algorithm, "beta", 0.0) or algorithm.kl_in != "reward":
+        return None
+    return [reward - algorithm.beta * ratio for reward in rewards]

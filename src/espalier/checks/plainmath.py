@@ -36,6 +36,14 @@ class ReadFacts(NamedTuple):
     grades: Sequence[float]
 
 
+class AnswerFacts(NamedTuple):
+    """An answer that the policy drew: its tokens, its advantage, and whether any of them has a weight."""
+
+    tokens: int
+    advantage: float
+    kept: bool
+
+
 Order = Sequence[tuple[float, float | None]]
 """The strength and the label of every answer of a group; higher labels are better, None is not ranked."""
 
