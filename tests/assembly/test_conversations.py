@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from desk import Desk, logprob
 from espalier.assembly.runs import RUNS
 from espalier.config.options import build
+from espalier.engines.learner import TorchLearner
 from espalier.errors import ConfigError
 from espalier.loop.metrics import read_lines
 from runs import without_time
@@ -100,3 +102,24 @@ def test_settings_that_change_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="sft_data: no such key"):
         build(RUNS["grpo"], {**BASE, "sft_data": "d.jsonl"})
     assert Path("d.jsonl").name == build(RUNS["raft"], {**BASE, "sft_data": "d.jsonl"}).conversations.sft_data[0]
+
+
+def test_the_longest_conversation_must_fit_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 213 tokens beside answers of at most 5 tokens to prompts of 23."""
+    backward = TorchLearner.forward_backward
+
+    def short_of_memory(self: TorchLearner, groups: Any, *more: Any, **named: Any) -> Any:
+        if any(len(s) > 200 for group in groups for s in group):
+            raise torch.OutOfMemoryError("213 tokens are too many")
+        return backward(self, groups, *more, **named)
+
+    long = [{"messages": [{"role": "user", "content": "a" * 190}, {"role": "assistant", "content": "yes"}]}]
+    data = desk.rows("long", long)
+    raft(desk, "fits", "--sft-data", data, "--sft-per-step", "1", steps=1)
+    checks = {
+        check["name"]: check for check in json.loads((desk.folder / "fits" / "preflight.json").read_text())["checks"]
+    }
+    assert checks["fits"]["value"].startswith("84 tokens of 3 answers and 213 of a conversation; peak ")
+    monkeypatch.setattr(TorchLearner, "forward_backward", short_of_memory)
+    raft(desk, "short", "--sft-data", data, "--sft-per-step", "1", steps=1, code=2)
+    assert "error: fits: " in desk.err and "213 tokens are too many" in desk.err and "--max-length" in desk.err

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from espalier.algorithms.online import GIVEN
 from espalier.checks import rewards
 from espalier.checks.rehearsal import first_step
 from espalier.checks.table import Outcome, failed, passed
@@ -109,18 +110,21 @@ def bare(groups: Groups) -> Groups:
 
 
 def check_fits(evidence: Evidence) -> Outcome:
-    """A made-up forward and backward pass of the largest size that a step can have, with the sampler's keys and values
-    allocated: what does not fit in memory fails now, and not after a day."""
+    """A made-up forward and backward pass of the largest size that a step can have (its longest answers, and its
+    longest given conversation), with the sampler's keys and values allocated: what does not fit in memory fails now,
+    and not after a day."""
     import torch
 
     from espalier.loop.annotate import annotate
     from espalier.loop.progress import peak_memory
 
     session = evidence.session
-    groups = largest(session)
+    answers, beside = largest(session), longest_conversation(session)
+    groups = [*answers, *beside]
     learner, algorithm = session.learner, session.config.algorithm
-    tokens = sum(len(s) for group in groups for s in group)
-    value = f"{tokens:,} tokens of {sum(map(len, groups))} answers"
+    value = f"{_tokens(answers):,} tokens of {sum(map(len, answers))} answers"
+    if beside:
+        value += f" and {_tokens(beside):,} of a conversation"
     limit = "one forward and backward pass fits in memory"
     states = torch.get_rng_state()
     rollout, prompt = session.config.rollout, longest_prompt(session)
@@ -131,7 +135,8 @@ def check_fits(evidence: Evidence) -> Outcome:
         state = annotate(groups, algorithm, session.roles, session.given)
         learner.forward_backward(groups, algorithm.loss, state, 0)
     except torch.OutOfMemoryError as error:
-        way_out = "Lower --tokens-per-microbatch, --max-tokens or --sampler-tokens, or give --grad-checkpointing."
+        lengths = "--max-tokens, --max-length" if beside else "--max-tokens"
+        way_out = f"Lower --tokens-per-microbatch, {lengths} or --sampler-tokens, or give --grad-checkpointing."
         return failed(f"{value}: {str(error).splitlines()[0]}", limit, way_out)
     finally:
         for parameter in learner.optimizer.parameters().values():
@@ -162,3 +167,17 @@ def largest(session: Session) -> Groups:
         s.append(ids, trained=True, logprobs=[-1.0] * len(ids))
         group.append(s)
     return [group]
+
+
+def longest_conversation(session: Session) -> Groups:
+    """A made-up conversation with as many tokens as the longest given one, all trained; none if none is given."""
+    if session.conversations is None:
+        return []
+    vocabulary = session.model.loaded.model.config.get_text_config().vocab_size
+    s = Sample(group=1, key=-1, part=GIVEN)
+    s.append([(104729 + 17 * i) % vocabulary for i in range(session.conversations.longest)], trained=True)
+    return [[s]]
+
+
+def _tokens(groups: Groups) -> int:
+    return sum(len(s) for group in groups for s in group)
