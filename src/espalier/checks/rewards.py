@@ -182,7 +182,7 @@ def _gold(entry: Entry) -> tuple[Callable[[Task], str] | None, float | None]:
     """How a reward writes the right answer, and its best score; None for a gate, whose form others do not write."""
     if entry.reward is None or entry.component.gate:
         return None, None
-    return entry.reward.gold, entry.reward.best
+    return entry.reward.write_gold if entry.reward.gold else None, entry.reward.best
 
 
 def _written(gold: Callable[[Task], str], task: Task) -> str:

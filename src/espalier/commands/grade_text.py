@@ -131,7 +131,7 @@ def _gold_of(entry: Entry) -> Callable[[Task], str] | None:
     """How a reward writes a task's answer; None for gates, and rewards of which no answer is known to be the best."""
     if entry.reward is None or entry.reward.best is None or entry.component.gate:
         return None
-    return entry.reward.gold
+    return entry.reward.write_gold if entry.reward.gold else None
 
 
 def _golds(

@@ -15,7 +15,7 @@ from espalier.data.places import is_data_name, is_hub
 from espalier.errors import ConfigError, nearest
 from espalier.types import Consumes
 
-READ_VERSION = 10
+READ_VERSION = 11
 """Part of what tokens are cached under: raised whenever the same file would give other examples."""
 AUTO = "auto"
 """The format of a source whose rows decide it."""

@@ -6,7 +6,7 @@ Rewards run in worker processes (`worker`), which load this module: it imports n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from espalier.errors import ConfigError, nearest
@@ -151,6 +151,41 @@ class Reward:
                 raise ConfigError(f"reward_args: {self.name}: {error}", key="reward_args") from None
         return values
 
+    def grade_any(self, answer: Answer, settings: Settings) -> Given:
+        """`grade`; of a task with several accepted answers (`accepted`), the best score over them, if the reward reads
+        answers. One that it cannot read is passed over while it can read another."""
+        if "answer" not in self.needs:
+            return self.grade(answer, settings)
+        best: float | None = None
+        fault: ValueError | None = None
+        for text in accepted(answer):
+            try:
+                given = self.grade(replace(answer, answer=text), settings)
+            except ValueError as error:
+                fault = fault or error
+                continue
+            # What does not qualify does so whichever answer is right.
+            if not isinstance(given, int | float):
+                return given
+            best = float(given) if best is None else max(best, float(given))
+        if best is None and fault is not None:
+            raise fault
+        return best
+
+    def write_gold(self, task: Task) -> str:
+        """`gold` of the first accepted answer that has one. Raises what `gold` raises for the first of all, and
+        ValueError for a reward without golds."""
+        if self.gold is None:
+            raise ValueError(f"{self.name} has no gold; expected a reward that writes answers in the form it reads")
+        fault: ValueError | KeyError | None = None
+        for text in accepted(task):
+            try:
+                return self.gold(replace(task, answer=text))
+            except (ValueError, KeyError) as error:
+                fault = fault or error
+        assert fault is not None
+        raise fault
+
     def lacks(self, task: Task, settings: Settings) -> tuple[str, ...]:
         """What of a task is missing for this reward; empty if it can grade it."""
         return tuple(need for need in self.open_needs(settings) if not _has(task, need))
@@ -162,6 +197,18 @@ class Reward:
     def _set(self, need: str, settings: Settings) -> bool:
         keys = [key for key in need.split("|") if key in self.settings]
         return any(settings.get(key, self.settings[key].default) != self.settings[key].default for key in keys)
+
+
+def accepted(task: Answer | Task) -> tuple[str, ...]:
+    """The answers of a task each of which is right: its fact `answers` if that is a list of texts, else its answer.
+
+    >>> accepted(Answer("", "", answer="7", facts={"answers": ["7", "seven"]})), accepted(Answer("", "", answer="7"))
+    (('7', 'seven'), ('7',))
+    """
+    several = task.facts.get("answers")
+    if isinstance(several, list | tuple) and several and all(isinstance(text, str) for text in several):
+        return tuple(several)
+    return (task.answer,)
 
 
 def _has(task: Task, need: str) -> bool:

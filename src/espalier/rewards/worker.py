@@ -76,7 +76,7 @@ class Worker:
         """The results of one call, or that it failed as a whole."""
         if name in self.builtin:
             reward, settings = self.builtin[name]
-            return {"results": [self._one(name, lambda: reward.grade(answers[0], settings), read).to_json()]}
+            return {"results": [self._one(name, lambda: reward.grade_any(answers[0], settings), read).to_json()]}
         function = self.user[name]
         if function.is_async and not function.batched:
             return {"results": [result.to_json() for result in self._side_by_side(name, function, answers)]}

@@ -27,6 +27,10 @@ WRITTEN = "Which?\n\nA) red\nB) green\nC) blue"
         ({"options": ["(a) red", "(b) green", "(c) blue"], "answer": "(b) green"}, "B"),
         ({"options": {"A": "red", "B": "green", "C": "blue"}, "answer": "green", "answer_idx": "B"}, "B"),
         ({"choices": {"text": COLOURS, "label": ["1", "2", "3"]}, "answerKey": "2"}, "B"),
+        ({"A": "red", "B": "green", "C": "blue", "answer": "C"}, "C"),
+        ({"A": "red", "B": "green", "C": "blue", "D": None, "answer": "green"}, "B"),
+        ({"opa": "red", "opb": "green", "opc": "blue", "cop": 0}, "A"),
+        ({"opa": "red", "opb": "green", "opc": "blue", "opd": None, "cop": 2, "exp": "Ans. is 'a'"}, "C"),
         ({"choices": [{"text": text, "label": "XYZ"[i]} for i, text in enumerate(COLOURS)], "answerKey": "Z"}, "C"),
     ],
 )
@@ -62,3 +66,19 @@ def test_places_are_said_to_count_from_0() -> None:
 
 def test_a_question_with_choices_and_no_answer_is_a_prompt() -> None:
     assert sniff({"question": "Which?", "choices": COLOURS}, "task") == "task"
+
+
+def test_columns_that_lack_a_choice_or_the_right_one_are_refused() -> None:
+    """A place of MedMCQA's counts from 0; of a row whose answer is hidden it is -1."""
+    columns = {"question": "Which?", "opa": "red", "opb": "green", "opc": "blue", "opd": "gold"}
+    for place in (4, -1):
+        with pytest.raises(RowError, match=r"unknown choice; field cop.*a place from 0 to 3"):
+            read_choice({**columns, "cop": place}, Origin())
+    with pytest.raises(RowError, match=r"empty choice; field opc.*as in opd behind it"):
+        read_choice({**columns, "opc": None, "cop": 0}, Origin())
+    assert list(remarks("choice", {**columns, "cop": 1})) == [PLACES]
+    assert sniff({**columns, "exp": "Red."}, "task") == "task"
+    with pytest.raises(RowError, match="A and B and further letters"):
+        read_choice({"question": "Which?", "A": "red", "answer": "A"}, Origin())
+    numbers = read_choice({"question": "1 + 1?", "A": 1, "B": 2.0, "answer": "B"}, Origin())
+    assert (numbers.prompt[0].content, numbers.answer) == ("1 + 1?\n\nA) 1\nB) 2", "B")

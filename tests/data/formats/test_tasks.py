@@ -12,7 +12,8 @@ import pytest
 from espalier.data.columns.ledger import Ledger
 from espalier.data.columns.mapping import Columns
 from espalier.data.formats import KNOWN, convert, sniff, tasks
-from espalier.data.formats.tasks import answer_of, as_task, final
+from espalier.data.formats.remarks import ACCEPTED, remarks
+from espalier.data.formats.tasks import answers_of, as_task, final
 from espalier.data.read import Source, read
 from espalier.errors import DataError, RowError
 from espalier.types import Completion, Message, Origin, Ranking, Response, Steps, Task, Text, Tree
@@ -117,15 +118,29 @@ def test_nothing_is_a_task_unless_a_run_answers_tasks() -> None:
     ],
 )
 def test_answers_by_eye(row: dict[str, Any], answer: str) -> None:
-    assert answer_of(row) == answer
+    assert answers_of(row) == ([answer] if answer else [])
     assert one({"prompt": "Q", **row}, "task").answer == answer
 
 
 def test_an_answer_that_is_no_text_is_refused() -> None:
-    for value, reason in ((["a", "b"], "several answers"), ({"value": "a"}, "wrong type"), ([], "wrong type")):
+    for value in ({"value": "a"}, [], [["a"], ["b"]], ["a", None]):
         with pytest.raises(RowError) as caught:
-            answer_of({"answer": value})
-        assert caught.value.reason == reason
+            answers_of({"answer": value})
+        assert caught.value.reason == "wrong type"
+
+
+def test_each_of_several_answers_is_right() -> None:
+    """A list is read one by one, equal ones once; the first is the task's answer, all are a fact."""
+    row = {"question": "Who?", "answer": ["Ann", " Ann ", "It is \\boxed{Bo}", 7.0, ""]}
+    for name in ("task", "math"):
+        task = one(row, name)
+        assert (task.answer, task.facts) == ("Ann", {"answers": ["Ann", "Bo", "7"]})
+        assert list(remarks(name, row)) == [ACCEPTED]
+    single = one({"question": "Who?", "answer": ["Ann"], "facts": {"n": 1}})
+    assert (single.answer, single.facts) == ("Ann", {"n": 1})
+    graded = one({"prompt": "Q", "reward_model": {"ground_truth": ["7", "seven"]}})
+    assert (graded.answer, graded.facts) == ("7", {"answers": ["7", "seven"]})
+    assert sniff({"question": "Q", "answer": ["#### 1", "#### 2"]}, "task") == "task"
 
 
 def test_what_is_never_closed_is_no_answer() -> None:
@@ -249,9 +264,12 @@ def test_rows_of_the_document_are_read_as_it_says() -> None:
         ("math", "\\frac{1}{2}", "", []),
         ("math", "\\frac{1}{2}", "", []),
         ("choice", "A", "", ["choices"]),
+        ("choice", "A", "", ["choices"]),
+        ("choice", "A", "", ["choices"]),
         ("ifeval", "", "ifeval", ["instruction_id_list", "kwargs"]),
         ("task", "", "", []),
         ("task", "4", "", []),
+        ("task", "7", "", ["answers"]),
         ("task", "", "", []),
         ("task", "", "regex", ["pattern"]),
     ]

@@ -10,7 +10,7 @@ from espalier.data.columns.watched import peek
 from espalier.data.formats.common import Fields, blank, first_key, missing, shown, wrong_type
 from espalier.data.formats.format import Format
 from espalier.data.formats.prompt import QUESTIONS, Asked, asked
-from espalier.data.formats.tasks import task
+from espalier.data.formats.tasks import task, worded
 from espalier.errors import RowError
 from espalier.types import Consumes, Message, Origin, Task
 
@@ -21,6 +21,10 @@ RIGHT = (
     *("answerKey", "answer_key", "answer_letter", "answer_idx", "answer_index", "correct", "correct_answer"),
     *("correct_option", "correct_choice", "answer", "label", "gold", "target"),
 )
+COLUMNS = (("opa", "opb", "opc", "opd", "ope"), tuple("ABCDEFGHIJ"))
+"""Choices in columns of their own: MedMCQA's, arXiv:2203.14371, and letters."""
+PLACE = "cop"
+"""Beside `opa` ...: the place of the right choice, from 0."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABELLED = re.compile(r"\s*\(?([A-Za-z])\s*[).:]\s*(?=\S)")
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
@@ -36,12 +40,12 @@ class Choices(NamedTuple):
 
 
 def looks(row: Fields, consumes: Consumes) -> bool:
-    """Whether a run answers tasks, and a row has a question, a list of choices, and which is right."""
-    if consumes != "task" or first_key(row, ASKS) is None or first_key(row, RIGHT) is None:
+    """Whether a run answers tasks, and a row has a question, choices as a list or in columns, and which is right."""
+    if consumes != "task" or first_key(row, ASKS) is None or right_key(row) is None:
         return False
     key = first_key(row, CHOICES)
     if key is None:
-        return False
+        return len(_columns(row)) > 1
     value = decoded(peek(row, key))
     if isinstance(value, dict):
         return first_key(value, TEXTS) is not None or all(len(name) == 1 for name in value)
@@ -69,10 +73,42 @@ def read_choice(row: Fields, origin: Origin) -> Task:
     return task(row, origin, answer=answer, facts={"choices": choices.texts}, asks=asks)
 
 
+def right_key(row: Fields) -> str | None:
+    """The key under which a row says which choice is right."""
+    columns = _columns(row)
+    return first_key(row, (PLACE, *RIGHT) if columns and columns[0] in COLUMNS[0] else RIGHT)
+
+
+def _columns(row: Fields) -> list[str]:
+    """The columns that hold one choice each, in order; none if the row has no first two."""
+    for names in COLUMNS:
+        if all(peek(row, name) is not None for name in names[:2]):
+            return [name for name in names if peek(row, name) is not None]
+    return []
+
+
+def _choices_in_columns(row: Fields) -> Choices:
+    """The choices of a row that has each in a column. Raises RowError if one before another is missing."""
+    columns = _columns(row)
+    if not columns:
+        raise missing(CHOICES[0], row, " or ".join((*CHOICES, "A and B and further letters", "opa and opb ...")))
+    names = next(names for names in COLUMNS if columns[0] in names)
+    for name, column in zip(names, columns, strict=False):
+        if name != column:
+            raise RowError("empty choice", field=name, got="null", expected=f"a text, as in {column} behind it")
+    texts = []
+    for column in columns:
+        text = worded(row[column], column)
+        if not text:
+            raise blank("empty choice", column, text, "a text")
+        texts.append(text)
+    return Choices(_without_letters(texts), [], texts)
+
+
 def _choices(row: Fields) -> Choices:
     key = first_key(row, CHOICES)
     if key is None:
-        raise missing(CHOICES[0], row, " or ".join(CHOICES))
+        return _choices_in_columns(row)
     value, labels = decoded(row[key]), []
     if isinstance(value, dict):
         texts_key, labels_key = first_key(value, TEXTS), first_key(value, LABELS)
@@ -115,7 +151,7 @@ def _without_letters(texts: list[str]) -> list[str]:
 
 def _right(row: Fields, choices: Choices) -> int:
     """The place of the right choice, from 0. Raises RowError."""
-    key = first_key(row, RIGHT)
+    key = right_key(row)
     if key is None:
         raise missing("answer", row, " or ".join(RIGHT))
     value: Any = row[key]
@@ -150,7 +186,7 @@ def _place_of(text: str, choices: Choices) -> int | None:
 
 def counts_from_0(row: Fields) -> bool:
     """Whether the right choice of a row is named by its place."""
-    key = first_key(row, RIGHT)
+    key = right_key(row)
     value = None if key is None else peek(row, key)
     return isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdigit())
 

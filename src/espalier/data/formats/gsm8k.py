@@ -13,7 +13,8 @@ from espalier.types import Consumes, Origin, Task
 def looks(row: Fields, consumes: Consumes) -> bool:
     """Whether a run answers tasks, and a row has a question and an answer that ends in `#### ANSWER`."""
     key = first_key(row, ("answer",))
-    return has_prompt(row, consumes) and key is not None and MARK in str(peek(row, key))
+    text = None if key is None else peek(row, key)
+    return has_prompt(row, consumes) and isinstance(text, str) and MARK in text
 
 
 def read_gsm8k(row: Fields, origin: Origin) -> Task:

@@ -6,7 +6,7 @@ from espalier.data.columns.watched import peek
 from espalier.data.formats.common import Fields, first_key, missing
 from espalier.data.formats.format import Format
 from espalier.data.formats.prompt import QUESTIONS
-from espalier.data.formats.tasks import ANSWERS, MARK, SOLUTION, answer_of, final, has_prompt, task
+from espalier.data.formats.tasks import ANSWERS, MARK, SOLUTION, answers_of, final, has_prompt, task
 from espalier.errors import RowError
 from espalier.types import Consumes, Origin, Task
 
@@ -25,14 +25,14 @@ def looks(row: Fields, consumes: Consumes) -> bool:
 def read_math(row: Fields, origin: Origin) -> Task:
     """A Task of a problem and its answer, from `answer` or what the last `\\boxed{}` of its solution holds. Raises
     RowError if it has neither."""
-    answer = answer_of(row)
-    if not answer:
+    answers = answers_of(row)
+    if not answers:
         key, expected = first_key(row, (SOLUTION,)), f"answer, or a solution with \\boxed{{}} or {MARK}"
         if key is None:
             raise missing("answer", row, expected)
         got = f"a solution that ends in {str(peek(row, key))[-40:]!r}"
         raise RowError("no final answer", field=key, got=got, expected=expected)
-    return task(row, origin, answer=answer)
+    return task(row, origin, answers=answers)
 
 
 FORMAT = Format("math", read_math, looks)

@@ -10,10 +10,11 @@ from espalier.data.formats.choice import counts_from_0
 from espalier.data.formats.common import Fields
 from espalier.data.formats.lead import is_texts
 from espalier.data.formats.messages import turns_key
-from espalier.data.formats.tasks import remark_of
+from espalier.data.formats.tasks import answers_of, remark_of
 
 ALTERNATING = "conversations whose turns are plain texts: read as the user and the assistant in turn, the user first"
 RENDERED = "texts that hold the marks of a chat template, such as [INST], read as they are, not as turns"
+ACCEPTED = "tasks with several answers, of which each counts as right"
 PLACES = "choices of which the right one is a number: counted from 0"
 # Llama 2, ChatML, Llama 3, Gemma, Phi, Zephyr, Alpaca and DeepSeek.
 _MARKS = re.compile(
@@ -36,6 +37,8 @@ def remarks(name: str, row: Fields) -> Iterator[str]:
         yield PLACES
     if name in TASKS and remark_of(row):
         yield remark_of(row)
+    if name in ("math", "task") and len(answers_of(row)) > 1:
+        yield ACCEPTED
     if name in ("messages", "sharegpt"):
         key = turns_key(row)
         if key is not None and is_texts(peek(row, key)):

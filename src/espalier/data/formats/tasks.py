@@ -63,19 +63,22 @@ def task(
     origin: Origin,
     *,
     answer: str = "",
+    answers: Sequence[str] = (),
     verifier: str = "",
     facts: dict[str, Any] | None = None,
     asks: Asked | None = None,
 ) -> Task:
     """The task of a row. What its own `verifier` and `facts` say goes before `verifier`, and is added to `facts`.
-    `asks` is its prompt, that of `question` if None. Raises RowError."""
+    `answers` are all that count as right, in place of `answer`: the first is the task's, and if there are several all
+    of them are its fact `answers`. `asks` is its prompt, that of `question` if None. Raises RowError."""
     asks = asks or question(row)
+    several = {"answers": list(answers)} if len(answers) > 1 else {}
     named = string(row, ("verifier",), default="").strip()
     return Task(
         checked(asks.messages),
-        answer=answer,
+        answer=answers[0] if answers else answer,
         verifier=named or verifier,
-        facts={**(facts or {}), **_facts(row)},
+        facts={**several, **(facts or {}), **_facts(row)},
         tools=asks.tools,
         origin=origin,
     )
@@ -180,47 +183,55 @@ def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
 # ------------------------------------------------------------------------------------------------------------ answers
 
 
-def answer_of(row: Fields) -> str:
-    """The final answer of a row, empty if it has none: under the first of ANSWERS that has one, in
-    `reward_model.ground_truth`, or in a worked solution that marks it (`final`). Raises RowError."""
+def answers_of(row: Fields) -> list[str]:
+    """The final answers of a row, of which each is right; empty if it has none: under the first of ANSWERS that has
+    one, in `reward_model.ground_truth`, or in a worked solution that marks it (`final`). A list has several, equal ones
+    once. Raises RowError."""
     for name in ANSWERS:
         key = first_key(row, (name,))
         if key is None:
             continue
-        text = worded(peek(row, key), key)
-        if text:
+        texts = all_worded(peek(row, key), key)
+        if texts:
             row.get(key)  # looked up, so that it counts as read
-            return final(text) or text
+            return list(dict.fromkeys(final(text) or text for text in texts))
     graded = peek(row, "reward_model")
     if isinstance(graded, dict) and peek(graded, "ground_truth") is not None:
-        return worded(row["reward_model"]["ground_truth"], "reward_model.ground_truth")
+        return all_worded(row["reward_model"]["ground_truth"], "reward_model.ground_truth")
     key = first_key(row, (SOLUTION,))
     solution = peek(row, key) if key is not None else None
     marked = final(solution) if isinstance(solution, str) else ""
     if marked and key is not None:
         row.get(key)
-    return marked
+    return [marked] if marked else []
+
+
+def all_worded(value: Any, field: str) -> list[str]:
+    """The answers of a value, each as `worded`: those of a list one by one, empty ones left out. Raises RowError.
+
+    >>> all_worded(["7", 7.0, "seven"], "answer"), all_worded("", "answer")
+    (['7', 'seven'], [])
+    """
+    if isinstance(value, list) and value:
+        texts = [worded(entry, f"{field}[{place}]") for place, entry in enumerate(value)]
+    else:
+        texts = [worded(value, field)]
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def worded(value: Any, field: str) -> str:
-    """An answer as text: a whole number without its `.0`, true and false in small letters; of a list with one item,
-    that item. Raises RowError.
+    """An answer as text: a whole number without its `.0`, true and false in small letters. Raises RowError.
 
-    >>> worded(145.0, "answer"), worded([" 1/2 "], "answer"), worded(True, "answer")
+    >>> worded(145.0, "answer"), worded(" 1/2 ", "answer"), worded(True, "answer")
     ('145', '1/2', 'true')
     """
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, list) and value:
-        fix = f"Keep one of them, or name it with --columns answer={field}[0]"
-        raise RowError("several answers", field=field, got=f"{len(value)} answers", expected="one answer", fix=fix)
-    raise wrong_type(field, value, "a text or a number")
+    raise wrong_type(field, value, "a text or a number, or a list of them")
 
 
 def final(text: str) -> str:
