@@ -29,8 +29,8 @@ from typing import Any
 import variants
 
 MAX_TOKENS, EVERY = 96, 25
-# Numbers to 300 are the limit of what 1.3 M weights compute: of the wrong answers after training three of four are in the
-# right order with a wrong sum (docs/log.md). Whether training finds the order is what is measured here.
+# Numbers to 300 are the limit of what 1.3 M weights compute: of the answers that are wrong after training three of four
+# have the right order and a wrong sum (docs/log.md). Whether training finds the order is what is measured here.
 LARGEST = 99
 COMMON = ["--reward", "numeric", "--max-tokens", str(MAX_TOKENS), "--eval-every", str(EVERY), "--keep", "1"]
 # name: command and flags. All but gspo, whose ratio is clipped 500 times as close, train at one rate; raft's is that of
@@ -135,8 +135,8 @@ def table(out: Path, options: argparse.Namespace, names: list[str], base: dict[s
     at_steps = " | ".join(f"at {step}" for step in steps)
     lines = [
         f"Exact match (%) on {options.tested} unseen problems (numbers to {options.largest}) after {options.steps} "
-        f"steps of 32 x 8, start: {options.start} ({greedy:.1f} greedy, {drawn:.1f} drawn). Mean and 95 % interval over "
-        "seeds (t); beside it the difference to the start, paired by problem.",
+        f"steps of 32 x 8, start: {options.start} ({greedy:.1f} greedy, {drawn:.1f} drawn). Mean and 95 % interval "
+        "over seeds (t); beside it the difference to the start, paired by problem.",
         "",
         f"| algorithm | seeds | greedy | over start | drawn | {at_steps} | length | entropy | kl | seconds |",
         "|---" * (9 + len(steps)) + "|",
