@@ -1,8 +1,9 @@
-"""Who may import whom, how long a file may be, and what no file may call; read from the syntax trees alone."""
+"""Who may import whom, how long a file may be, what no file may call, read from the syntax trees; where faults go."""
 
 from __future__ import annotations
 
 import ast
+import runpy
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -302,6 +303,22 @@ def test_questions_to_an_algorithm_are_found(source: str) -> None:
     assert (
         asks_an_algorithm(ast.parse("algorithm.traits.needs; getattr(traits, 'needs'); isinstance(x, Algorithm)")) == []
     )
+
+
+# ------------------------------------------------------------------------------------------------------- seeded faults
+
+
+def test_every_seeded_fault_has_its_place() -> None:
+    """`scripts/faults.py` can put it in: its text stands once in its file, and its setting is one."""
+    faults = tomllib.loads((ROOT / "scripts/faults.toml").read_text(encoding="utf-8"))["fault"]
+    settings = runpy.run_path(str(ROOT / "scripts/fault_settings.py"))["SETTINGS"]
+    lost = []
+    for fault in faults:
+        places = (PACKAGE / fault["file"]).read_text(encoding="utf-8").count(fault["old"])
+        if places != 1 or fault["setting"] not in settings:
+            lost.append((fault["name"], places, fault["setting"]))
+    assert lost == []
+    assert len({fault["name"] for fault in faults}) == len(faults)
 
 
 # ------------------------------------------------------------------------------------------------------ the test itself
