@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espalier.assembly.sampling import Sampling, build_sampler
+from espalier.assembly.sampling import ROWS, Sampling, build_sampler
 from espalier.config.sampling import SamplingConfig
 from espalier.engines.protocols import Sampler, SamplingParams
 from espalier.loop.answers import Report
@@ -56,13 +56,21 @@ def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) ->
         loaded,
         session.model.policy,
         kind=rollout.sampler,
-        rows=rollout.sampler_rows or bounds.get("rows", 0),
+        rows=rollout.sampler_rows or bounds.get("rows", 0) or min(ROWS, most_answers(session)),
         tokens=rollout.sampler_tokens or bounds.get("tokens", 0),
         longest=longest + rollout.max_tokens,
     )
     plan = build.plan(config.rewards, BUILTIN, verifiers=verifiers_of(session))
     graders = plan.start(decoder(session), stop=params.stop)
     return Rollouts(plan, graders, sampling, params)
+
+
+def most_answers(session: Session) -> int:
+    """The most answers that a rank draws at the same time, in a step or in an evaluation: no more rows are of use."""
+    rollout, ranks = session.config.rollout, session.processes.size
+    prompts = rollout.prompts_per_step or len(session.tasks.prompts(0))
+    held_out = sum(session.opened.sizes_held)
+    return max(-(-prompts // ranks) * rollout.group_size, -(-held_out // ranks) * max(1, rollout.eval_samples))
 
 
 def params_of(config: SamplingConfig, stop_ids: Sequence[int], seed: int) -> SamplingParams:

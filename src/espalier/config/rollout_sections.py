@@ -35,7 +35,7 @@ class RolloutConfig(SamplingConfig, _PromptsConfig):
     """How answers to tasks are drawn."""
 
     sampler_rows: CountOrZero = 0
-    """Answers drawn at the same time; 0 takes 256."""
+    """Answers drawn at the same time; 0 takes 256, or all of the largest step or evaluation if they are fewer."""
     sampler_tokens: CountOrZero = 0
     """Tokens whose keys and values are held at the same time; 0 takes what sampler_rows answers and their prompts need,
     within a quarter of the free memory."""
