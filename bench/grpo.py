@@ -102,7 +102,7 @@ def espalier(options: argparse.Namespace) -> dict[str, Any]:
                 prompts_per_step=options.prompts, group_size=options.group_size, max_tokens=options.new_tokens
             ),
             rewards=RewardsConfig(reward=(f"{reward}:distinct",)),
-            algorithm=GRPO(beta=BETA),
+            algorithm=GRPO(beta=BETA, minibatches=options.minibatches, old=options.old),
         )
         train(config)
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").open()]
@@ -172,7 +172,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """One child; None if it failed."""
     python = options.trl_python if kind.startswith("trl") else sys.executable
     command = [python, __file__, "child", kind, "--model", options.model]
-    for name in ("prompts", "prompt_tokens", "group_size", "new_tokens", "steps", "budget"):
+    for name in ("prompts", "prompt_tokens", "group_size", "new_tokens", "steps", "budget", "minibatches", "old"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800)
@@ -194,6 +194,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--new-tokens", type=int, default=128)
     made.add_argument("--steps", type=int, default=4, help="timed steps of a run; one more comes first, untimed")
     made.add_argument("--budget", type=int, default=0, help="tokens_per_microbatch; 0 is the default")
+    made.add_argument("--minibatches", type=int, default=1, help="updates a step, of espalier alone")
+    made.add_argument("--old", choices=("learner", "sampler"), default="learner", help="of espalier's ratios")
     made.add_argument("--runs", type=int, default=5)
     made.add_argument("--trl-python", default="")
     made.add_argument("--trl", default="dynamic-32", help="the TRL setting without --sweep")

@@ -131,6 +131,20 @@ def test_own_keys_in_small_blocks_say_the_same(family: str, monkeypatch: pytest.
             assert scored(s) == pytest.approx(scored(t), abs=1e-5)
 
 
+def test_what_was_drawn_before_changes_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's blocks follow the requests, not what it held for others: a resumed run has held nothing."""
+    model, params = tiny_model("llama"), at(1.0, max_tokens=40)
+    monkeypatch.setattr("espalier.engines.sampler.store.CPU_BLOCK_LEAST", 2)
+    monkeypatch.setattr("espalier.engines.sampler.store.CPU_BLOCK_BYTES", 4096)
+    fresh = draw_all(LocalSampler(model, rows=16), PROMPTS, 3, params)
+    used = LocalSampler(model, rows=16)
+    used.allocate(prompts=5, longest=10, max_tokens=40)
+    draw_all(used, PROMPTS[:1], 1, params)
+    sizes = [block.shape[2] for block in used.store.keys[0]]
+    assert draw_all(used, PROMPTS, 3, params) == fresh
+    assert len(sizes) < len(used.store.keys[0]) and used.store.slots == 16
+
+
 def test_cancelled_groups_are_forgotten_and_the_others_unchanged() -> None:
     model = tiny_model("llama")
     params = at(1.0, max_tokens=12, stop=(7, 9, 11, 13))

@@ -185,7 +185,7 @@ class LocalSampler:
         dtype = next(iter(kept.values()))[0].dtype
         padded = prompts * padded_length(longest)
         slots = self.rows if not self.tokens else min(self.rows, max(1, (self.tokens - padded) // max_tokens))
-        self.store.fit(shapes, dtype, slots, max_tokens, 0, 0)
+        self.store.fit(shapes, dtype, slots, max_tokens, 0, 0, slots)
         size = self.store.touch()
         # Written and given back: the prompts' keys take its place.
         width = sum(heads * (keys + values) for heads, keys, values in shapes.values())
@@ -234,7 +234,8 @@ class LocalSampler:
         count = len(self._rows) + sum(number for _, number in wave)
         requests = [*(entry.request for entry, _ in wave), *(row.request for row in self._rows)]
         capacity = max(request.params.max_tokens for request in requests)
-        self.store.fit(shapes, dtype, self._slots(count, capacity), capacity, len(self._rows), self._longest())
+        used, expected = len(self._rows), min(self.rows, sum(len(entry.ks) for entry in self._waiting))
+        self.store.fit(shapes, dtype, self._slots(count, capacity), capacity, used, self._longest(), expected)
         states = [] if self._hidden is None else [self._hidden]
         for entry, number in wave:
             held = self._held[tuple(entry.request.prompt)]

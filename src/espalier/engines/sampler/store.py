@@ -7,6 +7,7 @@ product reads them all.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,7 @@ class Store:
         self.device = device
         self.capacity = 0
         self.slots = 0
+        self.block = sys.maxsize
         self.keys: Blocks = {}
         self.values: Blocks = {}
         self.shelves: dict[int, Shelf] = {}
@@ -91,26 +93,42 @@ class Store:
 
     # ---------------------------------------------------------------------------------------------------------- rows
 
-    def fit(self, shapes: Shapes, dtype: torch.dtype, slots: int, capacity: int, used: int, longest: int) -> None:
-        """Make room for `slots` rows of `capacity` tokens; `used` rows keep their first `longest` tokens."""
-        if slots <= self.slots and capacity <= self.capacity and dtype == self.dtype:
+    def fit(
+        self, shapes: Shapes, dtype: torch.dtype, slots: int, capacity: int, used: int, longest: int, expected: int
+    ) -> None:
+        """Make room for `slots` rows of `capacity` tokens; `used` rows keep their first `longest` tokens.
+
+        expected: how many rows there will be. While none is used it decides the size of blocks, so that this, and with
+        it the rounding of every sum over them, depends on the requests alone.
+        """
+        block = self.block if used else self._block_of(shapes, dtype, expected)
+        enough = slots <= self.slots and capacity <= self.capacity and dtype == self.dtype
+        same = min(block, self.capacity) == min(self.block, self.capacity)
+        self.block = block
+        if enough and same:
             return
+        if not enough:
+            self.slots, self.capacity = (max(slots, self.slots), capacity) if used else (slots, capacity)
         self.shapes, self.dtype = shapes, dtype
-        self.slots, self.capacity = (max(slots, self.slots), capacity) if used else (slots, capacity)
         for layer, (heads, key_width, value_width) in shapes.items():
             for blocks, width in ((self.keys, key_width), (self.values, value_width)):
-                kept = [block[:used] for block in blocks.pop(layer, [])] if used else []
+                kept = [old[:used] for old in blocks.pop(layer, [])] if used else []
                 blocks[layer] = self._blocks(heads, width)
                 if kept:
                     _fill(blocks[layer], torch.cat(kept, dim=2)[:, :, :longest])
 
+    def _block_of(self, shapes: Shapes, dtype: torch.dtype, rows: int) -> int:
+        """Tokens of a block for so many rows: about `CPU_BLOCK_BYTES` on CPU; elsewhere one block holds all."""
+        if self.device.type != "cpu":
+            return sys.maxsize
+        widest = max(heads * max(widths) for heads, *widths in shapes.values())
+        tokens = CPU_BLOCK_BYTES // (rows * widest * dtype.itemsize)
+        return max(CPU_BLOCK_LEAST, 1 << (max(1, tokens).bit_length() - 1))
+
     def _blocks(self, heads: int, width: int) -> list[Tensor]:
         """Empty blocks of one layer, for all rows and tokens."""
-        size = self.capacity
-        if self.device.type == "cpu":
-            token = self.slots * heads * width * self.dtype.itemsize
-            size = max(CPU_BLOCK_LEAST, 1 << (max(1, CPU_BLOCK_BYTES // token).bit_length() - 1))
-        lengths = [min(size, self.capacity - start) for start in range(0, self.capacity, size)]
+        starts = range(0, self.capacity, self.block)
+        lengths = [min(self.block, self.capacity - start) for start in starts]
         # Zeros: masked columns are multiplied by weights of 0, which nan and inf would survive.
         return [torch.zeros(self.slots, heads, n, width, dtype=self.dtype, device=self.device) for n in lengths]
 
