@@ -22,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MAX_TOKENS, EVERY = 96, 25
 # Numbers to 300 are the limit of what 1.3 M weights compute: of the answers that are wrong after training three of four
 # have the right order and a wrong sum (docs/log.md). Whether training finds the order is what is measured here.
 LARGEST = 99
+LOADING = threading.Lock()
 COMMON = ["--reward", "numeric", "--max-tokens", str(MAX_TOKENS), "--eval-every", str(EVERY), "--keep", "1"]
 # The rate falls to 0: at a constant 2e-4 the curve jumps by 7 points between evaluations.
 RATE = ["--lr", "3e-4", "--schedule", "linear"]
@@ -86,7 +88,9 @@ def run(out: Path, options: argparse.Namespace, name: str, seed: int, model: Pat
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=7200)
     if done.returncode:
         return done.stderr[-1500:]
-    results = right(folder / "model", options.tested, options.largest)
+    # One at a time: transformers initialises models by module-wide switches, which two threads turn off for each other.
+    with LOADING:
+        results = right(folder / "model", options.tested, options.largest)
     (folder / "tested.json").write_text(json.dumps(results), encoding="utf8")
     return ""
 
