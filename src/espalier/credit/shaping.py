@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from espalier.types import Sample
 
 
-def ratio(s: Sample) -> float:
-    """sum_t old_t - ref_t over the trained tokens of a sample, nats: how far the policy, as it is before the step, is
-    from the reference (k1 of the sequence). Raises ValueError if one of both streams is missing."""
+def log_ratios(s: Sample) -> list[float]:
+    """old_t - ref_t of the trained tokens of a sample in order, nats: k1 of each, the policy being as it is before the
+    step. Raises ValueError if one of both streams is missing."""
     missing = [name for name in ("old_logprobs", "ref_logprobs") if name not in s.streams]
     if missing:
         raise ValueError(
@@ -18,7 +18,13 @@ def ratio(s: Sample) -> float:
         )
     old, ref = s.streams["old_logprobs"], s.streams["ref_logprobs"]
     # The first token is never scored: nothing precedes it.
-    return math.fsum(old[t] - ref[t] for t in range(1, len(s.tokens)) if s.mask[t])
+    return [old[t] - ref[t] for t in range(1, len(s.tokens)) if s.mask[t]]
+
+
+def ratio(s: Sample) -> float:
+    """sum_t old_t - ref_t over the trained tokens of a sample, nats: how far the policy, as it is before the step, is
+    from the reference (k1 of the sequence). Raises ValueError if one of both streams is missing."""
+    return math.fsum(log_ratios(s))
 
 
 def response_start(s: Sample) -> int:

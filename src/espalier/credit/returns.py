@@ -1,0 +1,60 @@
+"""Returns and advantages of one answer's tokens: plain floats, one a trained token, in order.
+
+Tokens that are not trained (what a tool returned between two turns) belong to the state and are no actions: they stand
+in none of these lists, and carry no discount step. V is 0 behind the last trained token, whatever ended the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def to_go(rewards: Sequence[float], gamma: float = 1.0) -> list[float]:
+    """Rewards to go, which are the Monte-Carlo returns:
+
+        G_t = sum_{k >= t} gamma^(k - t) r_k
+
+    >>> to_go([1.0, 2.0, 4.0]), to_go([1.0, 2.0, 4.0], gamma=0.5)
+    ([7.0, 6.0, 4.0], [3.0, 4.0, 4.0])
+    """
+    sums, total = [], 0.0
+    for reward in reversed(rewards):
+        total = reward + gamma * total
+        sums.append(total)
+    return sums[::-1]
+
+
+def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
+    """Generalised advantage estimation, arXiv:1506.02438, eq. 16, with V = 0 behind the last token:
+
+        A_t = sum_{k >= t} (gamma lam)^(k - t) d_k          d_k = r_k + gamma V_{k + 1} - V_k
+
+    lam = 1 is G_t - V_t, lam = 0 is d_t. Raises ValueError if there is not one value for each reward.
+
+    Rewards 0, 1 and values 0.5, 0.25: d is 0 + 0.25 - 0.5 and 1 - 0.25.
+
+    >>> gae([0.0, 1.0], [0.5, 0.25], gamma=1.0, lam=0.5)
+    [0.125, 0.75]
+    """
+    _same_length(rewards, "rewards", values)
+    after = [*values[1:], 0.0]
+    differences = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, after, strict=False)]
+    return to_go(differences, gamma * lam)
+
+
+def lambda_returns(advantages: Sequence[float], values: Sequence[float]) -> list[float]:
+    """A_t + V_t with the A of `gae`: what a critic learns; at lam = 1 the Monte-Carlo return, at lam = 0 the
+    bootstrapped r_t + gamma V_{t + 1}. Raises ValueError if there is not one value for each advantage.
+
+    >>> lambda_returns([0.125, 0.75], [0.5, 0.25])
+    [0.625, 1.0]
+    """
+    _same_length(advantages, "advantages", values)
+    return [A + v for A, v in zip(advantages, values, strict=True)]
+
+
+def _same_length(numbers: Sequence[float], name: str, values: Sequence[float]) -> None:
+    if len(numbers) != len(values):
+        raise ValueError(
+            f"got {len(values)} values for {len(numbers)} {name}; expected one of both for each trained token"
+        )
