@@ -62,6 +62,16 @@ def start_model(out: Path, start: str) -> Path:
     return model
 
 
+def same_options(out: Path, options: argparse.Namespace) -> None:
+    """Runs in a folder are compared, so all of them have the same number of steps and the same problems."""
+    chosen = {"steps": options.steps, "tested": options.tested, "largest": options.largest}
+    kept = out / "options.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(chosen), encoding="utf8")
+    if json.loads(kept.read_text()) != chosen:
+        raise SystemExit(f"{out} holds runs of {kept.read_text()}, got {json.dumps(chosen)}; give another --out")
+
+
 def tasks(out: Path, steps: int, tested: int, largest: int) -> tuple[Path, Path]:
     """Problems to learn from, enough for all steps, and unseen ones."""
     from espalier.toy import write_tasks
@@ -176,6 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
+    same_options(out, options)
     model = start_model(out, options.start)
     tasks(out, options.steps, options.tested, options.largest)
     names = [name for name in CELLS if not options.only or name in options.only]

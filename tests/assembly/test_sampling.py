@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from drawing import at, response
 from espalier.assembly import sampling
@@ -18,6 +19,7 @@ from espalier.config.sections import ModelConfig, SampleConfig
 from espalier.engines.protocols import SamplingParams
 from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
+from espalier.engines.sampler.packed import is_packed
 from espalier.errors import ConfigError
 from espalier.models.load import Loaded, load_model
 from espalier.models.policy import Policy
@@ -42,12 +44,25 @@ def test_families_that_pack_get_the_embedded_sampler(tmp_path: Path, monkeypatch
     assert sized == "sampler local: up to 10 answers and keys and values of 1,120 tokens at the same time"
     assert build_sampler(model, rows=10, longest=100).tokens == 10 * 112
     assert build_sampler(model, rows=10, tokens=77, longest=100).tokens == 77
+    assert build_sampler(model, most=12).rows == 12 and build_sampler(model, most=500).rows == 256
+    assert [build_sampler(model, kind="generate", most=most).rows for most in (0, 12, 500)] == [64, 12, 64]
     chosen = build_sampler(model, kind="generate")
     assert isinstance(chosen.sampler, GenerateSampler) and chosen.note.startswith("sampler generate (as configured)")
     padded = Policy(model.model, "padded")
     assert isinstance(build_sampler(model, padded).sampler, GenerateSampler)
     with pytest.raises(ConfigError, match="sampler is local, but the layout is padded; set sampler to auto"):
         build_sampler(model, padded, kind="local")
+
+
+def test_weights_are_copied_only_where_memory_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(tmp_path)
+    size = sum(m.weight.nbytes for m in model.model.modules() if type(m) is torch.nn.Linear)
+    for memory, copied in ((8 * size, size), (8 * size - 8, 0)):
+        monkeypatch.setattr(sampling, "total_memory", lambda memory=memory: memory)
+        built = build_sampler(model)
+        assert built.copies == copied
+        with built.sampler.drawing():
+            assert is_packed(model.model.get_output_embeddings()) == bool(copied)
 
 
 @pytest.mark.parametrize("family", ["lfm2", "mamba"])

@@ -149,9 +149,11 @@ def test_the_worst_that_is_kept_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert next(credit.faults(RAFT(), groups())) == "of answers in rising order of reward, kept, left, left, left"
 
 
-def session(world: Any) -> Any:
+def session(world: Any, verifier: str = "") -> Any:
     params = SamplingParams(max_tokens=9, temperature=1.0, stop=(2,))
-    tasks = SimpleNamespace(prompts=lambda step: [(prompt(row), 0) for row in range(5)])
+    posed = [prompt(row) for row in range(5)]
+    posed = [replace(p, task=replace(p.task, verifier=verifier)) for p in posed]
+    tasks = SimpleNamespace(prompts=lambda step: [(p, 0) for p in posed])
     return SimpleNamespace(rollouts=SimpleNamespace(params=params), tasks=tasks, processes=world)
 
 
@@ -162,3 +164,8 @@ def test_graders_and_ranks_bring_rewards_back_to_their_answers() -> None:
         return [[s.reward for s in group] for group in credit.graded(session(world))]
 
     assert on_ranks(2, part) == [[[0.75, 0.25, 1.0, 0.5]] * 2] * 2
+
+
+def test_tasks_that_name_a_verifier_are_graded_by_the_checks_own_reward() -> None:
+    graded = credit.graded(session(OneRank(), verifier="regex"))
+    assert [[s.reward for s in group] for group in graded] == [[0.75, 0.25, 1.0, 0.5]] * 2

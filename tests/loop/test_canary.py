@@ -20,6 +20,7 @@ class Pair:
 
     def __init__(self) -> None:
         self.drawn, self.learned, self.uneven = -1.0, -1.0, 0.0
+        self.interrupted = lambda: False
 
     def drawing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -28,6 +29,8 @@ class Pair:
         (self.request,) = requests
 
     def finished(self) -> list[Drawn]:
+        if self.interrupted():
+            return []
         s = Sample()
         s.append([5, 6, 7], trained=False)
         s.append([8, 9], trained=True, logprobs=[self.drawn] * 2)
@@ -84,6 +87,15 @@ def test_what_is_more_than_rounding_stops_the_run(uneven: float, apart: float) -
     pair.drawn, pair.learned, pair.uneven = -2.0, -2.0 - apart, uneven
     with pytest.raises(CheckError, match="sampler and learner are"):
         canary.moved(9, updated=True)
+
+
+def test_a_stop_signal_waits_for_the_canary() -> None:
+    """It came in an update: the step is finished and saved, and the sampler is asked first."""
+    pair = Pair()
+    canary = started(pair)
+    stop = pair.interrupted = lambda: True
+    pair.drawn = pair.learned = -2.0
+    assert canary.moved(1, updated=True) == 0 and pair.interrupted is stop
 
 
 def test_what_filters_left_out_is_put_back() -> None:

@@ -11,7 +11,7 @@ from espalier.config.rollout_sections import RewardsConfig
 from espalier.errors import ConfigError
 from espalier.rewards.build import plan
 from espalier.rewards.builtin import BUILTIN
-from espalier.rewards.reward import Answer, Reward, Setting
+from espalier.rewards.reward import Answer, Reward, Setting, accepted
 from espalier.types import Message, Origin, Task
 
 
@@ -118,6 +118,12 @@ def test_answers_none_of_which_can_be_read_are_an_error() -> None:
     # A fact of another form is none of the reward's business.
     other = Answer("", "1", answer="1", facts={"answers": {"text": ["2"]}})
     assert numeric.grade_any(other, numeric.with_defaults({})) == 1.0
+
+
+def test_a_list_without_the_answer_says_something_else() -> None:
+    """Options, or parts: only the answer counts. Empty texts of a list that has it would be in every response."""
+    assert accepted(Answer("", "", answer="7", facts={"answers": ["a", "b"]})) == ("7",)
+    assert accepted(Answer("", "", answer="7", facts={"answers": ["", "7", " ", "seven"]})) == ("7", "seven")
 
 
 def test_graders_and_the_check_of_golds_take_each_of_them() -> None:

@@ -14,4 +14,9 @@ def free_memory() -> float:
                     return int(line.split()[1]) * 1024
     except OSError:  # no Linux
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    return total_memory() / 2
+
+
+def total_memory() -> float:
+    """Bytes of main memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espalier.assembly.sampling import ROWS, Sampling, build_sampler
+from espalier.assembly.sampling import Sampling, build_sampler
 from espalier.config.sampling import SamplingConfig
 from espalier.engines.protocols import Sampler, SamplingParams
 from espalier.loop.answers import Report
@@ -56,9 +56,10 @@ def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) ->
         loaded,
         session.model.policy,
         kind=rollout.sampler,
-        rows=rollout.sampler_rows or bounds.get("rows", 0) or min(ROWS, most_answers(session)),
+        rows=rollout.sampler_rows or bounds.get("rows", 0),
         tokens=rollout.sampler_tokens or bounds.get("tokens", 0),
         longest=longest + rollout.max_tokens,
+        most=most_answers(session),
     )
     plan = build.plan(config.rewards, BUILTIN, verifiers=verifiers_of(session))
     graders = plan.start(decoder(session), stop=params.stop)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from espalier.assembly.machine import free_memory
+from espalier.assembly.machine import free_memory, total_memory
 from espalier.engines.protocols import Drawn, Request, Sampler, SamplingParams
 from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
@@ -25,6 +25,7 @@ GENERATE_ROWS = 64
 GENERATE_TOKENS = 16384
 SHARE_OF_MEMORY = 4
 """A quarter of the free memory is what keys and values may take."""
+SHARE_OF_COPIES = 8
 Kind = Literal["auto", "local", "generate"]
 
 
@@ -50,13 +51,16 @@ def build_sampler(
     rows: int = 0,
     tokens: int = 0,
     longest: int = 0,
+    most: int = 0,
     interrupted: Callable[[], bool] | None = None,
 ) -> Sampling:
     """The sampler for a model: the embedded one if every layer calls the attention interface, else `generate`.
 
     policy: the policy that trains `loaded`, under several processes sharded already. rows, tokens: bounds on what is
-    held at the same time; 0 rows is `ROWS`, 0 tokens is what rows of `longest` tokens (prompt and answer; 0 if they are
-    unknown) need, within a quarter of the memory that is free now. interrupted: see `LocalSampler`.
+    held at the same time; 0 rows is `ROWS`, or `most` if no more answers are ever wanted at once (0: unknown); 0 tokens
+    is what rows of `longest` tokens (prompt and answer; 0 if they are unknown) need, within a quarter of the memory
+    that is free now. interrupted: see `LocalSampler`. Weights are copied for drawing if the copy is no more than an
+    eighth of the machine's memory.
 
     Raises ConfigError for `local` and an architecture that it does not serve.
     """
@@ -73,13 +77,16 @@ def build_sampler(
         "interrupted": interrupted,
     }
     copies = packed_bytes(list(loaded.model.modules()))
+    # Not of the free memory: what a run draws with must not differ from day to day.
+    parts["pack"] = copies <= total_memory() / SHARE_OF_COPIES
+    copies = copies if parts["pack"] else 0
     if kind == "generate" or reason:
         why = reason or "as configured"
-        rows, tokens = rows or GENERATE_ROWS, tokens or GENERATE_TOKENS
+        rows, tokens = rows or min(GENERATE_ROWS, most or GENERATE_ROWS), tokens or GENERATE_TOKENS
         sampler: Sampler = GenerateSampler(model, rows=rows, tokens=tokens, **parts)
         note = f"sampler generate ({why}): transformers' generate, up to {rows} answers at the same time"
         return Sampling(sampler, rows, tokens, tokens * _token_bytes(loaded), copies, note)
-    rows = rows or ROWS
+    rows = rows or min(ROWS, most or ROWS)
     if not tokens:
         tokens = int(_free(loaded) / SHARE_OF_MEMORY / _token_bytes(loaded))
         if longest:

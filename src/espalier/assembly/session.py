@@ -143,7 +143,8 @@ def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) ->
             )
             session.rollouts = build_rollouts(session, sampler)
             session.beside["sampler's keys and values"] = session.rollouts.sampling.bytes
-            session.beside["weights laid out to sample"] = session.rollouts.sampling.copies
+            if model.compute == torch.float32:
+                session.beside["weights copied to sample"] = session.rollouts.sampling.copies
         yield session
     finally:
         if session is not None and session.rollouts is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.first_groups import Groups, scored
@@ -111,9 +112,15 @@ def graded(session: Session) -> list[list[Sample]]:
     from espalier.rewards import build
 
     assert session.rollouts is not None
-    params, posed = session.rollouts.params, session.tasks.prompts(0)[:PROMPTS]
+    params = session.rollouts.params
+    # A task that names a verifier would be graded by that one.
+    posed = [
+        (replace(prompt, task=replace(prompt.task, verifier="")), epoch)
+        for prompt, epoch in session.tasks.prompts(0)[:PROMPTS]
+    ]
     settings = (f"length.target={max(WORDS)}",)
-    plan = build.plan(RewardsConfig(reward=("length",), reward_args=settings, reward_workers=1))
+    config = RewardsConfig(reward=("length",), reward_args=settings, reward_workers=1, max_error_share=1.0)
+    plan = build.plan(config)
     graders = plan.start(lambda ids: "", stop=params.stop)
     sampler: Any = _Scripted(params.stop[:1] or (0,))
     backwards: Any = _Backwards(graders)

@@ -33,15 +33,18 @@ def rehearse(session: Session) -> list[list[Sample]]:
     assert rollouts is not None
     online = session.traits.online
     count = max(ANSWERS, online.least_group if online is not None else 1)
-    params = replace(rollouts.params, max_tokens=min(TOKENS, rollouts.params.max_tokens))
+    most = min(TOKENS, rollouts.params.max_tokens)
     requests = []
     for number, (prompt, _) in enumerate(session.tasks.prompts(0)[:PROMPTS]):
+        # Every other task has half as many, and the last one comes later: rows of different length, as in a rollout.
+        params = replace(rollouts.params, max_tokens=-(-most // (1 + number % 2)))
         requests.append(Request(prompt.tokens, prompt.row, number, params, EPOCH, tuple(range(count))))
     groups: list[list[Sample]] = [[] for _ in requests]
     sampler = rollouts.sampler
     with sampler.drawing():
-        sampler.submit(requests)
-        drawn = []
+        sampler.submit(requests[:-1])
+        drawn = sampler.finished()
+        sampler.submit(requests[-1:])
         while sampler.busy:
             drawn += sampler.finished()
     for one in sorted(drawn, key=lambda one: (one.request.group, one.k)):

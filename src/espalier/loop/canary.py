@@ -4,7 +4,8 @@ hand-over of weights. A sampler that is stale, or that computes something else t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -112,8 +113,9 @@ class Canary:
     def _draw(self) -> Sample:
         from espalier.engines.protocols import Request
 
-        # As a rollout draws: inside, a sampler may compute in other ways.
-        with self.sampler.drawing():
+        # As a rollout draws: inside, a sampler may compute in other ways. A stop signal waits for these few tokens, or
+        # the step that it came in could not be saved.
+        with self.sampler.drawing(), _uninterrupted(self.sampler):
             self.sampler.submit([Request(self.prompt, ROW, ROW, self.params)])
             (drawn,) = self.sampler.finished()
         s = drawn.sample
@@ -123,6 +125,17 @@ class Canary:
     def _scored(self, s: Sample) -> list[float]:
         (outputs,) = self.learner.say([[replace(s, streams={})]], ["logprobs"])
         return outputs.logprobs
+
+
+@contextmanager
+def _uninterrupted(sampler: Sampler) -> Iterator[None]:
+    """Inside, the sampler does not ask whether it is to stop."""
+    before = sampler.interrupted
+    sampler.interrupted = lambda: False
+    try:
+        yield
+    finally:
+        sampler.interrupted = before
 
 
 def sampled(s: Sample) -> list[float]:

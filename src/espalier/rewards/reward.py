@@ -200,14 +200,15 @@ class Reward:
 
 
 def accepted(task: Answer | Task) -> tuple[str, ...]:
-    """The answers of a task each of which is right: its fact `answers` if that is a list of texts, else its answer.
+    """The answers of a task each of which is right: its fact `answers` if that is a list of texts that has its answer,
+    else its answer alone. A list without it says something else.
 
     >>> accepted(Answer("", "", answer="7", facts={"answers": ["7", "seven"]})), accepted(Answer("", "", answer="7"))
     (('7', 'seven'), ('7',))
     """
     several = task.facts.get("answers")
-    if isinstance(several, list | tuple) and several and all(isinstance(text, str) for text in several):
-        return tuple(several)
+    if isinstance(several, list | tuple) and all(isinstance(text, str) for text in several) and task.answer in several:
+        return tuple(text for text in several if text.strip())
     return (task.answer,)
 
 

@@ -145,6 +145,16 @@ def test_what_was_drawn_before_changes_no_bits(monkeypatch: pytest.MonkeyPatch) 
     assert len(sizes) < len(used.store.keys[0]) and used.store.slots == 16
 
 
+def test_a_canary_moves_nothing_in_the_store() -> None:
+    """A draw that fits into one block leaves the room of the rollouts as it is."""
+    sampler = LocalSampler(tiny_model("llama"), rows=6)
+    sampler.allocate(prompts=3, longest=10, max_tokens=40)
+    place = sampler.store.keys[0][0].data_ptr()
+    draw_all(sampler, PROMPTS[:1], 1, at(1.0, max_tokens=16))
+    draw_all(sampler, PROMPTS, 2, at(1.0, max_tokens=40))
+    assert sampler.store.keys[0][0].data_ptr() == place
+
+
 def test_cancelled_groups_are_forgotten_and_the_others_unchanged() -> None:
     model = tiny_model("llama")
     params = at(1.0, max_tokens=12, stop=(7, 9, 11, 13))

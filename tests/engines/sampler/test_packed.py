@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from drawing import PROMPTS, at, draw_all, scored
+from espalier.engines.sampler.generate import GenerateSampler
 from espalier.engines.sampler.local import LocalSampler
 from espalier.engines.sampler.packed import is_packed, packed, packed_bytes, packs, product
 from tiny import tiny_model
@@ -70,7 +71,17 @@ def test_inside_drawing_the_sampler_computes_with_blocks(adapter: bool, monkeypa
     assert drawn() != pytest.approx(first, abs=1e-3)
 
 
-def test_weights_are_not_replaced_inside_drawing() -> None:
-    sampler = LocalSampler(tiny_model("llama"))
+@pytest.mark.parametrize("kind", [LocalSampler, GenerateSampler])
+def test_without_packing_nothing_is_copied(kind: type[LocalSampler | GenerateSampler]) -> None:
+    model = tiny_model("llama")
+    with kind(model, pack=False).drawing():
+        assert not any(map(is_packed, model.modules()))
+    with kind(model).drawing():
+        assert is_packed(model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("kind", [LocalSampler, GenerateSampler])
+def test_weights_are_not_replaced_inside_drawing(kind: type[LocalSampler | GenerateSampler]) -> None:
+    sampler = kind(tiny_model("llama"))
     with sampler.drawing(), pytest.raises(ValueError, match="load got version 3 inside drawing, which holds the old"):
         sampler.load(None, 3)

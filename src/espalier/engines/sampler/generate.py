@@ -26,7 +26,7 @@ class GenerateSampler:
     after each call. limit, original_limit: as in `models.load.Loaded`.
     rows: the most responses of a batch. tokens: bound on rows times (longest prompt + max_tokens), padding included.
     tokenizer: for stop strings. interrupted: asked after every token; once it is true, `finished` returns nothing, and
-    the batch is drawn again by a later call.
+    the batch is drawn again by a later call. pack: as in `LocalSampler`.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class GenerateSampler:
         tokens: int = 16384,
         tokenizer: Any = None,
         interrupted: Callable[[], bool] | None = None,
+        pack: bool = True,
     ):
-        self.drawable = Drawable(model, forest=False)
+        self.drawable = Drawable(model, forest=False, pack=pack)
         self.model: Any = self.drawable.model
         self.limit, self.original_limit = limit, original_limit
         self.rows, self.tokens = rows, tokens
@@ -91,8 +92,10 @@ class GenerateSampler:
     def load(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
         """Take over weights by Hugging Face name; None if they are the trained model's own, which it has already.
 
-        Raises ModelError if names or shapes differ from the model's.
+        Raises ModelError if names or shapes differ from the model's, and ValueError inside `drawing`.
         """
+        if self.drawable.inside:
+            raise ValueError(f"load got version {version} inside drawing, which holds the old weights; leave it first")
         if weights is not None:
             copy_weights(self.model, weights)
         self.version = version

@@ -40,6 +40,7 @@ class LocalSampler:
     tokenizer: for stop strings.
     interrupted: asked after every forward pass; once it is true, `finished` returns what has ended, possibly nothing,
     although the sampler is busy. A later call goes on where it stopped.
+    pack: inside `drawing` linear layers on CPU compute with a copy of their weights (see `packed`).
 
     Prompts go through the model as in training: those admitted together are one forest. Their keys and values are held
     once for all rows of a prompt. The order of all work depends on requests and on lengths only, so the same requests
@@ -58,8 +59,9 @@ class LocalSampler:
         tokens: int = 0,
         tokenizer: Any = None,
         interrupted: Callable[[], bool] | None = None,
+        pack: bool = True,
     ):
-        self.drawable = Drawable(model, forest=True)
+        self.drawable = Drawable(model, forest=True, pack=pack)
         self.model: Any = self.drawable.model
         reason = obstacle(self.model)
         if reason:
@@ -179,17 +181,18 @@ class LocalSampler:
         """
         if self.busy:
             raise ValueError(f"allocate got a sampler with {len(self._rows)} responses in flight; expected none")
+        # Inside: what drawing takes beside keys and values is there at the same time.
         with self.drawing():
             _, kept, _ = prefill(self.backbone, [[0]], self.device)
-        shapes: Shapes = {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}
-        dtype = next(iter(kept.values()))[0].dtype
-        padded = prompts * padded_length(longest)
-        slots = self.rows if not self.tokens else min(self.rows, max(1, (self.tokens - padded) // max_tokens))
-        self.store.fit(shapes, dtype, slots, max_tokens, 0, 0, slots)
-        size = self.store.touch()
-        # Written and given back: the prompts' keys take its place.
-        width = sum(heads * (keys + values) for heads, keys, values in shapes.values())
-        size += torch.full((padded, width), 1, dtype=dtype, device=self.device).nbytes
+            shapes: Shapes = {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}
+            dtype = next(iter(kept.values()))[0].dtype
+            padded = prompts * padded_length(longest)
+            slots = self.rows if not self.tokens else min(self.rows, max(1, (self.tokens - padded) // max_tokens))
+            self.store.fit(shapes, dtype, slots, max_tokens, 0, 0, slots)
+            size = self.store.touch()
+            # Written and given back: the prompts' keys take its place.
+            width = sum(heads * (keys + values) for heads, keys, values in shapes.values())
+            size += torch.full((padded, width), 1, dtype=dtype, device=self.device).nbytes
         return size
 
     # ----------------------------------------------------------------------------------------------------- admission

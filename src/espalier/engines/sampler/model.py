@@ -43,10 +43,10 @@ def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
 class Drawable:
     """A model that samplers draw from. `drawing` is reentrant."""
 
-    def __init__(self, model: Any, *, forest: bool):
+    def __init__(self, model: Any, *, forest: bool, pack: bool):
         self.policy = model if isinstance(model, Policy) else None
         self.model: Any = model.model if isinstance(model, Policy) else model
-        self.forest = forest
+        self.forest, self.pack = forest, pack
         # Walking a model's tree takes as long as a tenth of a small one's step.
         self._modules = list(self.model.modules())
         self._inside = False
@@ -71,7 +71,12 @@ class Drawable:
             return
         whole = contextlib.nullcontext() if self.policy is None else fsdp.whole(self.policy)
         attention = forest_attention if self.forest else own_attention
-        with whole, evaluation(self._modules), attention(self.model), packed(self._modules if pack else ()):
+        with (
+            whole,
+            evaluation(self._modules),
+            attention(self.model),
+            packed(self._modules if pack and self.pack else ()),
+        ):
             self._inside = True
             try:
                 yield

@@ -84,7 +84,7 @@ class Store:
         self.device = device
         self.capacity = 0
         self.slots = 0
-        self.block = sys.maxsize
+        self.block = self.laid = sys.maxsize  # tokens of a block as this rollout wants them, and as they are
         self.keys: Blocks = {}
         self.values: Blocks = {}
         self.shelves: dict[int, Shelf] = {}
@@ -101,15 +101,15 @@ class Store:
         expected: how many rows there will be. While none is used it decides the size of blocks, so that this, and with
         it the rounding of every sum over them, depends on the requests alone.
         """
-        block = self.block if used else self._block_of(shapes, dtype, expected)
+        if not used:
+            self.block = self._block_of(shapes, dtype, expected)
         enough = slots <= self.slots and capacity <= self.capacity and dtype == self.dtype
-        same = min(block, self.capacity) == min(self.block, self.capacity)
-        self.block = block
-        if enough and same:
+        # Where all tokens lie in one block, its size is nothing that can be seen: a canary moves nothing.
+        if enough and (self.laid == self.block or capacity <= min(self.laid, self.block)):
             return
         if not enough:
             self.slots, self.capacity = (max(slots, self.slots), capacity) if used else (slots, capacity)
-        self.shapes, self.dtype = shapes, dtype
+        self.shapes, self.dtype, self.laid = shapes, dtype, self.block
         for layer, (heads, key_width, value_width) in shapes.items():
             for blocks, width in ((self.keys, key_width), (self.values, value_width)):
                 kept = [old[:used] for old in blocks.pop(layer, [])] if used else []

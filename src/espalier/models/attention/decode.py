@@ -14,8 +14,9 @@ transposed, [d, L], which products of several queries read fastest; own keys do 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,14 +94,20 @@ class Decode:
         # A key that nobody's window ends before is seen by all.
         if window and max(n + base for n, base in zip(self.lengths, self.bases, strict=True)) < window:
             window = None
-        # A cap needs plain scores, which take the factor behind it.
-        q = query.reshape(size, shared, heads // shared, width) * (scaling if softcap else scaling * LOG2_E)
+        # Queries take log2(e) unless scores are capped first, or it would round queries of half precision once more.
+        early = softcap is None and query.dtype in (torch.float32, torch.float64)
+        finish = partial(_finished, softcap=softcap, unit=1.0 if early else LOG2_E)
+        q = query.reshape(size, shared, heads // shared, width) * (scaling * LOG2_E if early else scaling)
         flat = q.flatten(0, 1)
-        scores = _joined([_product(flat, block.transpose(1, 2)) for block in keys])
-        part = _weigh(scores, values, self._own_mask(window), softcap)
+        scores = finish(_joined([_product(flat, block.transpose(1, 2)) for block in keys]))
+        mask = self._own_mask(window)
+        if mask is not None:
+            # A row's heads stand side by side in the batch.
+            scores.view(size, -1, scores.shape[-1]).add_(mask)
+        part = _weigh(scores, values)
         part = tuple(x.view(size, heads, -1) for x in part)  # type: ignore[assignment]
         for number, prompts in enumerate(self.prompts):
-            part = self._with_prompts(number, prompts, layer, q, part, window, softcap)
+            part = self._with_prompts(number, prompts, layer, q, part, window, finish)
         _, total, out = part
         return (out / total).to(query.dtype).view(size, 1, heads, -1)
 
@@ -124,7 +131,7 @@ class Decode:
 
     def _put(self, rows: Tensor, start: int, new: Tensor) -> None:
         """Write the new tokens that belong into a block whose first token is number `start`."""
-        key = "put", start
+        key = "put", start, rows.shape[2]
         if key not in self._tensors:
             chosen = [i for i, n in enumerate(self.lengths) if start <= n < start + rows.shape[2]]
             columns = [self.lengths[i] - start for i in chosen]
@@ -155,7 +162,7 @@ class Decode:
         q: Tensor,
         own: Part,
         window: int | None,
-        softcap: float | None,
+        finish: Callable[[Tensor], Tensor],
     ) -> Part:
         """Attention over the prompts' keys, merged into that over own keys: [B, H, ..]."""
         count = len(prompts.lengths)
@@ -170,13 +177,11 @@ class Decode:
             grid = q.new_zeros(count * prompts.width, *q.shape[1:])
             grid[cells] = q if rows is None else q[rows]
         grid = grid.view(count, prompts.width, shared, group, width).transpose(1, 2)
-        scores = _product(grid.reshape(count * shared, prompts.width * group, width), keys.flatten(0, 1))
+        scores = finish(_product(grid.reshape(count * shared, prompts.width * group, width), keys.flatten(0, 1)))
         mask = self._prompt_mask(number, prompts, window)
         if mask is not None:
-            view = scores.view(count, shared, prompts.width, group, length)
-            scores = _capped(view, softcap).add_(mask).view_as(scores)
-            softcap = None
-        part = _weigh(scores, [values.flatten(0, 1)], None, softcap)
+            scores.view(count, shared, prompts.width, group, length).add_(mask)
+        part = _weigh(scores, [values.flatten(0, 1)])
         parts = []
         for x in part:
             x = x.view(count, shared, prompts.width, group, -1).transpose(1, 2)
@@ -255,21 +260,20 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out += _product(left, right)
 
 
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    """Scores as they leave the cap, times log2(e), in place."""
-    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap * LOG2_E)
+def _finished(scores: Tensor, softcap: float | None, unit: float) -> Tensor:
+    """Scores as they leave the cap, times `unit`, in place."""
+    if softcap is not None:
+        return scores.div_(softcap).tanh_().mul_(softcap * unit)
+    return scores if unit == 1 else scores.mul_(unit)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _weigh(scores: Tensor, values: Sequence[Tensor], mask: Tensor | None, softcap: float | None) -> Part:
+def _weigh(scores: Tensor, values: Sequence[Tensor]) -> Part:
     """Maximum, sum and weighted values of scores [batch, queries, keys], which are overwritten; values [batch, C, d] of
-    runs of keys. `mask` has an entry for each row, whose heads stand side by side in the batch."""
-    scores = _capped(scores, softcap)
-    if mask is not None:
-        scores.view(len(mask), -1, scores.shape[-1]).add_(mask)
+    runs of keys."""
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp2_()
     total = weights.sum(-1, keepdim=True)
