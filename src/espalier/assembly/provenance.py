@@ -11,7 +11,7 @@ from espalier.data.dataset import Selection
 from espalier.data.places import is_hub
 from espalier.data.sources import Source
 from espalier.data.store.store import Store
-from espalier.models.readme import README, _marked, edited
+from espalier.models.readme import README, edited, marked
 from espalier.rewards.build import Plan
 
 NOUNS = {"task": "tasks", "chat": "conversations", "ranking": "prompts with judged answers", "steps": "solutions"}
@@ -23,7 +23,7 @@ def note_training(folder: Path, training: str) -> None:
         return
     file = folder / README
     _, _, body = file.read_text(encoding="utf-8").partition("\n")
-    files.write_atomic(file, _marked(f"{body}\n## Training\n\n{training}\n"))
+    files.write_atomic(file, marked(f"{body}\n## Training\n\n{training}\n"))
 
 
 def provenance(session: Session) -> str:

@@ -45,7 +45,7 @@ def write_readme(folder: Path, facts: Facts, tokenizer: PreTrainedTokenizerBase,
     if kept is not None:
         (folder / README).write_bytes(kept)
         return
-    (folder / README).write_text(_marked(readme(facts, tokenizer)), encoding="utf-8")
+    (folder / README).write_text(marked(readme(facts, tokenizer)), encoding="utf-8")
 
 
 def edited(folder: Path) -> bytes | None:
@@ -57,7 +57,7 @@ def edited(folder: Path) -> bytes | None:
     return None if _ours(content.decode("utf-8", errors="replace")) else content
 
 
-def _marked(body: str) -> str:
+def marked(body: str) -> str:
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
     return f"<!-- written by Espalier; a README that was edited is kept: {digest} -->\n{body}"
 
@@ -65,7 +65,7 @@ def _marked(body: str) -> str:
 def _ours(text: str) -> bool:
     """Whether a README is as an export wrote it."""
     mark = _MARK.match(text)
-    return mark is not None and _marked(text[mark.end() :]) == text
+    return mark is not None and marked(text[mark.end() :]) == text
 
 
 def readme(facts: Facts, tokenizer: PreTrainedTokenizerBase) -> str:
