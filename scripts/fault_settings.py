@@ -119,6 +119,8 @@ SETTINGS: dict[str, list[str]] = {
     "grpo_epochs": [f"grpo {ANSWERED} --rollout-epochs 2 --minibatches 2"],
     "dapo": [f"dapo {ANSWERED}"],
     "rloo": [f"rloo {ANSWERED} --beta 0.05"],
+    "reinforce": [f"reinforce {ANSWERED} --beta 0.05 --group-size 1"],
+    "reinforce_pp": [f"reinforce-pp {ANSWERED} --beta 0.05"],
     "raft": [f"raft {ANSWERED} --sft-data chat.jsonl --sft-per-step 2"],
     "ranks": [f"sft {RUN} --data chat.jsonl"],
 }

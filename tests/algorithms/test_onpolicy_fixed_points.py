@@ -21,6 +21,7 @@ from espalier.algorithms.dr_grpo import DrGRPO
 from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.gspo import GSPO
 from espalier.algorithms.onpolicy import OnPolicy
+from espalier.algorithms.reinforce import Reinforce
 from espalier.algorithms.rloo import RLOO
 
 BETA = 0.5
@@ -50,12 +51,16 @@ CASES: dict[str, tuple[OnPolicy, int, Claim, tuple[float, ...]]] = {
     "reward, exact": (GRPO(**EXACT, kl_in="reward"), 0, best(), (0, 0, 0)),
     "reward, rloo 2": (RLOO(beta=BETA), 2, best(), (0, 0, 0)),
     "reward, dr_grpo 2": (DrGRPO(beta=BETA, kl_in="reward"), 2, best(), (0, 0, 0)),
+    "to go, reinforce none": (Reinforce(beta=BETA, baseline="none"), 1, best(), (0, 0, 0)),
+    "to go, reinforce batch 2": (Reinforce(beta=BETA), 2, best(), (0, 0, 0)),
+    "reward, reinforce batch 2": (Reinforce(beta=BETA, kl_per="answer"), 2, best(), (0, 0, 0)),
     "sequence, exact": (GRPO(**EXACT, kl_gradient="sequence"), 0, best(), (0, 0, 0)),
     "sequence, rloo 2": (RLOO(**LOSS, kl_gradient="sequence"), 2, best(), (0, 0, 0)),
     "token k3, exact": (GRPO(**EXACT), 0, token_wise(), (0, 0.065, 0.055)),
     "token k1, exact": (GRPO(**EXACT, kl="k1"), 0, token_wise(), (0, 0.065, 0.055)),
     "naive k2, exact": (GRPO(**EXACT, **NAIVE_K2), 0, token_wise(), (0, 0.065, 0.055)),
     "token k3, rloo 2": (RLOO(**LOSS), 2, token_wise(), (0, 0.065, 0.055)),
+    "token k3, reinforce batch 2": (Reinforce(**LOSS), 2, token_wise(), (0, 0.065, 0.055)),
     "naive k2, rloo 2": (RLOO(**LOSS, **NAIVE_K2), 2, token_wise(), (0, 0.065, 0.055)),
     "naive k3, exact": (GRPO(**EXACT, kl_gradient="naive"), 0, inverse(), (0.052, 0.054, 0.081)),
     "token k3, dr_grpo 2": (DrGRPO(**LOSS), 2, token_wise(2 * BETA), (0.192, 0.130, 0.141)),
@@ -65,7 +70,15 @@ CASES: dict[str, tuple[OnPolicy, int, Claim, tuple[float, ...]]] = {
     "naive k3, dr_grpo 2": (DrGRPO(**LOSS, kl_gradient="naive"), 2, inverse(2 * BETA), (0.160, 0.150, 0.123)),
 }
 NUMBERED = [(name, number) for name, case in CASES.items() for number in range(len(case[3]))]
-QUICK = ("reward, rloo 2", "sequence, exact", "token k3, exact", "naive k3, exact", "token k3, dr_grpo 2")
+QUICK = (
+    "reward, rloo 2",
+    "to go, reinforce none",
+    "to go, reinforce batch 2",
+    "sequence, exact",
+    "token k3, exact",
+    "naive k3, exact",
+    "token k3, dr_grpo 2",
+)
 
 
 @pytest.mark.parametrize(("name", "number"), NUMBERED)

@@ -12,6 +12,8 @@ from espalier.algorithms.dr_grpo import DrGRPO
 from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.gspo import GSPO
 from espalier.algorithms.onpolicy import OnPolicy
+from espalier.algorithms.reinforce import Reinforce
+from espalier.algorithms.reinforce_pp import ReinforcePP
 from espalier.algorithms.rloo import RLOO
 from espalier.engines.learner import TorchLearner
 from espalier.outcomes import Outcome
@@ -30,6 +32,10 @@ CASES: dict[str, OnPolicy] = {
     "rloo": RLOO(**KL),
     "dapo": DAPO(**KL),
     "gspo": GSPO(**KL, clip_low=0.2, clip_high=0.2),
+    "reinforce": Reinforce(beta=0.3, rollout_epochs=2),
+    "reinforce, KL in the loss": Reinforce(**KL, baseline="none"),
+    "reinforce_pp": ReinforcePP(beta=0.3, rollout_epochs=2),
+    "reinforce_pp, group": ReinforcePP(beta=0.3, rollout_epochs=2, baseline="group"),
     "product": GSPO(length_normalised=False, token_form=True, clip_low=0.9, clip_high=9.0),
 }
 
@@ -72,7 +78,9 @@ def test_micro_batches_change_nothing(name: str) -> None:
         assert (of_split[key] - slope).abs().max() < 1e-7 * scale, key  # weights are float32 in a batch
 
 
-@pytest.mark.parametrize("name", ["token", "sequence", "dr_grpo", "rloo", "dapo", "gspo"])
+@pytest.mark.parametrize(
+    "name", ["token", "sequence", "dr_grpo", "rloo", "dapo", "gspo", "reinforce", "reinforce_pp, group"]
+)
 def test_streams_of_masked_tokens_change_no_bit(name: str) -> None:
     """1e6 where nothing is trained, and where tokens have no weight."""
     algorithm = CASES[name]

@@ -14,6 +14,8 @@ from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.gspo import GSPO
 from espalier.algorithms.onpolicy import OnPolicy
 from espalier.algorithms.raft import RAFT
+from espalier.algorithms.reinforce import Reinforce
+from espalier.algorithms.reinforce_pp import ReinforcePP
 from espalier.algorithms.rloo import RLOO
 from espalier.algorithms.traits import Algorithm
 from espalier.config.sections import OptimConfig
@@ -71,7 +73,8 @@ def train(
         drawn = rolled(policy, reward, limit, 1000 * seed + step, count)
         groups = [g for g in drawn if algorithm.keep(g) == "keep"]
         if groups:
-            policy.forward_backward(groups, loss, algorithm.credit(groups, state), step)
+            state = algorithm.credit(groups, state)
+            policy.forward_backward(groups, loss, state, step)
             policy.optim_step(lr)
 
 
@@ -97,29 +100,42 @@ def chance(_: Sample, rng: random.Random) -> float:
     return rng.random()
 
 
+PROBED: dict[str, OnPolicy] = {
+    "grpo": GRPO(),
+    "reinforce": Reinforce(),
+    "reinforce moving": Reinforce(baseline="moving"),
+    "reinforce_pp": ReinforcePP(),
+}
+
+
+@pytest.mark.parametrize("name", PROBED)
 @pytest.mark.parametrize("seed", seeds())
-def test_one_good_token(seed: int) -> None:
+def test_one_good_token(seed: int, name: str) -> None:
     policy = made(seed)
     before = mean_reward(policy, one_token, 1)
-    train(policy, GRPO(), one_token, limit=1, steps=25, seed=seed)
+    train(policy, PROBED[name], one_token, limit=1, steps=25, seed=seed)
     assert before < 0.3
     assert mean_reward(policy, one_token, 1) > 0.9
 
 
+@pytest.mark.parametrize("name", PROBED)
 @pytest.mark.parametrize("seed", seeds())
-def test_a_good_token_for_each_prompt(seed: int) -> None:
+def test_a_good_token_for_each_prompt(seed: int, name: str) -> None:
     policy = made(seed)
     before = mean_reward(policy, token_of_the_prompt, 1)
-    train(policy, GRPO(), token_of_the_prompt, limit=1, steps=60, seed=seed, lr=0.006, count=32)
+    train(policy, PROBED[name], token_of_the_prompt, limit=1, steps=60, seed=seed, lr=0.006, count=32)
     assert before < 0.3
     assert mean_reward(policy, token_of_the_prompt, 1) > 0.9
 
 
+@pytest.mark.parametrize("name", PROBED)
 @pytest.mark.parametrize("seed", seeds())
-def test_an_answer_that_ends_with_its_second_token(seed: int) -> None:
+def test_an_answer_that_ends_with_its_second_token(seed: int, name: str) -> None:
     policy = made(seed)
     before = mean_reward(policy, two_tokens, LIMIT)
-    train(policy, GRPO(), two_tokens, limit=LIMIT, steps=40, seed=seed, lr=0.006)
+    # At grpo's rate, in 2 to 6 of 60 runs of the others one prompt of four stays at answers of another length.
+    steps, lr = (40, 0.006) if name == "grpo" else (80, 0.003)
+    train(policy, PROBED[name], two_tokens, limit=LIMIT, steps=steps, seed=seed, lr=lr)
     assert before < 0.5
     assert mean_reward(policy, two_tokens, LIMIT) > 0.9
 
@@ -134,6 +150,10 @@ OTHERS: dict[str, OnPolicy | RAFT] = {
     "sign": GRPO(advantage="sign"),
     "winners": GRPO(advantage="winners"),
     "batch": GRPO(scale="batch"),
+    "reinforce": Reinforce(),
+    "reinforce moving": Reinforce(baseline="moving"),
+    "reinforce_pp": ReinforcePP(),
+    "reinforce_pp group": ReinforcePP(baseline="group"),
     "raft": RAFT(select="top", top_share=0.25),
 }
 
@@ -149,7 +169,7 @@ def test_every_algorithm_learns_when_to_stop(name: str) -> None:
     assert mean_reward(policy, two_tokens, LIMIT) > (0.8 if name == "winners" else 0.9)
 
 
-def drift(seed: int) -> tuple[float, float]:
+def drift(seed: int, algorithm: OnPolicy) -> tuple[float, float]:
     """How much a random reward changes the probability of token 7 as the first token, and the mean length."""
     policy = made(seed)
 
@@ -159,15 +179,16 @@ def drift(seed: int) -> tuple[float, float]:
         return first.mean().item(), fmean(len(answer(s)) for group in groups for s in group)
 
     before = stand()
-    train(policy, GRPO(), chance, limit=LIMIT, steps=6, seed=seed, lr=0.002, count=8)
+    train(policy, algorithm, chance, limit=LIMIT, steps=6, seed=seed, lr=0.002, count=8)
     after = stand()
     return after[0] - before[0], after[1] - before[1]
 
 
+@pytest.mark.parametrize("name", PROBED)
 @pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_random_reward_leads_nowhere(count: int) -> None:
+def test_a_random_reward_leads_nowhere(count: int, name: str) -> None:
     """The mean change is within 3 standard errors of 0."""
-    for changes in zip(*(drift(seed) for seed in range(count)), strict=True):
+    for changes in zip(*(drift(seed, PROBED[name]) for seed in range(count)), strict=True):
         error = stdev(changes) / math.sqrt(count)
         assert error > 0
         assert abs(fmean(changes)) < 3 * error

@@ -23,6 +23,21 @@ def test_waves_are_for_algorithms_that_refill() -> None:
         config("grpo", max_waves="3")
 
 
+def test_single_answers_are_the_default_where_no_group_is_compared() -> None:
+    sizes = {name: config(name).rollout.group_size for name in ONLINE}
+    assert {name for name, size in sizes.items() if size == 1} == {"reinforce", "reinforce-pp"}
+    assert set(sizes.values()) == {1, 8}
+    assert config("reinforce").rollout.prompts_per_step == config("grpo").rollout.prompts_per_step == 32
+
+
+def test_a_step_has_as_many_answers_as_its_baseline_compares() -> None:
+    with pytest.raises(ConfigError, match="got 1 with group_size 1, but reinforce-pp as set compares the answers"):
+        config("reinforce-pp", prompts_per_step="1")
+    assert config("reinforce", prompts_per_step="1", group_size="2").rollout.group_size == 2
+    assert config("reinforce", prompts_per_step="1", baseline="moving").rollout.prompts_per_step == 1
+    assert config("reinforce", prompts_per_step="0").rollout.prompts_per_step == 0
+
+
 def test_answers_to_held_out_tasks_need_held_out_tasks() -> None:
     with pytest.raises(ConfigError, match="eval_samples is given, but nothing is held out"):
         config("grpo", eval_samples="2")

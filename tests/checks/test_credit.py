@@ -13,11 +13,14 @@ from espalier.algorithms.dapo import DAPO
 from espalier.algorithms.dr_grpo import DrGRPO
 from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.gspo import GSPO
+from espalier.algorithms.onpolicy import OnPolicy
 from espalier.algorithms.raft import RAFT
+from espalier.algorithms.reinforce import Reinforce
+from espalier.algorithms.reinforce_pp import ReinforcePP
 from espalier.algorithms.rloo import RLOO
 from espalier.checks import credit
 from espalier.checks.invented import policy_logprobs
-from espalier.credit import rollouts
+from espalier.credit import returns, rollouts
 from espalier.engines.protocols import SamplingParams
 from espalier.losses import policy
 from espalier.types import Sample, Term
@@ -54,6 +57,13 @@ ALGORITHMS: dict[str, Any] = {
     "dapo": DAPO(),
     "gspo": GSPO(beta=0.1),
     "gspo, products": GSPO(length_normalised=False, token_form=True),
+    "reinforce": Reinforce(),
+    "reinforce, none": Reinforce(baseline="none", beta=5.0),
+    "reinforce, moving": Reinforce(baseline="moving", beta=5.0, kl_per="answer"),
+    "reinforce, KL in the loss": Reinforce(beta=0.1, kl_in="loss", rollout_epochs=2),
+    "reinforce-pp": ReinforcePP(beta=5.0, old="sampler"),
+    "reinforce-pp, group": ReinforcePP(beta=0.1, baseline="group", minibatches=2),
+    "reinforce-pp, KL in the loss": ReinforcePP(beta=0.1, kl_in="loss", entropy_coef=0.1),
     "raft": RAFT(),
     "raft, top": RAFT(select="top", top_share=0.5),
     "raft, batch": RAFT(select="batch", top_share=0.5),
@@ -118,8 +128,16 @@ def added(monkeypatch: pytest.MonkeyPatch, made: list[list[Sample]]) -> None:
     monkeypatch.setattr(GRPO, "scores", scores)
 
 
+def of_what_came_before(monkeypatch: pytest.MonkeyPatch, made: list[list[Sample]]) -> None:
+    monkeypatch.setattr(returns, "to_go", lambda rewards: [sum(rewards[: t + 1]) for t in range(len(rewards))])
+
+
+def without_a_baseline(monkeypatch: pytest.MonkeyPatch, made: list[list[Sample]]) -> None:
+    monkeypatch.setattr(returns, "shifted", lambda G, first: G)
+
+
 Fault = Callable[[pytest.MonkeyPatch, list[list[Sample]]], None]
-FAULTS: dict[str, tuple[Fault, GRPO, str]] = {
+FAULTS: dict[str, tuple[Fault, OnPolicy, str]] = {
     "rewards of a sibling": (swapped, GRPO(), "an answer of 4 tokens has the reward 0.25, by hand 0.75"),
     "advantages of a sibling": (rotated, GRPO(), "rewards in rising order have the advantages"),
     "the policy's sign": (flipped, GRPO(), r"the gradient at scored token 0 is 0\.0121, by hand -0\.0121"),
@@ -131,6 +149,13 @@ FAULTS: dict[str, tuple[Fault, GRPO, str]] = {
         GRPO(beta=0.1, kl_in="reward"),
         r"has the score 0\.78 beside the KL, by hand 0.72",
     ),
+    # 0.75 less the mean of the others, 4.25 / 7.
+    "what came before a token": (
+        of_what_came_before,
+        Reinforce(),
+        r"an answer of reward 0\.75 has the advantage -?[\d.]+ at token 0, by hand 0\.1429",
+    ),
+    "no baseline": (without_a_baseline, Reinforce(), r"has the advantage 0\.75 at token 0, by hand 0\.1429"),
 }
 
 

@@ -54,10 +54,15 @@ RUNS: dict[str, tuple[str, ...]] = {
     "rloo": ("--beta", "0.1", "--kl-in", "reward"),
     "dapo": ("--beta", "0.1"),
     "gspo": ("--rollout-epochs", "2"),
+    "reinforce": ("--group-size", "1", "--beta", "0.1"),
+    "reinforce, moving": ("--baseline", "moving", "--minibatches", "2"),
+    "reinforce, KL in the loss": ("--beta", "0.1", "--kl-in", "loss", "--baseline", "none"),
+    "reinforce-pp": ("--group-size", "1", "--beta", "0.1", "--minibatches", "2"),
+    "reinforce-pp, group": ("--baseline", "group", "--beta", "0.1"),
     "raft": ("--rollout-epochs", "2"),
     "raft, a share of the batch": ("--select", "batch", "--top-share", "0.5"),
 }
-FEW = ("grpo, KL in the loss", "raft")
+FEW = ("grpo, KL in the loss", "reinforce", "raft")
 """Runs of every test run; the others are slow together."""
 
 
@@ -94,6 +99,12 @@ def test_every_algorithm_trains(desk: Desk, name: str) -> None:
 
 REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "one answer": ("grpo", ("--group-size", "1"), r"--group-size: got 1, but grpo compares .* expected at least 2"),
+    "one answer in all": (
+        "reinforce",
+        ("--prompts-per-step", "1", "--group-size", "1"),
+        r"--prompts-per-step: got 1 with group_size 1, but reinforce as set compares .* expected at least 2 answers",
+    ),
+    "one answer of a group": ("reinforce-pp", ("--baseline", "group", "--group-size", "1"), r"expected at least 2"),
     "greedy": ("grpo", ("--temperature", "0"), r"--temperature: got 0, .* expected more than 0, such as 1"),
     "a penalty": ("grpo", ("--repetition-penalty", "1.1"), r"--repetition-penalty: got 1.1, .* expected 1 in training"),
     "a table": (

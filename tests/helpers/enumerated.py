@@ -98,13 +98,14 @@ def gap(p: Tensor, q: Tensor) -> float:
 class Expectation:
     """The expected loss of one update on the policy's own draws, and its gradient.
 
-    group: answers to a prompt, all combinations of which are enumerated, and credited by the algorithm; 0 takes exact
-    advantages, the score less its expectation.
+    group: answers to a prompt, all combinations of which are enumerated, and credited by the algorithm, each as a
+    rollout; 0 takes exact advantages, the score less its expectation. state: what `credit` is given.
     """
 
     tree: Tree
     algorithm: OnPolicy
     group: int = 0
+    state: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.tree.sequences)
@@ -140,7 +141,8 @@ class Expectation:
                 s.streams["old_logprobs"] = [0.0, *logprobs_ND[n].tolist()]
                 s.streams["ref_logprobs"] = [0.0, *self.tree.ref_ND[n].tolist()]
         if self.group:
-            self.algorithm.credit(self.samples, {})
+            for group in self.samples:  # each is a rollout of its own
+                self.algorithm.credit([group], dict(self.state))
             advantages = [x for group in self.samples for s in group for x in s.streams["advantages"][1:]]
             A = torch.tensor(advantages, dtype=WIDE)
         else:

@@ -47,9 +47,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.close()
 
 
-def grpo(place: Place, run: Path, *more: str, reward: str = "distinct", hook: list[Any] | None = None) -> Ended:
+def grpo(
+    place: Place,
+    run: Path,
+    *more: str,
+    command: str = "grpo",
+    reward: str = "distinct",
+    hook: list[Any] | None = None,
+) -> Ended:
     flags = [
-        *("grpo", "--model", str(place.model), "--data", str(place.folder / "tasks.jsonl"), "--out", str(run)),
+        *(command, "--model", str(place.model), "--data", str(place.folder / "tasks.jsonl"), "--out", str(run)),
         *(
             "--cache",
             str(place.folder / "cache"),
@@ -107,6 +114,21 @@ def test_killed_and_resumed_is_never_killed(place: Place, whole: Path, tmp_path:
     assert resumed.code == 0, resumed
     assert_same(run, whole)
     assert samples(run) == samples(whole)
+
+
+def test_a_moving_baseline_goes_on_where_it_was(place: Place, tmp_path: Path) -> None:
+    """Killed in the update of step 4, resumed after step 2: the mean of scores has the same bits."""
+    flags = ("--baseline", "moving", "--group-size", "1", "--beta", "0.1")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert grpo(place, whole, *flags, command="reinforce").code == 0
+    killed = grpo(place, run, *flags, command="reinforce", hook=["in_step", 3, 0])
+    assert killed.code == -signal.SIGKILL, killed
+    resumed = grpo(place, run, *flags, "--resume", command="reinforce")
+    assert resumed.code == 0, resumed
+    assert_same(run, whole)
+    assert samples(run) == samples(whole)
+    means = [line["score_mean"] for line in read_lines(whole / "metrics.jsonl") if "score_mean" in line]
+    assert len(means) == 5 and len(set(means)) == 5
 
 
 def test_scores_at_random_are_those_of_the_journal(place: Place, tmp_path: Path) -> None:

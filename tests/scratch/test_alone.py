@@ -13,6 +13,7 @@ COMMANDS = {
     "sft": ["--steps", "12", "--lr", "0.01"],
     "dpo": ["--steps", "12", "--lr", "0.015", "--beta", "0.5", "--batch", "6"],
     "grpo": ["--steps", "14", "--lr", "0.005", "--max-tokens", "4"],
+    "reinforce": ["--steps", "14", "--lr", "0.005", "--max-tokens", "4", "--prompts", "48", "--baseline", "whiten"],
 }
 # One interpreter, which imports what a script may import, forks a child for each script.
 TURNS = """
@@ -66,3 +67,10 @@ def test_grpo_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
     assert rewards[0] == pytest.approx(0.5, abs=0.15)  # half of all tokens are even
     assert rewards[-1] > 0.8
     assert ratios == [pytest.approx(1, abs=1e-5)] * 14  # one update a step
+
+
+def test_reinforce_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
+    rewards = [float(x) for x in re.findall(r"reward (\S+)", said["reinforce"])]
+    assert len(rewards) == 14
+    assert rewards[0] == pytest.approx(0.5, abs=0.15)  # half of all tokens are even
+    assert rewards[-1] > 0.8

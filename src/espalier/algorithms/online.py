@@ -16,6 +16,7 @@ class Online:
     epochs, minibatches: passes over what a step draws, and updates in each; a step makes epochs x minibatches updates.
     siblings: the loss needs all samples of a group in one minibatch.
     least_group: the fewest graded answers to a prompt that it can learn from.
+    least_step: the fewest answers of a step that it can learn from.
     entropy: the loss reads `Outputs.entropy`.
     old: whose log-probabilities are the stream `old_logprobs`, if `Traits.needs` names it: the learner's before the
         step's first update, or the sampler's.
@@ -27,6 +28,7 @@ class Online:
     minibatches: int = 1
     siblings: bool = False
     least_group: int = 1
+    least_step: int = 1
     entropy: bool = False
     old: Literal["learner", "sampler"] = "learner"
     always: bool = False

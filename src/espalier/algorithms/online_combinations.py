@@ -52,6 +52,26 @@ def check_grpo(grpo: Any) -> None:
         raise ConfigError(f"scale: advantages of {grpo.advantage} are 1, 0 or -1; drop scale", key="scale")
 
 
+def check_reinforce(reinforce: Any) -> None:
+    """Of `reinforce.Reinforce`: as `check_on_policy`, and for its own settings."""
+    check_on_policy(reinforce)
+    if changed(reinforce, "kl_per") and reinforce.kl_place != "reward":
+        raise ConfigError("kl_per is about the KL in the reward, and there is none; drop kl_per", key="kl_per")
+    if changed(reinforce, "baseline_decay") and reinforce.baseline != "moving":
+        raise ConfigError(
+            f"baseline_decay is for baseline moving, and it is {reinforce.baseline}; drop one", key="baseline_decay"
+        )
+
+
+def check_reinforce_pp(reinforce_pp: Any) -> None:
+    """Of `reinforce_pp.ReinforcePP`: as `check_on_policy`, and for its own settings."""
+    check_on_policy(reinforce_pp)
+    if changed(reinforce_pp, "kl_in") and reinforce_pp.baseline == "group":
+        raise ConfigError(
+            "kl_in is given, but with baseline group the KL is k2 in the loss in any case; drop kl_in", key="kl_in"
+        )
+
+
 def check_raft(raft: Any) -> None:
     """Of `raft.RAFT`: raise ConfigError for a setting that its selection does not read."""
     if changed(raft, "top_share") and raft.select == "best":

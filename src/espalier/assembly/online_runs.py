@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
-from espalier.config.fields import Fraction, NotNegative, section
+from espalier.config.fields import Count, Fraction, NotNegative, section
+from espalier.config.rollout_sections import RolloutConfig
 from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.errors import ConfigError
 
@@ -27,6 +28,13 @@ class PolicyOptim(OptimConfig):
     """Peak learning rate; 0 takes 1e-6, and 1e-5 for LoRA."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "constant"
     warmup: Fraction = 0.0
+
+
+@section
+class SingleAnswers(RolloutConfig):
+    """How answers to tasks are drawn."""
+
+    group_size: Count = 1
 
 
 def unused(algorithm: type[Algorithm]) -> tuple[str, ...]:
@@ -52,6 +60,14 @@ def check_online(config: RunConfig, changed: Collection[str]) -> None:
             f"group_size: got {rollout.group_size}, but {config.command} compares answers to one prompt with each "
             f"other; expected at least {online.least_group}",
             key="group_size",
+        )
+    answers = rollout.prompts_per_step * rollout.group_size
+    if 0 < answers < online.least_step:
+        raise ConfigError(
+            f"prompts_per_step: got {rollout.prompts_per_step} with group_size {rollout.group_size}, but "
+            f"{config.command} as set compares the answers of a step with each other; expected at least "
+            f"{online.least_step} answers",
+            key="prompts_per_step",
         )
     if rollout.temperature == 0:
         raise ConfigError(

@@ -16,11 +16,13 @@ from espalier.algorithms.kto import KTO
 from espalier.algorithms.orpo import ORPO
 from espalier.algorithms.prm import PRM
 from espalier.algorithms.raft import RAFT
+from espalier.algorithms.reinforce import Reinforce
+from espalier.algorithms.reinforce_pp import ReinforcePP
 from espalier.algorithms.reward import Reward
 from espalier.algorithms.rloo import RLOO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
-from espalier.assembly.online_runs import PolicyOptim, check_online, rate, unused
+from espalier.assembly.online_runs import PolicyOptim, SingleAnswers, check_online, rate, unused
 from espalier.config.fields import Positive, infos, section
 from espalier.config.rollout_sections import ConversationsConfig, RewardsConfig, RolloutConfig
 from espalier.config.sections import (
@@ -137,13 +139,15 @@ def _run(
     *,
     sections: tuple[str, ...] = (),
     refused: tuple[str, ...] = SFT_ONLY,
+    rollout: type[RolloutConfig] = RolloutConfig,
 ) -> type[RunConfig]:
     """The config class of one command; `sections` are those beside model, data, loop, optim and algorithm."""
     body = {
         "__doc__": about,
         "__module__": __name__,
-        "__annotations__": {"optim": optim, "algorithm": algorithm},
+        "__annotations__": {"optim": optim, "rollout": rollout, "algorithm": algorithm},
         "optim": field(default_factory=optim),
+        "rollout": field(default_factory=rollout),
         "algorithm": field(default_factory=algorithm),
         "command": command,
         "about": about,
@@ -159,6 +163,8 @@ ONLINE: dict[str, tuple[str, type[Algorithm]]] = {
     "rloo": ("REINFORCE with the mean of the other answers to a prompt as baseline.", RLOO),
     "dapo": ("GRPO over tokens, clipped further above, with prompts that teach nothing replaced.", DAPO),
     "gspo": ("GRPO with the ratio of whole answers.", GSPO),
+    "reinforce": ("Learn from graded answers, each compared with a moving or a step's mean score.", Reinforce),
+    "reinforce-pp": ("REINFORCE with advantages whitened over the step, and the KL in the rewards.", ReinforcePP),
     "raft": ("Fine-tune on the best of the model's own answers (rejection sampling).", RAFT),
 }
 RUNS: dict[str, type[RunConfig]] = {
@@ -226,6 +232,7 @@ RUNS: dict[str, type[RunConfig]] = {
                 PolicyOptim,
                 sections=("rollout", "rewards", "conversations" if algorithm is RAFT else "reference"),
                 refused=unused(algorithm),
+                rollout=SingleAnswers if algorithm in (Reinforce, ReinforcePP) else RolloutConfig,
             )
             for command, (about, algorithm) in ONLINE.items()
         ),

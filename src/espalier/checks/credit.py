@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.first_groups import Groups, scored
-from espalier.checks.firstloss import AnswerFacts, expected_first_gradient, expected_scores
+from espalier.checks.firstloss import AnswerFacts, expected_advantages, expected_first_gradient, expected_scores
 from espalier.checks.invented import Said, policy_logprobs
 from espalier.checks.table import Outcome, failed, passed
 from espalier.types import Sample
@@ -66,7 +66,7 @@ def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
             yield f"an answer of {len(scored(s))} tokens has the reward {s.reward}, by hand {right:g}"
     said: Any = _Policy(lambda s: RATIO)
     state = annotate(groups, algorithm, Roles(said, reference=said), {"max_tokens": float(LONGEST)})
-    yield from _order(groups)
+    yield from _advantages(algorithm, groups)
     yield from _scores(algorithm, groups)
     gradient, of_kl = gradients(algorithm, groups, state)
     for number, (got, right) in enumerate(zip(gradient, expected(algorithm, groups) or gradient, strict=True)):
@@ -76,6 +76,28 @@ def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
         if not got > 0:
             where = f"at scored token {number}, of which the policy says more than the reference"
             yield f"the KL's gradient is {got:.4g} {where}, expected more than 0"
+
+
+def _advantages(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
+    """Which advantages are not those by hand; of algorithms that arithmetic does not know token by token, what of
+    `_order` is wrong."""
+    rolled = [[(s.reward or 0.0, _log_ratios(s)) for s in group] for group in groups]
+    by_hand = expected_advantages(algorithm, rolled)
+    if by_hand is None:
+        yield from _order(groups)
+        return
+    for s, right_ones in zip((s for group in groups for s in group), by_hand, strict=True):
+        for t, right in zip(scored(s), right_ones, strict=True):
+            got = s.streams["advantages"][t]
+            if not math.isclose(got, right, rel_tol=SLACK, abs_tol=SLACK):
+                at = t - scored(s)[0]
+                yield f"an answer of reward {s.reward:g} has the advantage {got:.4g} at token {at}, by hand {right:.4g}"
+
+
+def _log_ratios(s: Sample) -> list[float]:
+    """What the policy says more than the reference of each scored token, nats; 0 without a reference."""
+    reference = s.streams.get("ref_logprobs")
+    return [policy_logprobs(s)[t] - reference[t] if reference else 0.0 for t in scored(s)]
 
 
 def _order(groups: Groups) -> Iterator[str]:
@@ -165,14 +187,21 @@ def gradients(algorithm: Algorithm, groups: Groups, state: dict[str, float]) -> 
 def expected(algorithm: Algorithm, groups: Groups) -> list[float] | None:
     """What the first derivative of `gradients` is by hand; None if arithmetic does not know."""
     samples = [s for group in groups for s in group]
-    answers = []
-    for s in samples:
-        advantage = _mean(s, s.streams["advantages"]) if "advantages" in s.streams else 0.0
-        answers.append(AnswerFacts(len(scored(s)), advantage, _kept(s)))
-    of_answers = expected_first_gradient(algorithm, answers, LONGEST)
-    if of_answers is None:
-        return None
-    return [right for s, right in zip(samples, of_answers, strict=True) for _ in scored(s)]
+    by_place = []
+    for n in range(max(len(scored(s)) for s in samples)):
+        # Every formula is of the advantage of the token itself, which may differ from that of its neighbours.
+        answers = [AnswerFacts(len(scored(s)), _advantage(s, n), _kept(s)) for s in samples]
+        of_answers = expected_first_gradient(algorithm, answers, LONGEST)
+        if of_answers is None:
+            return None
+        by_place.append(of_answers)
+    return [by_place[n][number] for number, s in enumerate(samples) for n in range(len(scored(s)))]
+
+
+def _advantage(s: Sample, place: int) -> float:
+    """The advantage of scored token number `place`, of the last one beyond the end; 0 without the stream."""
+    places = scored(s)
+    return s.streams["advantages"][places[min(place, len(places) - 1)]] if "advantages" in s.streams else 0.0
 
 
 def _kept(s: Sample) -> bool:

@@ -2,7 +2,7 @@
 
 Written from the papers, and without a line of `losses/` or `algorithms/`: it recognises an algorithm by the name of its
 class and reads its hyper-parameters, so that the two can disagree. This file knows the algorithms by name;
-`firstloss_pairs`, `firstloss_answers` and `firstloss_scores` have their formulas.
+`firstloss_pairs`, `firstloss_answers`, `firstloss_scores` and `firstloss_online` have their formulas.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.checks.firstloss_answers import bco, kto, steps
+from espalier.checks.firstloss_online import Rolled, reinforce, reinforce_pp
 from espalier.checks.firstloss_pairs import cpo, dpo, orpo, simpo
 from espalier.checks.firstloss_scores import reward
 from espalier.checks.plainmath import AnswerFacts, Expected, Facts, Order, PairFacts, ReadFacts
@@ -21,6 +22,7 @@ __all__ = [
     "Expected",
     "Facts",
     "PairFacts",
+    "expected_advantages",
     "expected_first_gradient",
     "expected_first_loss",
     "expected_scores",
@@ -114,7 +116,7 @@ def expected_first_gradient(algorithm: Any, answers: Sequence[AnswerFacts], long
     where old and new policy are the same. With the advantage A of an answer of |y| tokens, one of S:
 
         GRPO, GSPO   -A / (|y| S)          DrGRPO   -A / (longest S)
-        RLOO         -A / S                DAPO     -A / tokens of all answers
+        RLOO         -A / S                DAPO, Reinforce, ReinforcePP   -A / tokens of all answers
         RAFT         -1 / tokens of all answers that are kept, 0 for others
 
     GSPO with the product of ratios is as RLOO. None for an algorithm that has no entry here.
@@ -124,7 +126,7 @@ def expected_first_gradient(algorithm: Any, answers: Sequence[AnswerFacts], long
     match type(algorithm).__name__:
         case "RAFT":
             return [-1 / kept if answer.kept else 0.0 for answer in answers]
-        case "DAPO":
+        case "DAPO" | "Reinforce" | "ReinforcePP":
             return [-answer.advantage / tokens for answer in answers]
         case "DrGRPO":
             return [-answer.advantage / (longest * count) for answer in answers]
@@ -142,4 +144,21 @@ def expected_scores(algorithm: Any, rewards: Sequence[float], ratio: float) -> l
     of which the policy says `ratio` nats more than the reference. None if it is not."""
     if not getattr(algorithm, "beta", 0.0) or algorithm.kl_in != "reward":
         return None
+    if type(algorithm).__name__ == "ReinforcePP" and algorithm.baseline == "group":
+        return None
     return [reward - algorithm.beta * ratio for reward in rewards]
+
+
+def expected_advantages(algorithm: Any, groups: Sequence[Sequence[Rolled]]) -> list[list[float]] | None:
+    """The advantages of the tokens of each answer of a run's first step, for algorithms that are given token by token;
+    None for others.
+
+    By hand: rewards 1 and 0, log-ratios (0.5, 0.5) and (1), beta 0.1. G is 0.9, 0.95 and -0.1; Reinforce has 0.9 + 0.1,
+    0.95 + 0.1 and -0.1 - 0.9.
+    """
+    match type(algorithm).__name__:
+        case "Reinforce":
+            return reinforce(algorithm, groups)
+        case "ReinforcePP":
+            return reinforce_pp(algorithm, groups)
+    return None

@@ -24,6 +24,16 @@ def to_go(rewards: Sequence[float], gamma: float = 1.0) -> list[float]:
     return sums[::-1]
 
 
+def shifted(returns: Sequence[float], first: float) -> list[float]:
+    """Returns less the baseline that makes the first one `first`: A_t = first + G_t - G_1. Returns that are equal give
+    `first` itself, without rounding.
+
+    >>> shifted([7.0, 6.0, 4.0], 2.0)
+    [2.0, 1.0, -1.0]
+    """
+    return [first + (G - returns[0]) for G in returns]
+
+
 def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """Generalised advantage estimation, arXiv:1506.02438, eq. 16, with V = 0 behind the last token:
 
