@@ -51,6 +51,23 @@ def test_twenty_rollouts_of_equal_scores_stop_the_run_unless_they_are_the_best(r
     assert rounds(rules(), rolled(0.0, 1.0), resumed=resumed) == 100
 
 
+def test_where_prompts_are_compared_scores_are_equal_over_all_of_them() -> None:
+    """reinforce: answers to a prompt agree, and differ from those to another; or there is one answer a prompt."""
+    for groups, survived in (
+        ([rolled(0.0, 0.0), rolled(0.5, 0.5)], 25),
+        ([rolled(0.0), rolled(0.5)], 25),
+        ([rolled(0.0, 0.0), rolled(0.0)], 19),
+        ([rolled(1.0), rolled(1.0)], 25),
+    ):
+        judge = rules(across=True)
+        for step in range(25):
+            if step == survived:
+                with pytest.raises(EspalierError, match="20 rollouts in a row had equal scores, so"):
+                    judge.judge(groups, 1.0)
+                break
+            judge.judge(groups, 1.0)
+
+
 def test_one_rollout_with_a_difference_starts_the_count_anew() -> None:
     judge = rules()
     assert rounds(judge, rolled(0.0, 0.0), 19) == 19

@@ -31,11 +31,16 @@ class Rolled:
     def equal(self) -> bool | None:
         """Whether all scores, and those of all steps of process rewards, are exactly equal; None with fewer than two
         answers, of which none can be better."""
-        graded = self.graded
-        if len(graded) < 2:
-            return None
-        steps = {x for s in graded if s.outcome is not None for _, x in s.outcome.steps}
-        return len({score_of(s) for s in graded}) == 1 and len(steps) <= 1
+        return all_equal(self.graded)
+
+
+def all_equal(graded: Group) -> bool | None:
+    """Whether the scores of these answers, and those of all steps of process rewards, are exactly equal; None for fewer
+    than two answers."""
+    if len(graded) < 2:
+        return None
+    steps = {x for s in graded if s.outcome is not None for _, x in s.outcome.steps}
+    return len({score_of(s) for s in graded}) == 1 and len(steps) <= 1
 
 
 def error_of(sample: Sample) -> str:

@@ -91,7 +91,12 @@ class RolloutSource:
             raise ValueError("the algorithm does not learn from the policy's own answers; give it an offline source")
         self.online = algorithm.traits.online
         self.answers = Answers(sampler, graders, world, journal, interrupted, report)
-        self.rules = Rules(refills=self.online.refills, skip=skip_checks, max_error_share=max_error_share)
+        self.rules = Rules(
+            refills=self.online.refills,
+            across=self.online.least_group == 1,
+            skip=skip_checks,
+            max_error_share=max_error_share,
+        )
         self.given = given
         self._step = -1
         self._rolled: list[Rolled] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from espalier.errors import CheckError, EspalierError
-from espalier.loop.rolled import Rolled, answers_of, causes, error_of, score_of, share_cut
+from espalier.loop.rolled import Rolled, all_equal, answers_of, causes, error_of, score_of, share_cut
 
 CHECKS = ("length", "stop")
 """Names by which `skip_checks` turns a rule off."""
@@ -24,15 +24,22 @@ WINDOW = 200
 class Rules:
     """Looks at each step's groups.
 
-    refills: dropped groups are replaced. skip: names of `CHECKS` that are noted only. max_error_share: of the last 200
-    answers; None leaves errors uncounted.
+    refills: dropped groups are replaced. across: answers to different prompts are compared with each other. skip: names
+    of `CHECKS` that are noted only. max_error_share: of the last 200 answers; None leaves errors uncounted.
 
     All that a verdict depends on is the step's groups and `counts`, which a checkpoint holds, so a resumed run stops
     where the run that was not interrupted would have.
     """
 
-    def __init__(self, *, refills: bool, skip: Collection[str] = (), max_error_share: float | None = None):
-        self.refills, self.skip, self.max_error_share = refills, skip, max_error_share
+    def __init__(
+        self,
+        *,
+        refills: bool,
+        across: bool = False,
+        skip: Collection[str] = (),
+        max_error_share: float | None = None,
+    ):
+        self.refills, self.across, self.skip, self.max_error_share = refills, across, skip, max_error_share
         self.rollouts = 0
         self.stopless = 0
         self.equal = 0
@@ -124,14 +131,17 @@ class Rules:
                     f"{_levels(compared)}. Give tasks that the model solves sometimes (`espalier rollout` shows the "
                     "share of dead groups), a larger --group-size, or a reward that distinguishes more"
                 )
-        if not compared:
+        whole = all_equal([s for group in groups for s in group.graded])
+        if whole is None or not (self.across or compared):
             return
-        equal = all(group.equal for group in compared)
+        equal = whole if self.across else all(group.equal for group in compared)
+        compared = list(groups) if self.across else compared
         at_best = all(score_of(s) == best for group in compared for s in group.graded)
         self.equal = self.equal + 1 if equal and not at_best else 0
         if self.equal >= EQUAL:
             raise EspalierError(
-                f"{EQUAL} rollouts in a row had equal scores within every group, so nothing was learned from them"
+                f"{EQUAL} rollouts in a row had equal scores{'' if self.across else ' within every group'}, so nothing "
+                "was learned from them"
                 f"{_levels(compared)}. Look at samples.jsonl: tasks may be too hard or too easy, the reward may not "
                 "read the answers' form, or --temperature may be so low that all answers to a prompt are the same"
             )
