@@ -64,8 +64,8 @@ def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
         right = (len(scored(s)) - 1) / max(WORDS)
         if s.reward is None or not math.isclose(s.reward, right, rel_tol=SLACK):
             yield f"an answer of {len(scored(s))} tokens has the reward {s.reward}, by hand {right:g}"
-    said: Any = _Policy(lambda s: RATIO)
-    state = annotate(groups, algorithm, Roles(said, reference=said), {"max_tokens": float(LONGEST)})
+    policy: Any = _Policy(lambda s: RATIO)
+    state = annotate(groups, algorithm, Roles(policy, reference=policy), {"max_tokens": float(LONGEST)})
     yield from _advantages(algorithm, groups)
     yield from _scores(algorithm, groups)
     gradient, of_kl = gradients(algorithm, groups, state)
@@ -170,9 +170,9 @@ def gradients(algorithm: Algorithm, groups: Groups, state: dict[str, float]) -> 
 
     sums = totals(groups)
     batch = pack(groups, sums, state={**state, "max_tokens": float(LONGEST)})
-    said = [policy_logprobs(s)[t] for group in groups for s in group for t in scored(s)]
-    logprobs = torch.tensor(said, requires_grad=True)
-    terms = algorithm.loss(Outputs(logprobs, entropy=torch.zeros(len(said))), batch)
+    numbers = [policy_logprobs(s)[t] for group in groups for s in group for t in scored(s)]
+    logprobs = torch.tensor(numbers, requires_grad=True)
+    terms = algorithm.loss(Outputs(logprobs, entropy=torch.zeros(len(numbers))), batch)
     beside = {"kl_loss", "entropy_bonus"}
 
     def derivative(names: set[str]) -> list[float]:
