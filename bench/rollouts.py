@@ -1,7 +1,7 @@
 """Algorithms that learn from their own answers, on the toy world: exact match on unseen problems, several seeds.
 
-usage: python bench/rollouts.py --out DIR [--seeds 3] [--steps 200] [--jobs 2] [--only NAME ...] [--start guess|works]
-       [--tested 500] [--largest 99]
+usage: python bench/rollouts.py --out DIR [--seeds 3] [--first-seed 0] [--steps 200] [--jobs 2] [--only NAME ...]
+       [--start guess|works] [--tested 500] [--largest 99]
 
 `guess` starts from the SFT model of `bench/variants.py`, which mostly guesses; `works` from the quickstart's model,
 which works sums out (made by `espalier quickstart --out DIR/quickstart` if it is not there). Every run draws 8 answers
@@ -50,6 +50,11 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "grpo, KL 0.01 in the reward": ("grpo", [*RATE, "--beta", "0.01", "--kl-in", "reward"]),
     "grpo, 4 updates a step": ("grpo", ["--lr", "1.5e-4", "--schedule", "linear", "--minibatches", "4"]),
 }
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    """`--seeds` of them, from `--first-seed` on."""
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def start_model(out: Path, start: str) -> Path:
@@ -157,7 +162,7 @@ def table(out: Path, options: argparse.Namespace, names: list[str], base: dict[s
         "|---" * (9 + len(steps)) + "|",
     ]
     for name in names:
-        runs = [r for seed in range(options.seeds) if (r := measured(out, options.start, name, seed))]
+        runs = [r for seed in seeds_of(options) if (r := measured(out, options.start, name, seed))]
         if not runs:
             continue
         cells = [name, str(len(runs)), variants.interval([statistics.fmean(r["greedy"]) for r in runs])]
@@ -177,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[])
@@ -206,7 +212,7 @@ def main() -> None:
         (out / f"{options.start}.md").write_text(text, encoding="utf8")
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, [(seed, name) for seed in range(options.seeds) for name in names]))
+        list(pool.map(one, [(seed, name) for seed in seeds_of(options) for name in names]))
     print((out / f"{options.start}.md").read_text())
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}")
