@@ -23,6 +23,7 @@ from espalier.engines.protocols import Group, Roles
 from espalier.engines.reference import StartReference
 from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
+from espalier.loop.critic import CriticTraining
 from espalier.loop.metrics import MetricsFile, read_lines
 from espalier.loop.train import Reporters, Trainer
 from espalier.models import heads
@@ -49,7 +50,7 @@ class Run:
         self.trainer = Trainer(
             Roles(self.learner, critic, reference), algorithm, source,
             optim=OptimConfig(lr=1e-3, schedule="constant"), loop=LoopConfig(**settings),
-            critic_optim=OptimConfig(lr=2e-3, schedule="linear", warmup=0.0) if critic else None,
+            critic=CriticTraining(OptimConfig(lr=2e-3, schedule="linear", warmup=0.0)) if critic else None,
             root=folder / "checkpoints", metrics=MetricsFile(folder / "metrics.jsonl"),
             samples=MetricsFile(folder / "samples.jsonl"),
             reporters=Reporters(lambda step, numbers: None, lambda step, numbers: None, self.notes.append, lambda: 0),

@@ -7,6 +7,8 @@ from typing import Literal
 
 GIVEN = "sft"
 """The part of given conversations that are trained beside the answers."""
+PTX = "ptx"
+"""The part of given conversations and texts that every minibatch has beside its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Online:
         step's first update, or the sampler's.
     always: a term other than the policy's has a gradient (KL in the loss, entropy bonus), so no group is silent.
     refills: a dropped group is replaced by another prompt's.
+    bootstraps: it needs the critic's value behind answers that the length limit ended, as the stream `bootstrap`.
+    shows: names of the moving numbers that `credit` returns which belong into metrics.jsonl.
     """
 
     epochs: int = 1
@@ -33,3 +37,5 @@ class Online:
     old: Literal["learner", "sampler"] = "learner"
     always: bool = False
     refills: bool = False
+    bootstraps: bool = False
+    shows: tuple[str, ...] = ()

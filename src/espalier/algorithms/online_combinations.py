@@ -72,6 +72,28 @@ def check_reinforce_pp(reinforce_pp: Any) -> None:
         )
 
 
+def check_ppo(ppo: Any) -> None:
+    """Of `ppo.PPO`: as `check_on_policy`, and for its own settings."""
+    check_on_policy(ppo)
+    if changed(ppo, "kl_per") and ppo.kl_place != "reward":
+        raise ConfigError("kl_per is about the KL in the reward, and there is none; drop kl_per", key="kl_per")
+    if not ppo.beta:
+        for name in changed(ppo, "kl_control", "kl_band"):
+            raise ConfigError(f"{name} is given, but beta is 0, so there is no KL; give beta, or drop {name}", key=name)
+    for name in changed(ppo, "kl_target", "kl_horizon"):
+        if ppo.kl_control != "adaptive":
+            raise ConfigError(f"{name} is for kl_control adaptive, and it is fixed; drop {name}", key=name)
+    for name in changed(ppo, "kl_low", "kl_high"):
+        if ppo.kl_band == "off":
+            raise ConfigError(f"{name} is for kl_band, which is off; give kl_band, or drop {name}", key=name)
+    if ppo.kl_low >= ppo.kl_high:
+        raise ConfigError(f"kl_low: got {ppo.kl_low:g}, expected less than kl_high {ppo.kl_high:g}", key="kl_low")
+    if ppo.kl_control == "adaptive" and ppo.kl_band == "adapt":
+        raise ConfigError("kl_control adaptive and kl_band adapt both move beta; drop one", key="kl_band")
+    if changed(ppo, "lam") and ppo.gamma == 0:
+        raise ConfigError("lam is given, but gamma is 0, so that no later reward counts; drop lam", key="lam")
+
+
 def check_raft(raft: Any) -> None:
     """Of `raft.RAFT`: raise ConfigError for a setting that its selection does not read."""
     if changed(raft, "top_share") and raft.select == "best":

@@ -106,7 +106,7 @@ class OnPolicy(Algorithm):
             ref = batch.streams["ref_logprobs"]
             if self.kl_in == "loss":
                 x = kl.penalty(outputs.logprobs, ref, log_ratio, batch, self.kl, self.kl_gradient)
-                terms["kl_loss"] = Term(x * share, over, coef=self.beta)
+                terms["kl_loss"] = Term(x * share, over, coef=batch.state.get("beta", self.beta))
             k = kl.estimate(policy.log_ratios(outputs.logprobs.detach(), ref, batch.weights), self.kl)
             terms["kl"] = Term(k * batch.weights, "tokens", coef=0.0)
         if outputs.entropy is not None:

@@ -116,3 +116,15 @@ class Algorithm(Protocol):
     def value_loss(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """Terms of the critic by name; none without one."""
         return {}
+
+    def stop(self, terms: Mapping[str, float]) -> bool:
+        """Whether, with these terms of a minibatch, its policy update and the step's further ones are left out."""
+        return False
+
+    def remarks(self, state: Mapping[str, float]) -> list[str]:
+        """Lines for the user about the moving numbers after a step."""
+        return []
+
+    def ends(self, state: Mapping[str, float]) -> str:
+        """Why the run should end after a step with these moving numbers; empty if it should not."""
+        return ""

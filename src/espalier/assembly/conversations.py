@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from espalier.algorithms.online import GIVEN
+from espalier.algorithms.online import GIVEN, PTX
 from espalier.assembly.data import cache_folder
 from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.render.form import Form
 from espalier.data.render.renderer import Renderer
 from espalier.data.tasks import TaskData
+from espalier.loop.given import Given, GivenSteps, Ptx
 from espalier.models.load import Loaded
 from espalier.models.stops import stops_of
 
@@ -19,11 +20,17 @@ from espalier.models.stops import stops_of
 @dataclass(frozen=True, slots=True)
 class Conversations:
     """The renderer of given conversations, which trains what the assistant says as sft does, their stores, and their
-    order: a function of (seed, step). Their samples are the part `sft`."""
+    order: a function of (seed, step). Their samples are the part `sft`, or `ptx`: then a step of `rows` is one group,
+    and `share` of a step's trained tokens are theirs."""
 
     renderer: Renderer
     opened: Opened
     rows: Dataset
+    share: float = 0.0
+
+    def given(self, minibatches: int) -> Given:
+        """What the loop adds to each step."""
+        return Ptx(self.rows.groups, self.share, minibatches) if self.share else GivenSteps(self.rows.groups)
 
     @property
     def per_step(self) -> int:
@@ -44,12 +51,13 @@ def open_conversations(
     note: Callable[[str], None] | None = None,
 ) -> Conversations | None:
     """Tokenise the conversations of a run, or find them tokenised; None if it has none. Their plan has as many steps
-    as that of the tasks; a step takes `sft_per_step` samples, or as many as it has prompts.
+    as that of the tasks; a step takes `sft_per_step` samples, or as many as it has prompts. Of `ptx_data` a step takes
+    what its answers leave room for, group by group.
 
     Raises ConfigError, DataError and RowError, as the data of sft do.
     """
-    given, loop = config.conversations, config.loop
-    if not given.sft_data:
+    given, ptx, loop = config.conversations, config.ptx, config.loop
+    if not given.sft_data and not ptx.ptx_data:
         return None
     renderer = Renderer(
         loaded.tokenizer,
@@ -61,7 +69,7 @@ def open_conversations(
     # Columns and held-out files of the config are about tasks.
     data = replace(
         config.data,
-        data=given.sft_data,
+        data=given.sft_data or ptx.ptx_data,
         format="auto",
         columns=(),
         ignore_columns=(),
@@ -75,15 +83,15 @@ def open_conversations(
         seed=loop.seed,
         on_progress=on_progress,
         note=note,
-        part=GIVEN,
+        part=GIVEN if given.sft_data else PTX,
     )
     rows = Dataset(
         opened,
         seed=loop.seed,
-        samples_per_step=given.sft_per_step or len(tasks.prompts(0)),
+        samples_per_step=1 if ptx.ptx_data else given.sft_per_step or len(tasks.prompts(0)),
         tokens_per_step=0,
         replay_fraction=0.0,
         epochs=1.0,
         steps=tasks.steps,
     )
-    return Conversations(renderer, opened, rows)
+    return Conversations(renderer, opened, rows, ptx.ptx_share if ptx.ptx_data else 0.0)

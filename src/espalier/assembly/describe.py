@@ -9,7 +9,7 @@ import torch
 
 from espalier.assembly.describe_rollouts import answered_steps, on_processes
 from espalier.assembly.learner import budget, token_layout
-from espalier.assembly.memory import memory
+from espalier.assembly.memory import memory, per_weight
 from espalier.assembly.runs import unread_in_judging
 from espalier.assembly.session import Session
 from espalier.data.store.stats import StoreStats
@@ -86,6 +86,8 @@ def _plan(session: Session) -> Iterator[str]:
         yield f"a {piece} is never cut: the largest one has {largest:,} tokens and runs alone"
     yield from _settings(session)
     need = memory(session, largest)
+    if session.rollouts is not None:
+        yield per_weight(session)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in need.items())
     yield f"memory about {sum(need.values()) / 2**30:.2f} GiB a process, libraries aside: {parts}"
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from espalier.config.critic_section import OWN
 from espalier.forest.microbatches import Packing
 
 if TYPE_CHECKING:
@@ -44,8 +45,14 @@ def answered_steps(session: Session, limit: int, layout: Packing) -> tuple[list[
         "in "
         f"micro-batches of at most {limit:,} tokens on {on_processes(ranks)}"
     )
+    lines += _critic(session)
     beside = session.conversations
-    if beside is not None:
+    if beside is not None and beside.share:
+        lines.append(
+            f"beside them given texts, {100 * beside.share:g} % of the trained tokens of a step, from "
+            f"{sum(map(len, beside.opened.main)):,} groups; their loss is divided by their own tokens"
+        )
+    elif beside is not None:
         lines.append(
             f"beside them {beside.per_step:,} given conversations a step, {beside.rows.epoch_of(tasks.steps):.2f} "
             f"epochs of {sum(map(len, beside.opened.main)):,}; their loss is divided by their own tokens"
@@ -57,3 +64,19 @@ def answered_steps(session: Session, limit: int, layout: Packing) -> tuple[list[
     longest = max((int(store.lengths.max()) for store in session.opened.main if len(store)), default=0)
     largest = longest + rollout.max_tokens * (rollout.group_size if layout.whole else 1)
     return lines, max(limit, largest, beside.longest if beside is not None else 0)
+
+
+def _critic(session: Session) -> list[str]:
+    """Lines about the critic; none without one."""
+    if "values" not in session.traits.needs:
+        return []
+    section, model = session.config.critic, session.critic_model
+    if model is None:
+        return ["critic: a head on the policy, which starts at 0"]
+    start = "a copy of the policy with a head that starts at 0" if section.critic == OWN else section.critic
+    line = f"critic: {start}; trains {model.frozen.trainable:,} of {model.frozen.total:,} parameters"
+    if section.critic_pretrain:
+        line += f", {section.critic_pretrain} passes over the first answers before anything else"
+    if section.critic_warmup:
+        line += f", alone in the first {section.critic_warmup:,} steps"
+    return [line, *(f"critic: {note}" for note in model.notes if note not in session.model.notes)]

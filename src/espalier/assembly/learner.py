@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from espalier.assembly.model import Model
@@ -44,18 +42,7 @@ def build_learner(session: Session) -> TorchLearner:
         raise ValueError(
             f"the loss is about {traits.says}, the policy says {model.policy.says}; expected the same of both"
         )
-    options = LearnerOptions(
-        budget=budget(config, session.device),
-        compute=model.compute,
-        linear=traits.linear,
-        entropy=traits.online is not None and traits.online.entropy,
-        whole=traits.whole,
-        router_coef=config.model.router_loss,
-        grad_checkpointing=config.loop.grad_checkpointing,
-        compile=config.loop.compile,
-        long_from=token_layout(model).long_from,
-        seed=config.loop.seed,
-    )
+    options = learner_options(session, model)
     loaded, renderer = model.loaded, session.renderer
     export = ExportOptions(
         loaded.tokenizer,
@@ -68,25 +55,18 @@ def build_learner(session: Session) -> TorchLearner:
     return session.learner
 
 
-def estimate(model: Model, tokens: int, *, ranks: int, checkpointing: bool) -> dict[str, int]:
-    """Bytes a rank needs, roughly: weights, gradients, optimizer, and the activations of one forward of `tokens`.
-
-    Activations of a layer count 2 x 9 hidden and 2 x 3 intermediate widths a token in the compute dtype (inputs of the
-    matrices, norms, attention, gates); checkpointing keeps one hidden width a layer and recomputes one layer.
-    """
-    config: Any = model.loaded.model.config.get_text_config()
-    size = model.compute.itemsize
-    masters = 0 if model.compute == torch.float32 else 4 * model.frozen.trainable
-    hidden = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layers = config.num_hidden_layers
-    layer = (18 * hidden + 6 * inner) * size
-    activations = layers * layer
-    if checkpointing:
-        activations = layers * hidden * size + layer
-    return {
-        "weights": (model.frozen.total * size + masters) // ranks,
-        "gradients": 4 * model.frozen.trainable // ranks,
-        "optimizer": 8 * model.frozen.trainable // ranks,
-        "activations": tokens * activations,
-    }
+def learner_options(session: Session, model: Model) -> LearnerOptions:
+    """How a learner of the session computes."""
+    config, traits = session.config, session.traits
+    return LearnerOptions(
+        budget=budget(config, session.device),
+        compute=model.compute,
+        linear=traits.linear,
+        entropy=traits.online is not None and traits.online.entropy,
+        whole=traits.whole,
+        router_coef=config.model.router_loss,
+        grad_checkpointing=config.loop.grad_checkpointing,
+        compile=config.loop.compile,
+        long_from=token_layout(model).long_from,
+        seed=config.loop.seed,
+    )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from espalier.assembly.online_runs import CRITICS
 from espalier.assembly.runs import RunConfig
+from espalier.config.critic_section import SHARED
 from espalier.config.sections import ModelConfig
 from espalier.data.files.content import content_hash
 from espalier.data.render.renderer import Renderer
@@ -22,6 +24,7 @@ from espalier.models.load import Loaded, check_causal, load_model
 from espalier.models.merge import base_of, load_merged
 from espalier.models.policy import Policy
 from espalier.models.prepare import prepare
+from espalier.types import Says
 
 
 @dataclass(slots=True)
@@ -45,8 +48,16 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def build_run_model(config: RunConfig, device: torch.device) -> Model:
     """The model that a run trains or judges. Raises ModelError and ConfigError."""
-    noise = config.algorithm.traits.noise
-    return build_model(config.model, device, seed=config.loop.seed, neftune_alpha=noise, head=head_of(config))
+    traits = config.algorithm.traits
+    shared = "values" in traits.needs and config.critic.critic == SHARED
+    return build_model(
+        config.model,
+        device,
+        seed=config.loop.seed,
+        neftune_alpha=traits.noise,
+        head=head_of(config),
+        value_head=shared,
+    )
 
 
 def build_model(
@@ -57,9 +68,11 @@ def build_model(
     neftune_alpha: float = 0.0,
     head: HeadSpec | None = None,
     merged: bool = False,
+    value_head: bool = False,
 ) -> Model:
     """Load, adapt, freeze; choose the layout. With `merged`, the config's adapter is merged into the model first. With
-    `head`, the model is read by a scalar head: the one it comes with, or a new one. Raises ModelError and ConfigError.
+    `head`, the model is read by a scalar head: the one it comes with, or a new one; with `value_head`, by a new one
+    beside its token head. Raises ModelError and ConfigError.
     """
     if merged:
         loaded = load_merged(config, device=device, head=head is not None)
@@ -85,7 +98,8 @@ def build_model(
         neftune_alpha=neftune_alpha,
         dropout=config.dropout,
         router_loss=config.router_loss > 0,
-        says="tokens" if head is None else "reads",
+        says="tokens" if head is None else head.says,
+        value_head=value_head,
     )
     notes = [*loaded.notes, f"layout {chosen}: {reason}"]
     if completed:
@@ -130,13 +144,16 @@ def reference_parts(config: RunConfig) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
     """The scalar head that a run asks for: names of its dimensions (none for a single, nameless one) and where it is
-    read. trained: a model without a head gets a new one; otherwise it is refused. any: the head
-    that the model has is taken, whatever its dimensions and kind."""
+    read. trained: a model without a head gets a new one; otherwise it is refused. any: the head that the model has is
+    taken, whatever its dimensions and kind. says: what it is read for; a head for values says 0 in a model without a
+    head, and is the head of one that has it, its dimensions weighted by `weights`."""
 
     names: tuple[str, ...]
     kind: heads.Kind
     trained: bool = True
     any: bool = False
+    says: Says = "reads"
+    weights: tuple[float, ...] = (1.0,)
 
 
 def head_of(config: RunConfig) -> HeadSpec | None:
@@ -152,6 +169,13 @@ def put_head(loaded: Loaded, head: HeadSpec, seed: int) -> None:
     """Attach the head, or keep the one the model has. Raises ConfigError if the model has another one."""
     size = max(1, len(head.names))
     present = heads.scalar_head(loaded.model)
+    if head.says == "values":
+        if (present is None and not head.trained) or (present is not None and present.kind != "response"):
+            kind = "a process reward model" if present else "a model without a scalar head"
+            raise ConfigError(f"critic: {loaded.folder} is {kind}, expected a reward model; {CRITICS}", key="critic")
+        weight, bias = heads.as_value(loaded.model, head.weights) if present else (None, 0.0)
+        heads.attach_value(loaded.model, weight, bias)
+        return
     if present is None:
         if not head.trained:
             command = "prm" if head.kind == "steps" else "reward"

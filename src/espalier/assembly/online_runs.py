@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from espalier.config.critic_section import OWN, SHARED
 from espalier.config.fields import Count, Fraction, NotNegative, section
 from espalier.config.rollout_sections import RolloutConfig
 from espalier.config.sections import ModelConfig, OptimConfig
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from espalier.assembly.runs import RunConfig
 
 FULL_LR, LORA_LR = 1e-6, 1e-5
+CRITIC_LR, CRITIC_LORA_LR = 5e-6, 5e-5
+CRITICS = (
+    "critics are: policy (its weights and a head that starts at 0; under LoRA an adapter of its own, of a continued "
+    "adapter a copy), shared (a head on the policy, under LoRA beside its adapter), or the folder of a reward model "
+    "(its weights and head; under LoRA a new adapter on it)"
+)
 
 OFFLINE_ONLY = ("alpaca_prompt", "replay", "replay_fraction", "samples_per_step", "tokens_per_step", "keep_wrong")
 """Keys about rows that are trained as they are."""
@@ -91,8 +99,45 @@ def check_online(config: RunConfig, changed: Collection[str]) -> None:
             "eval_samples is given, but nothing is held out; give eval_data or eval_fraction, or drop it",
             key="eval_samples",
         )
+    check_critic(config, changed)
     if config.reference.reference == "precomputed":
         raise ConfigError(
             "reference is precomputed, but answers are drawn in every step and are in no table; set reference: memory",
             key="reference",
+        )
+
+
+def critic_optim(config: RunConfig) -> OptimConfig:
+    """How a critic of its own is optimised: as the policy, at a rate of its own."""
+    lora = config.model.lora_rank or config.model.adapter
+    return replace(config.optim, lr=config.critic.critic_lr or (CRITIC_LORA_LR if lora else CRITIC_LR))
+
+
+def check_critic(config: RunConfig, changed: Collection[str]) -> None:
+    """Raise ConfigError for critics that do not exist, and for settings that this one does not read."""
+    critic, model = config.critic, config.model
+    if "values" not in config.algorithm.traits.needs:
+        return
+    if critic.critic not in (SHARED, OWN) and model.adapter:
+        raise ConfigError(
+            f"critic: got {critic.critic} with adapter, which belongs to the policy's base, not to a reward model; "
+            f"{CRITICS}",
+            key="critic",
+        )
+    if "value_coef" in changed and critic.critic != SHARED:
+        raise ConfigError(
+            "value_coef is given, but the critic has weights and an optimizer of its own; give critic: shared, or drop "
+            "value_coef",
+            key="value_coef",
+        )
+    if "ptx_coef" in changed and not config.ptx.ptx_data:
+        raise ConfigError(
+            "ptx_coef is given, but there is no ptx_data whose loss it would weigh; give ptx_data, or drop it",
+            key="ptx_coef",
+        )
+    if config.loop.steps and critic.critic_warmup >= config.loop.steps:
+        raise ConfigError(
+            f"critic_warmup: got {critic.critic_warmup:,} of {config.loop.steps:,} steps, in which the policy would "
+            "never be trained; expected fewer",
+            key="critic_warmup",
         )

@@ -12,6 +12,7 @@ from espalier.assembly.data import cache_folder
 from espalier.assembly.learner import budget
 from espalier.assembly.model import weights_of
 from espalier.assembly.session import Session
+from espalier.config.critic_section import OWN
 from espalier.data.files.content import content_hash, content_key
 from espalier.models.load import locate
 
@@ -37,7 +38,10 @@ def pins(session: Session) -> dict[str, Facts]:
     folders = [loaded.folder, *([Path(config.model.adapter).expanduser()] if config.model.adapter else [])]
     facts["model"] = weights_of(loaded, config.model.adapter, cache)
     facts["tokenizer"] = _files(folders, TOKENIZER, cache)
-    for name, path in (("reference", config.reference.reference_model), ("outcome model", config.judge.outcome_model)):
+    others = {"reference": config.reference.reference_model, "outcome model": config.judge.outcome_model}
+    if session.critic_model is not None and config.critic.critic != OWN:
+        others["critic"] = str(session.critic_model.loaded.folder)
+    for name, path in others.items():
         if path:
             facts[name] = _files(_with_base(locate(path)), (*WEIGHTS, *TOKENIZER), cache)
     facts["data"] = {"plan": plan.fingerprint, "steps": session.dataset.steps, "validation": held}

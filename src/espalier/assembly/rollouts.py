@@ -127,5 +127,10 @@ def build_source(session: Session, folder: Path, report: Report) -> Source:
         skip_checks=config.loop.skip_checks,
         report=report,
         max_error_share=config.rewards.max_error_share,
-        given=session.conversations.rows.groups if session.conversations else None,
+        given=session.conversations.given(_minibatches(session)) if session.conversations else None,
     )
+
+
+def _minibatches(session: Session) -> int:
+    online = session.traits.online
+    return online.minibatches if online is not None else 1

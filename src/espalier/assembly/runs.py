@@ -14,6 +14,7 @@ from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.gspo import GSPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.orpo import ORPO
+from espalier.algorithms.ppo import PPO
 from espalier.algorithms.prm import PRM
 from espalier.algorithms.raft import RAFT
 from espalier.algorithms.reinforce import Reinforce
@@ -23,6 +24,7 @@ from espalier.algorithms.rloo import RLOO
 from espalier.algorithms.sft import SFT
 from espalier.algorithms.simpo import SimPO
 from espalier.assembly.online_runs import PolicyOptim, SingleAnswers, check_online, rate, unused
+from espalier.config.critic_section import CriticConfig, PtxConfig
 from espalier.config.fields import Positive, infos, section
 from espalier.config.rollout_sections import ConversationsConfig, RewardsConfig, RolloutConfig
 from espalier.config.sections import (
@@ -61,6 +63,8 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     conversations: ConversationsConfig = field(default_factory=ConversationsConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)
 
     command: ClassVar[str]
     about: ClassVar[str]
@@ -163,10 +167,13 @@ ONLINE: dict[str, tuple[str, type[Algorithm]]] = {
     "rloo": ("REINFORCE with the mean of the other answers to a prompt as baseline.", RLOO),
     "dapo": ("GRPO over tokens, clipped further above, with prompts that teach nothing replaced.", DAPO),
     "gspo": ("GRPO with the ratio of whole answers.", GSPO),
+    "ppo": ("Learn from graded answers, token by token, with a critic.", PPO),
     "reinforce": ("Learn from graded answers, each compared with a moving or a step's mean score.", Reinforce),
     "reinforce-pp": ("REINFORCE with advantages whitened over the step, and the KL in the rewards.", ReinforcePP),
     "raft": ("Fine-tune on the best of the model's own answers (rejection sampling).", RAFT),
 }
+BESIDE: dict[type[Algorithm], tuple[str, ...]] = {RAFT: ("conversations",), PPO: ("reference", "critic", "ptx")}
+"""Sections of commands that answer tasks, beside rollouts and rewards; of the others it is the reference."""
 RUNS: dict[str, type[RunConfig]] = {
     run.command: run
     for run in (
@@ -230,9 +237,9 @@ RUNS: dict[str, type[RunConfig]] = {
                 about,
                 algorithm,
                 PolicyOptim,
-                sections=("rollout", "rewards", "conversations" if algorithm is RAFT else "reference"),
+                sections=("rollout", "rewards", *BESIDE.get(algorithm, ("reference",))),
                 refused=unused(algorithm),
-                rollout=SingleAnswers if algorithm in (Reinforce, ReinforcePP) else RolloutConfig,
+                rollout=SingleAnswers if algorithm in (PPO, Reinforce, ReinforcePP) else RolloutConfig,
             )
             for command, (about, algorithm) in ONLINE.items()
         ),

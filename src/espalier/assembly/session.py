@@ -13,10 +13,12 @@ import torch
 
 from espalier.algorithms.traits import Traits
 from espalier.assembly.conversations import Conversations, open_conversations
+from espalier.assembly.critic_model import build_critic_model
 from espalier.assembly.data import build_data, build_renderer, held_renderer, tasks_of
 from espalier.assembly.model import Model, build_run_model, check_reference_model, padding_notes
 from espalier.assembly.rollouts import Rollouts, build_rollouts
 from espalier.assembly.runs import RunConfig
+from espalier.assembly.sizes import learner_bytes
 from espalier.data.dataset import Dataset, Opened
 from espalier.data.render.renderer import Renderer
 from espalier.data.store.store import Store
@@ -48,8 +50,9 @@ class Session:
     """Everything that one call of a command has opened.
 
     `opened` are the token stores, `dataset` their order; `processes` train together on a `device` each; `console` is
-    where rank 0 prints. `learner` and `reference` are there once `learner.build_learner` and
-    `reference.build_reference` have been called; a run that needs no reference has None. `rollouts` are what draws and
+    where rank 0 prints. `learner`, `reference` and `critic` are there once `learner.build_learner`,
+    `reference.build_reference` and `critic.build_critic` have been called; a run that needs no reference or critic has
+    None. `critic_model` is what a critic of its own is built from. `rollouts` are what draws and
     grades, in a session whose data are tasks, `conversations` what is trained beside the answers; `rehearsed` is a
     rehearsal of its first step, `canary` what the sampler is asked after every update. `beside` are the bytes that
     others hold on each rank (sampler, critic, reward model), by what they are.
@@ -65,6 +68,8 @@ class Session:
     console: Progress
     learner: TorchLearner = field(init=False)
     reference: Reference | None = None
+    critic_model: Model | None = None
+    critic: TorchLearner | None = None
     calibrated: Calibrated | None = None
     rollouts: Rollouts | None = None
     conversations: Conversations | None = None
@@ -104,7 +109,7 @@ class Session:
     @property
     def roles(self) -> Roles:
         """Who takes part in a step."""
-        return Roles(self.learner, reference=self.reference)
+        return Roles(self.learner, self.critic, self.reference)
 
     @property
     def main(self) -> bool:
@@ -138,6 +143,9 @@ def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) ->
         opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
         session = Session(config, model, renderer, opened, dataset, world, device, console)
         if isinstance(dataset, TaskData):
+            session.critic_model = build_critic_model(config, model.loaded, device)
+            if session.critic_model is not None:
+                session.beside["critic"] = learner_bytes(session.critic_model, ranks=world.size)
             session.conversations = open_conversations(
                 config, model.loaded, dataset, console.reading("rows tokenised"), console.note
             )

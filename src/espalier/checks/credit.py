@@ -15,7 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from espalier.checks.first_groups import Groups, scored
-from espalier.checks.firstloss import AnswerFacts, expected_advantages, expected_first_gradient, expected_scores
+from espalier.checks.firstloss import (
+    AnswerFacts,
+    Rolled,
+    expected_advantages,
+    expected_first_gradient,
+    expected_returns,
+    expected_scores,
+)
 from espalier.checks.invented import Said, policy_logprobs
 from espalier.checks.table import Outcome, failed, passed
 from espalier.types import Sample
@@ -65,7 +72,8 @@ def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
         if s.reward is None or not math.isclose(s.reward, right, rel_tol=SLACK):
             yield f"an answer of {len(scored(s))} tokens has the reward {s.reward}, by hand {right:g}"
     policy: Any = _Policy(lambda s: RATIO)
-    state = annotate(groups, algorithm, Roles(policy, reference=policy), {"max_tokens": float(LONGEST)})
+    critic: Any = _Policy(lambda s: RATIO)
+    state = annotate(groups, algorithm, Roles(policy, critic, policy), {"max_tokens": float(LONGEST)})
     yield from _advantages(algorithm, groups)
     yield from _scores(algorithm, groups)
     gradient, of_kl = gradients(algorithm, groups, state)
@@ -81,17 +89,59 @@ def faults(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
 def _advantages(algorithm: Algorithm, groups: Groups) -> Iterator[str]:
     """Which advantages are not those by hand; of algorithms that arithmetic does not know token by token, what of
     `_order` is wrong."""
-    rolled = [[(s.reward or 0.0, _log_ratios(s)) for s in group] for group in groups]
+    rolled = [[Rolled(s.reward or 0.0, _log_ratios(s), _values(s)) for s in group] for group in groups]
     by_hand = expected_advantages(algorithm, rolled)
     if by_hand is None:
         yield from _order(groups)
         return
+    yield from _stream(groups, "advantages", by_hand)
+    of_critic = expected_returns(algorithm, rolled)
+    if of_critic is not None:
+        yield from _stream(groups, "returns", of_critic)
+        yield from _value_gradient(algorithm, groups, of_critic)
+
+
+def _stream(groups: Groups, name: str, by_hand: Sequence[Sequence[float]]) -> Iterator[str]:
+    """Which numbers of a stream are not those by hand."""
     for s, right_ones in zip((s for group in groups for s in group), by_hand, strict=True):
         for t, right in zip(scored(s), right_ones, strict=True):
-            got = s.streams["advantages"][t]
+            got = s.streams[name][t]
             if not math.isclose(got, right, rel_tol=SLACK, abs_tol=SLACK):
                 at = t - scored(s)[0]
-                yield f"an answer of reward {s.reward:g} has the advantage {got:.4g} at token {at}, by hand {right:.4g}"
+                yield f"an answer of reward {s.reward:g} has {name} {got:.4g} at token {at}, by hand {right:.4g}"
+
+
+def _value_gradient(algorithm: Algorithm, groups: Groups, returns: Sequence[Sequence[float]]) -> Iterator[str]:
+    """Where the derivative of the critic's loss in a value that has not moved is not (V - R) / tokens."""
+    import torch
+
+    from espalier.forest.pack import pack, totals
+    from espalier.losses.ops import normalise
+    from espalier.types import Outputs
+
+    numbers = [V for group in groups for s in group for V in _values(s)]
+    values = torch.tensor(numbers, requires_grad=True)
+    sums = totals(groups)
+    terms = algorithm.value_loss(Outputs(values.new_zeros(0), values=values), pack(groups, sums))
+    (gradient,) = torch.autograd.grad(normalise(terms, sums)[0], values)
+    right_ones = [R for of_answer in returns for R in of_answer]
+    for number, (got, V, R) in enumerate(zip(gradient.tolist(), numbers, right_ones, strict=True)):
+        right = (V - R) / len(numbers)
+        if not math.isclose(got, right, rel_tol=SLACK, abs_tol=SLACK / len(numbers)):
+            yield f"the critic's gradient at scored token {number} is {got:.4g}, by hand {right:.4g}"
+
+
+def _values(s: Sample) -> list[float]:
+    """What the stand-in for a critic says before each scored token of a sample."""
+    return [critic_values(s)[t] for t in scored(s)]
+
+
+def critic_values(s: Sample) -> list[float]:
+    """Values between -0.25 and 0.5, 0 for tokens that are not scored."""
+    stream = [0.0] * len(s.tokens)
+    for n, t in enumerate(scored(s)):
+        stream[t] = 0.25 * ((n + s.key) % 4) - 0.25
+    return stream
 
 
 def _log_ratios(s: Sample) -> list[float]:
@@ -213,13 +263,17 @@ def _mean(s: Sample, stream: Sequence[float]) -> float:
 
 
 class _Policy(Said):
-    """A stand-in for learner and reference that also says entropies."""
+    """A stand-in for learner, critic and reference that also says entropies and values."""
 
     def say(self, groups: Groups, what: Sequence[str]) -> list[Any]:
         from espalier.engines.protocols import SampleOutputs
 
         samples = [s for group in groups for s in group]
-        return [SampleOutputs(logprobs=policy_logprobs(s), entropy=[0.0] * len(s.tokens)) for s in samples]
+        zeros = [[0.0] * len(s.tokens) for s in samples]
+        return [
+            SampleOutputs(logprobs=policy_logprobs(s), entropy=zero, values=critic_values(s))
+            for s, zero in zip(samples, zeros, strict=True)
+        ]
 
 
 class _Scripted:

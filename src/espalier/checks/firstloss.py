@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.checks.firstloss_answers import bco, kto, steps
-from espalier.checks.firstloss_online import Rolled, reinforce, reinforce_pp
+from espalier.checks.firstloss_online import Rolled, ppo, reinforce, reinforce_pp
 from espalier.checks.firstloss_pairs import cpo, dpo, orpo, simpo
 from espalier.checks.firstloss_scores import reward
 from espalier.checks.plainmath import AnswerFacts, Expected, Facts, Order, PairFacts, ReadFacts
@@ -22,9 +22,11 @@ __all__ = [
     "Expected",
     "Facts",
     "PairFacts",
+    "Rolled",
     "expected_advantages",
     "expected_first_gradient",
     "expected_first_loss",
+    "expected_returns",
     "expected_scores",
     "expected_terms",
     "varied",
@@ -116,7 +118,7 @@ def expected_first_gradient(algorithm: Any, answers: Sequence[AnswerFacts], long
     where old and new policy are the same. With the advantage A of an answer of |y| tokens, one of S:
 
         GRPO, GSPO   -A / (|y| S)          DrGRPO   -A / (longest S)
-        RLOO         -A / S                DAPO, Reinforce, ReinforcePP   -A / tokens of all answers
+        RLOO         -A / S                DAPO, Reinforce, ReinforcePP, PPO   -A / tokens of all answers
         RAFT         -1 / tokens of all answers that are kept, 0 for others
 
     GSPO with the product of ratios is as RLOO. None for an algorithm that has no entry here.
@@ -126,7 +128,7 @@ def expected_first_gradient(algorithm: Any, answers: Sequence[AnswerFacts], long
     match type(algorithm).__name__:
         case "RAFT":
             return [-1 / kept if answer.kept else 0.0 for answer in answers]
-        case "DAPO" | "Reinforce" | "ReinforcePP":
+        case "DAPO" | "Reinforce" | "ReinforcePP" | "PPO":
             return [-answer.advantage / tokens for answer in answers]
         case "DrGRPO":
             return [-answer.advantage / (longest * count) for answer in answers]
@@ -161,4 +163,11 @@ def expected_advantages(algorithm: Any, groups: Sequence[Sequence[Rolled]]) -> l
             return reinforce(algorithm, groups)
         case "ReinforcePP":
             return reinforce_pp(algorithm, groups)
+        case "PPO":
+            return ppo(algorithm, groups)[0]
     return None
+
+
+def expected_returns(algorithm: Any, groups: Sequence[Sequence[Rolled]]) -> list[list[float]] | None:
+    """What a critic learns of the tokens of each answer of a first step; None of algorithms without one."""
+    return ppo(algorithm, groups)[1] if type(algorithm).__name__ == "PPO" else None

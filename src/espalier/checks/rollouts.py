@@ -122,6 +122,7 @@ def check_fits(evidence: Evidence) -> Outcome:
     answers, beside = largest(session), longest_conversation(session)
     groups = [*answers, *beside]
     learner, algorithm = session.learner, session.config.algorithm
+    critic = session.critic if session.critic_model is not None else None
     value = f"{_tokens(answers):,} tokens of {sum(map(len, answers))} answers"
     if beside:
         value += f" and {_tokens(beside):,} of a conversation"
@@ -134,13 +135,16 @@ def check_fits(evidence: Evidence) -> Outcome:
         session.rollouts.sampler.allocate(rollout.prompts_per_step or len(session.tasks.prompts(0)), prompt, most)
         state = annotate(groups, algorithm, session.roles, session.given)
         learner.forward_backward(groups, algorithm.loss, state, 0)
+        if critic is not None:
+            critic.forward_backward(answers, algorithm.value_loss, state, 0)
     except torch.OutOfMemoryError as error:
         lengths = "--max-tokens, --max-length" if beside else "--max-tokens"
         way_out = f"Lower --tokens-per-microbatch, {lengths} or --sampler-tokens, or give --grad-checkpointing."
         return failed(f"{value}: {str(error).splitlines()[0]}", limit, way_out)
     finally:
-        for parameter in learner.optimizer.parameters().values():
-            parameter.grad = None
+        for one in (learner, critic):
+            if one is not None:
+                one.drop_gradient()
         torch.set_rng_state(states)
     return passed(f"{value}; peak {peak_memory() / 2**30:.2f} GiB", limit)
 

@@ -200,6 +200,7 @@ def run_checks(session: Session) -> dict[str, Outcome]:
 
     Raises ConfigError for a name in `skip_checks` that no check has.
     """
+    from espalier.assembly.critic import build_critic
     from espalier.assembly.learner import build_learner
     from espalier.assembly.reference import build_reference
     from espalier.checks.evidence import Evidence
@@ -212,6 +213,7 @@ def run_checks(session: Session) -> dict[str, Outcome]:
     evidence.keep_loaded()
     build_learner(session)
     build_reference(session)
+    build_critic(session)
     _run("after", evidence, skip, outcomes)
     return {name: outcomes[name] for name in NAMES if name in outcomes}
 

@@ -116,6 +116,7 @@ def _judge(session: Session, run: RunDir) -> Path:
 
 def _train(session: Session, run: RunDir) -> Finished:
     """The loop, with the checkpoint it starts from, its files, trackers and watch."""
+    from espalier.assembly.critic import critic_training
     from espalier.assembly.rollouts import build_source
     from espalier.checks.resume import check_resumed
     from espalier.loop.track import Trackers
@@ -150,6 +151,7 @@ def _train(session: Session, run: RunDir) -> Finished:
                 root=run.checkpoints,
                 metrics=metrics,
                 samples=samples,
+                critic=critic_training(session),
                 given=session.given,
                 guard=_guard(session),
                 reporters=Reporters(progress.update, trackers.log, progress.note, peak_memory),

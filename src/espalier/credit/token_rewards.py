@@ -91,16 +91,22 @@ def unless_stopped(score: float, stop: StopReason, penalty: float) -> float:
     return score if stop == "stop" else penalty
 
 
-def of_sample(s: Sample, score: float, beta: float = 0.0) -> list[float]:
-    """What each trained token of a sample earns: the score at the last one; the scores of its steps, if its rewards
-    give some, where they end (behind the end: at the last); less beta k1 of each.
+def of_sample(s: Sample, score: float, beta: float = 0.0, *, spread: bool = False) -> list[float]:
+    """What each trained token of a sample earns: the score at the last one, or with `spread` in equal parts at all of
+    them; the scores of its steps, if its rewards give some, where they end (behind the end: at the last); less beta k1
+    of each.
 
     Raises ValueError if beta is not 0 and `old_logprobs` or `ref_logprobs` is missing.
     """
     places = actions(s)
-    rewards = with_kl(score, shaping.log_ratios(s) if beta else [0.0] * len(places), beta) if places else []
+    if not places:
+        return []
+    at_once = 0.0 if spread else score
+    rewards = with_kl(at_once, shaping.log_ratios(s) if beta else [0.0] * len(places), beta)
+    if spread:
+        rewards = [r + part for r, part in zip(rewards, spread_score(score, len(places)), strict=True)]
     steps = s.outcome.steps if s.outcome is not None else ()
-    for place, value in steps if places else ():
+    for place, value in steps:
         # Places of steps count all tokens behind the prompt; a step that ends between turns is earned by the last
         # trained token before its end.
         end = shaping.response_start(s) + place

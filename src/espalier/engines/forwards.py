@@ -81,6 +81,8 @@ class Forwards:
         Raises ValueError for a quantity that the policy's head does not give.
         """
         given = GIVEN[self.policy.says]
+        if self.policy.value_head is not None:
+            given = (*given, "values")
         for quantity in what:
             if quantity not in given:
                 raise ValueError(f"a model that says {self.policy.says} gives {', '.join(given)}, not {quantity}")

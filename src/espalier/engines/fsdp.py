@@ -29,8 +29,9 @@ def shard(policy: Policy, world: Distributed, compute: torch.dtype) -> None:
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers(policy.model):
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    head = getattr(policy.model, adapters.SCORE, None)
-    if head is not None:
+    for head in (getattr(policy.model, adapters.SCORE, None), policy.value_head):
+        if head is None:
+            continue
         fully_shard(head, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
     for module in policy.modules():

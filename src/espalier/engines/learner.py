@@ -39,6 +39,9 @@ from espalier.models.noise import Noise
 from espalier.models.policy import Policy
 from espalier.types import Batch, Outputs, Sample
 
+VALUE_HEAD = "value_head.weight"
+"""The name of a value head beside the token head among the parameters that are trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerOptions:
@@ -126,7 +129,9 @@ class TorchLearner:
         trained = [
             (name, parameter) for name, parameter in self.policy.model.named_parameters() if parameter.requires_grad
         ]
-        plain = _ends(self.policy.model, trained)
+        if self.policy.value_head is not None:
+            trained.append((VALUE_HEAD, self.policy.value_head.weight))
+        plain = _ends(self.policy.model, trained) | {VALUE_HEAD}
         if self.options.compute == torch.float32 or isinstance(self.world, Distributed):
             return Optimizer(trained, optim, plain)
         exact = {name: parameter.detach().clone() for name, parameter in trained}
@@ -189,9 +194,10 @@ class TorchLearner:
             return Outputs(scores["scores_RK"].new_zeros(0), scores_RK=scores["scores_RK"])
         if self.policy.says == "values":
             return Outputs(scores["values"].new_zeros(0), values=scores["values"][batch.score])
-        # Entropy that is kept for the log alone has no gradient, and no loss sees it.
+        # Entropy for the log alone has no gradient, and no loss sees it.
         entropy = scores["entropy"][batch.score] if self.options.entropy else None
-        return Outputs(scores["logprobs"][batch.score], entropy)
+        values = scores["values"][batch.score] if self.policy.value_head is not None else None
+        return Outputs(scores["logprobs"][batch.score], entropy, values=values)
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -221,8 +227,8 @@ class TorchLearner:
             # No loss sees a dummy: it joins the collectives of both passes and adds nothing.
             if not real:
                 scores = self.policy(batch, noise=noise)
-                output = scores[OUTPUT[self.policy.says]]
-                torch.autograd.backward(output, torch.zeros_like(output))
+                outputs = [scores[name] for name in (OUTPUT[self.policy.says], "values") if name in scores]
+                torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
                 continue
             cotangent_U = self._cotangent(batch, loss) if early else None
             scores = self.policy(
@@ -269,6 +275,11 @@ class TorchLearner:
     def optim_step(self, lr: float) -> dict[str, float]:
         """Clip, update, clear gradients. Raises FloatingPointError before the update if the gradient is not finite."""
         return {"grad_norm": self.optimizer.step(lr)}
+
+    def drop_gradient(self) -> None:
+        """Clear what `forward_backward` accumulated."""
+        for parameter in self.optimizer.parameters().values():
+            parameter.grad = None
 
     def probe_update(self, lr: float, dtype: torch.dtype) -> dict[str, float]:
         """Share of weights with a gradient that a first Adam step of size `lr` would change, in the masters' dtype and

@@ -169,6 +169,10 @@ class Learner(Protocol):
         """Clip, update, clear gradients. Returns `grad_norm` (before clipping)."""
         ...
 
+    def drop_gradient(self) -> None:
+        """Clear what `forward_backward` accumulated, so that no update is made from it."""
+        ...
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by Hugging Face name, adapters merged, with the values of master precision: float32 if they are
         trained, merged or rounded by the compute dtype, else in the dtype that the model computes in."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from espalier.algorithms.traits import Algorithm, Traits
-from espalier.engines.protocols import Group, Roles, samples_of
+from espalier.engines.protocols import Group, Quantity, Roles, samples_of
+from espalier.types import Sample
 
 REPLAY = "replay"
 """The part that is not compared with a reference."""
+ANSWERS = "main"
+"""The part that a critic judges: given texts are none of the policy's answers."""
 
 
 def annotate(
@@ -26,12 +30,15 @@ def annotate(
     Mates, if the algorithm builds them, are built first and belong to no loss. `ref_logprobs` come from the reference,
     on mates too: a mate goes through the model beside the group whose number it has, so their prompt is computed once.
     `old_logprobs` come from the policy as it is, on mates in any case; `values` from the critic. All have one entry per
-    token, on all samples but those of the part `replay`. `credit` sees the groups, silent ones, then mates; `state` is
-    not changed.
+    token, on all samples but those of the part `replay`; values on those of the part `main` alone. `credit` sees the
+    groups, silent ones, then mates; `state` is not changed.
 
     Of an algorithm that is online, `old_logprobs` come with the stream `entropy`, from the same forward. If its `old`
     is the sampler they are what it drew with, as log-probabilities of the whole distribution: logprobs + log(mass). If
     `traits.needs` does not name them, the loss of a step's only update takes them from its own outputs.
+
+    If the algorithm bootstraps, answers also get the stream `bootstrap`: 0, and at the last token of one that the
+    length limit ended the critic's value behind it.
 
     Silent groups get no streams, since nothing runs them.
 
@@ -47,17 +54,12 @@ def annotate(
             for s, logprobs in zip(samples_of(compared), roles.reference.logprobs(compared), strict=True):
                 s.streams["ref_logprobs"] = logprobs
     if "values" in traits.needs:
-        if roles.critic is None:
-            raise ValueError("the algorithm needs values, and there is no critic; give the loop one")
-        judged = _without_replay(groups)
-        if judged:
-            for s, outputs in zip(samples_of(judged), roles.critic.say(judged, ["values"]), strict=True):
-                s.streams["values"] = outputs.values
+        _take_values([g for g in _of_part(groups, ANSWERS) if g], traits, roles)
     if traits.online is not None and "old_logprobs" in traits.needs and not says_old(traits):
         _take_the_samplers(_without_replay(groups))
     elif says_old(traits):
         scored = _without_replay(groups)
-        if scored:
+        if scored and not _says_all(traits, roles):
             for s, outputs in zip(samples_of(scored), roles.policy.say(scored, ["logprobs", "entropy"]), strict=True):
                 s.streams["old_logprobs"], s.streams["entropy"] = outputs.logprobs, outputs.entropy
     else:
@@ -73,6 +75,45 @@ def says_old(traits: Traits) -> bool:
     """Whether the learner says the old log-probabilities, and the entropy, before the first update of an online
     step."""
     return traits.online is not None and traits.online.old == "learner" and "old_logprobs" in traits.needs
+
+
+def _says_all(traits: Traits, roles: Roles) -> bool:
+    """Whether one forward says old log-probabilities, entropy and values: the critic shares the policy's backbone."""
+    return says_old(traits) and "values" in traits.needs and roles.critic is roles.policy
+
+
+def _take_values(groups: Sequence[Group], traits: Traits, roles: Roles) -> None:
+    """Fill `values` and, if the algorithm bootstraps, `bootstrap`; with a shared backbone also what the policy says."""
+    if roles.critic is None:
+        raise ValueError("the algorithm needs values, and there is no critic; give the loop one")
+    if not groups:
+        return
+    bootstraps = traits.online is not None and traits.online.bootstraps
+    asked = [[_for_bootstrap(s) for s in g] for g in groups] if bootstraps else groups
+    what: list[Quantity] = ["values"]
+    if _says_all(traits, roles):
+        what += ["logprobs", "entropy"]
+    for s, outputs in zip(samples_of(groups), roles.critic.say(asked, what), strict=True):
+        size = len(s.tokens)
+        s.streams["values"] = outputs.values[:size]
+        if bootstraps:
+            # Behind its last token an answer that ended by itself is worth nothing.
+            s.streams["bootstrap"] = [0.0] * (size - 1) + [*outputs.values[size:], 0.0][:1]
+        if "logprobs" in what:
+            s.streams["old_logprobs"], s.streams["entropy"] = outputs.logprobs[:size], outputs.entropy[:size]
+
+
+def _for_bootstrap(s: Sample) -> Sample:
+    """The sample without streams; a cut one with one more trained token, whichever: a value is read before it, which is
+    behind the last one."""
+    bare = replace(s, tokens=list(s.tokens), mask=list(s.mask), weights=list(s.weights), streams={})
+    if s.stop == "length":
+        bare.append(s.tokens[-1:], trained=True)
+    return bare
+
+
+def _of_part(groups: Sequence[Group], part: str) -> list[Group]:
+    return [[s for s in g if s.part == part] for g in groups]
 
 
 def _take_the_samplers(groups: Sequence[Group]) -> None:

@@ -12,6 +12,7 @@ from espalier.config.rollout_sections import RolloutConfig
 from espalier.engines.protocols import Graders, Group, Sampler, SamplingParams, World, from_first, samples_of
 from espalier.errors import EspalierError
 from espalier.loop.answers import Answers, Posed, Report, Seconds
+from espalier.loop.given import Given
 from espalier.loop.journal import Journal
 from espalier.loop.rolled import (
     Rolled,
@@ -61,7 +62,7 @@ class RolloutSource:
 
     decode: ids to text, for samples.jsonl. interrupted: whether a stop was requested (`heed` replaces it). skip_checks:
     rules (`rules.CHECKS`) that are noted only. max_error_share: see `RewardsConfig`; None leaves errors uncounted.
-    given: groups of other parts that a step trains on beside its answers (conversations for rejection sampling).
+    given: groups of other parts that a step trains on beside its answers.
     report: see `Answers`.
 
     The source is a function of (seed, step, weights) and of `state`, which a checkpoint holds.
@@ -82,7 +83,7 @@ class RolloutSource:
         *,
         skip_checks: Collection[str] = (),
         max_error_share: float | None = None,
-        given: Callable[[int], list[Group]] | None = None,
+        given: Given | None = None,
         report: Report = lambda what, graded, total: None,
     ):
         self.tasks, self.sampler, self.algorithm = tasks, sampler, algorithm
@@ -141,10 +142,10 @@ class RolloutSource:
         notes += self._losses()
         # Ranks have met other tasks, and must come to one verdict.
         notes += self.rules.judge(rolled, from_first(self.answers.graders.best, self.answers.world))
-        given = self.given(step) if self.given else []
+        kept, silent = list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent"))
+        given = self.given.take(step, kept) if self.given else []
         self._number(given)
         numbers = numbers_of(rolled, seconds, waves)
-        kept, silent = list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent"))
         return Draw([*kept, *given], silent, numbers, notes)
 
     def _wave(self, step: int, posed: list[Posed], seconds: Seconds) -> list[Rolled]:
@@ -244,10 +245,12 @@ class RolloutSource:
 
     def state(self) -> dict[str, int]:
         """Counts that a checkpoint must hold, as after the last draw."""
-        return self.rules.counts()
+        return {**self.rules.counts(), **(self.given.state() if self.given else {})}
 
     def restore(self, counts: Mapping[str, int]) -> None:
         """Take what `state` returned."""
+        if self.given is not None:
+            self.given.restore(counts)
         self.rules.restore(counts)
 
     def epoch_of(self, step: int) -> float:

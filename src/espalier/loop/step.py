@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from espalier.algorithms.traits import Algorithm
-from espalier.engines.protocols import Group, Learner, LossFn, Quantity, Roles, SampleOutputs, StepResult, samples_of
+from espalier.engines.protocols import Group, Learner, Quantity, Roles, SampleOutputs, StepResult, samples_of
+from espalier.errors import EspalierError
 from espalier.loop.annotate import says_old
-from espalier.loop.updates import Update, updates
+from espalier.loop.updates import updates
 from espalier.types import Draw, Sample
 
 
@@ -21,6 +22,14 @@ class UpdateError(Exception):
         super().__init__(str(error))
         self.made, self.loss, self.groups = made, loss, groups
 
+    def explained(self, step: int, saved: str) -> EspalierError:
+        """The error for the user; `saved` says what is left of the run."""
+        rows = ", ".join(str(g[0].key) for g in self.groups[:4])
+        return EspalierError(
+            f"step {step}: {self}, so no update was made; {saved}. The loss of this step is {self.loss:g}; its first "
+            f"samples have keys {rows}. Lower lr, or look at these rows"
+        )
+
 
 @dataclass(slots=True)
 class Made:
@@ -28,8 +37,9 @@ class Made:
 
     numbers: `loss` and the terms, the mean over updates (of terms over `max` the largest); empty without an update.
     optimizers: what the optimizers say (`grad_norm`), the mean over updates.
-    tokens, packed, scored: sums over updates.
-    updates: how many were made. skipped: how many had nothing that runs.
+    tokens, packed, scored: sums over the policy's updates, or the critic's in a step that trains it alone.
+    updates: how many were made. skipped: how many had nothing that runs. of_policy: how many moved the policy.
+    stopped: the number of the update, from 1, at which the algorithm ended those of the policy; 0 if it did not.
     ran: answers of the draw that ran; silent ones and those without weight did not. Given data are not counted.
     """
 
@@ -40,7 +50,23 @@ class Made:
     scored: int = 0
     updates: int = 0
     skipped: int = 0
+    of_policy: int = 0
+    stopped: int = 0
     ran: int = 0
+
+    def notes(self) -> list[str]:
+        """Lines for the user about updates that were not made."""
+        lines = []
+        if self.skipped:
+            lines.append(
+                f"{self.skipped} of {self.skipped + self.updates} updates had nothing to run and were not made"
+            )
+        if self.stopped:
+            lines.append(
+                f"update {self.stopped} of {self.updates} is too far from the old policy: it and those behind it left "
+                "the policy as it was"
+            )
+        return lines
 
 
 def make_updates(
@@ -53,11 +79,14 @@ def make_updates(
     seed: int,
     lr: float,
     critic_lr: float = 0.0,
+    train_policy: bool = True,
 ) -> Made:
-    """Make all updates of a step, each of the policy, then of the critic if there is one.
+    """Make all updates of a step, each of the policy, then of the critic if it is a model of its own.
 
     A minibatch in which nothing runs makes no update: its gradient is exactly 0, and an optimizer's step on it would
-    move weights by momentum and decay alone. It is counted in `skipped`.
+    move weights by momentum and decay alone. It is counted in `skipped`. If the algorithm stops at a minibatch, its
+    gradient is dropped, and the policy is not updated again in this step; the critic goes on. Without `train_policy`
+    the critic alone is trained.
 
     Samples of an online step that ran get the streams that the log needs and nobody has filled: `entropy`, and as
     `old_logprobs` what the first forward said (as `policy_logprobs` if the old ones are the sampler's).
@@ -68,6 +97,7 @@ def make_updates(
     per_step = online.epochs * online.minibatches if online else 1
     # Two forwards of a sample differ by rounding, so what is in the streams already is not computed again.
     keep: tuple[Quantity, ...] = ("logprobs", "entropy") if online and not says_old(algorithm.traits) else ()
+    critic = None if roles.critic is roles.policy else roles.critic
     made = Made()
     results: list[StepResult] = []
     judged: list[StepResult] = []
@@ -79,54 +109,77 @@ def make_updates(
             continue
         kept = keep if update.epoch == 0 else ()
         key = step * per_step + update.number
-        result, said = _update(roles.policy, algorithm.loss, update, state, key, lr, made.updates, kept)
-        results.append(result)
-        if roles.critic is not None:
-            # The policy's update is made by now.
-            done = made.updates + 1
-            value, by_critic = _update(roles.critic, algorithm.value_loss, update, state, key, critic_lr, done)
+        said: dict[str, float] = {}
+        if train_policy and not made.stopped:
+            result = roles.policy.forward_backward(
+                update.groups, algorithm.loss, state, key, silent=update.silent, keep=kept
+            )
+            results.append(result)
+            if algorithm.stop(result.terms):
+                roles.policy.drop_gradient()
+                made.stopped = made.updates + 1
+            else:
+                said = _optimise(roles.policy, result, update.groups, lr, made.updates)
+                made.of_policy += 1
+            if kept:
+                first_outputs += zip(samples_of(update.groups), result.outputs, strict=True)
+        answers = answers_in(update.groups)
+        if critic is not None and answers:
+            quiet = answers_in(update.silent)
+            value = critic.forward_backward(answers, algorithm.value_loss, state, key, silent=quiet, keep=())
             judged.append(value)
+            # The policy's update is made by now.
+            by_critic = _optimise(critic, value, answers, critic_lr, made.updates + 1)
             said |= {f"{name}_critic": number for name, number in by_critic.items()}
         from_optimizers.append(said)
         made.updates += 1
         if update.epoch == 0:
             made.ran += answered(update.groups)
-        if kept:
-            first_outputs += zip(samples_of(update.groups), result.outputs, strict=True)
     for s, outputs in first_outputs:
         name = "policy_logprobs" if "old_logprobs" in s.streams else "old_logprobs"
         s.streams[name], s.streams["entropy"] = outputs.logprobs, outputs.entropy
     made.numbers = _numbers(results, judged)
-    made.optimizers = {name: _mean(said[name] for said in from_optimizers) for name in (from_optimizers or [{}])[0]}
-    for result in results:
+    names = dict.fromkeys(name for said in from_optimizers for name in said)
+    made.optimizers = {name: _mean(said[name] for said in from_optimizers if name in said) for name in names}
+    for result in results or judged:
         made.tokens += result.tokens
         made.packed += result.packed
         made.scored += result.scored
     return made
 
 
-def _update(
-    learner: Learner,
-    loss: LossFn,
-    update: Update,
-    state: dict[str, float],
-    key: int,
-    lr: float,
-    made: int,
-    keep: Sequence[Quantity] = (),
-) -> tuple[StepResult, dict[str, float]]:
-    """One optimizer step of one learner; what it came to, and what the optimizer says."""
-    result = learner.forward_backward(update.groups, loss, state, key, silent=update.silent, keep=keep)
+def fit_critic(roles: Roles, algorithm: Algorithm, draw: Draw, state: dict[str, float], passes: int, lr: float) -> int:
+    """Let the critic learn the returns of a draw in so many passes over its answers, an update each; returns how many.
+
+    Raises UpdateError for a gradient that is not finite, ValueError without a critic of its own.
+    """
+    critic = roles.critic
+    if critic is None or critic is roles.policy:
+        raise ValueError("the critic is to learn first, and there is none of its own; give the loop one")
+    answers = answers_in(draw.groups)
+    for number in range(passes if answers else 0):
+        # Keys of noise that no step has.
+        value = critic.forward_backward(answers, algorithm.value_loss, state, -1 - number)
+        _optimise(critic, value, answers, lr, number)
+    return passes if answers else 0
+
+
+def _optimise(learner: Learner, result: StepResult, groups: Sequence[Group], lr: float, made: int) -> dict[str, float]:
+    """One optimizer step of one learner; what the optimizer says."""
     try:
-        return result, learner.optim_step(lr)
+        return learner.optim_step(lr)
     except FloatingPointError as error:
-        raise UpdateError(error, made, result.loss, update.groups) from error
+        raise UpdateError(error, made, result.loss, groups) from error
+
+
+def answers_in(groups: Sequence[Group]) -> list[Group]:
+    """The groups without what is no answer to a task."""
+    kept = [[s for s in g if s.part == "main"] for g in groups]
+    return [g for g in kept if g]
 
 
 def _numbers(results: Sequence[StepResult], judged: Sequence[StepResult]) -> dict[str, float]:
-    if not results:
-        return {}
-    numbers = {"loss": _mean(result.loss for result in results), **_terms(results)}
+    numbers = {"loss": _mean(result.loss for result in results), **_terms(results)} if results else {}
     if judged:
         of_critic = {"value_loss": _mean(value.loss for value in judged), **_terms(judged)}
         both = sorted(numbers.keys() & of_critic.keys())

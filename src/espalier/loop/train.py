@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from espalier.engines.protocols import Roles, together
 from espalier.errors import CheckpointError, EspalierError
 from espalier.loop import checkpoint
 from espalier.loop.annotate import annotate
+from espalier.loop.critic import CriticTraining, own_critic
 from espalier.loop.evaluate import shown
 from espalier.loop.metrics import MetricsFile
 from espalier.loop.progress import resident_memory
@@ -27,7 +28,8 @@ from espalier.loop.schedule import learning_rate
 from espalier.loop.signals import AT_END, Interrupted, Stopper, announcing
 from espalier.loop.source import Source
 from espalier.loop.state import TrainState, load_rng
-from espalier.loop.step import Made, UpdateError, answered, make_updates, mean_entropy
+from espalier.loop.step import Made, UpdateError, fit_critic, make_updates
+from espalier.loop.step_numbers import about
 from espalier.types import Draw
 
 
@@ -68,7 +70,7 @@ class Trainer:
     roles: who takes part; the reference is built from the weights that the run starts with (so before `resume`).
     root: the folder of the checkpoints.
     metrics, samples: the run's files, None on ranks that write none; a source without records needs no `samples`.
-    critic_optim: the critic's learning rate and its schedule.
+    critic: how a critic of its own is trained.
     given: what the algorithm's state holds from the start, in every step.
     guard: called once a step's weights are handed over, with its number and whether they should have changed.
     watch: called with the number and numbers of each step and evaluation; the lines that it returns for a step are
@@ -89,15 +91,15 @@ class Trainer:
         metrics: MetricsFile | None,
         reporters: Reporters,
         samples: MetricsFile | None = None,
-        critic_optim: OptimConfig | None = None,
+        critic: CriticTraining | None = None,
         watch: Watch | None = None,
         given: Mapping[str, float] | None = None,
         guard: Guard | None = None,
     ):
-        if (roles.critic is None) != (critic_optim is None):
-            raise ValueError("got a critic without critic_optim, or critic_optim without a critic; expected both")
+        if (own_critic(roles) is None) != (critic is None):
+            raise ValueError("got a critic of its own or how it is trained, not both; expected both or none")
         self.roles, self.algorithm, self.source = roles, algorithm, source
-        self.optim, self.critic_optim, self.loop, self.root = optim, critic_optim, loop, root
+        self.optim, self.critic, self.loop, self.root = optim, critic, loop, root
         self.metrics, self.samples, self.reporters, self.watch = metrics, samples, reporters, watch
         self.given, self.guard = dict(given or {}), guard
         self.world = roles.policy.world
@@ -119,8 +121,9 @@ class Trainer:
         """
         state = saved.state()
         self.roles.policy.load(checkpoint.role_folder(saved.path, "policy"))
-        if self.roles.critic is not None:
-            self.roles.critic.load(checkpoint.role_folder(saved.path, "critic"))
+        critic = own_critic(self.roles)
+        if critic is not None:
+            critic.load(checkpoint.role_folder(saved.path, "critic"))
         if self.roles.reference is not None:
             self.roles.reference.load(saved.path)
         load_rng(saved.path, self.world.rank)
@@ -154,7 +157,7 @@ class Trainer:
                 stopped = True
             if stopped:
                 return Finished(self.state, stopper.reason or "stop signal", None)
-        reason = f"no better for {self.state.stale} evaluations" if self._exhausted() else ""
+        reason = f"no better for {self.state.stale} evaluations" if self._exhausted() else self._ended()
         best_step = self.state.best_step if self.loop.patience else None
         return Finished(self.state, reason, self.root / checkpoint.step_name(best_step or self.state.step))
 
@@ -181,7 +184,11 @@ class Trainer:
         return False
 
     def _over(self) -> bool:
-        return self.state.step >= self.source.steps or self._exhausted()
+        return self.state.step >= self.source.steps or self._exhausted() or bool(self._ended())
+
+    def _ended(self) -> str:
+        """Why the algorithm ends the run; empty if it does not."""
+        return self.algorithm.ends(self.state.state) if self.state.step else ""
 
     def _exhausted(self) -> bool:
         return bool(self.loop.patience) and self.state.stale >= self.loop.patience
@@ -192,18 +199,16 @@ class Trainer:
         step, times = self.state.step, [time.perf_counter()]
         draw = self._draw(step)
         times.append(time.perf_counter())
-        moving = annotate(
-            draw.groups, self.algorithm, self.roles, {**self.state.state, **self.given}, silent=draw.silent
-        )
-        times.append(time.perf_counter())
         rates = {"lr": learning_rate(step, self.source.steps, self.optim)}
-        if self.critic_optim is not None:
-            rates["lr_critic"] = learning_rate(step, self.source.steps, self.critic_optim)
+        if self.critic is not None:
+            rates["lr_critic"] = learning_rate(step, self.source.steps, self.critic.optim)
+        moving, notes = self._annotate(step, draw, rates)
+        times.append(time.perf_counter())
         made = self._update(step, draw, moving, rates)
         self._sync(step + 1)
         self.source.moved(step + 1)
         if self.guard is not None:
-            self.guard(step + 1, made.updates > 0 and rates["lr"] > 0 and made.optimizers.get("grad_norm", 0.0) > 0)
+            self.guard(step + 1, made.of_policy > 0 and rates["lr"] > 0 and made.optimizers.get("grad_norm", 0.0) > 0)
         times.append(time.perf_counter())
         added = self._count(step + 1, draw, made, moving)
         seconds = time.perf_counter() - times[0]
@@ -213,18 +218,26 @@ class Trainer:
             **made.optimizers,
             "epoch": self.source.epoch_of(step + 1),
             **added,
-            **self._about(draw, made, times),
+            **about(self.algorithm.traits, draw, made, moving, times, self.reporters.resident),
             "seconds": seconds,
             "tokens_per_second": made.tokens / seconds,
             "memory_bytes": self.reporters.memory(),
         }
-        notes = list(draw.notes)
-        if made.skipped:
-            notes.append(
-                f"{made.skipped} of {made.skipped + made.updates} updates had nothing to run and were not made"
-            )
         self._record(step)
+        notes = [*draw.notes, *notes, *made.notes(), *self.algorithm.remarks(moving)]
         self._report(step + 1, numbers, notes)
+
+    def _annotate(self, step: int, draw: Draw, rates: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Fill the streams of a draw; returns the moving numbers and lines for the user. Before the first step the
+        critic learns from its answers, if it is to."""
+        fill = partial(annotate, draw.groups, self.algorithm, self.roles, silent=draw.silent)
+        before = {**self.state.state, **self.given}
+        moving = fill(before)
+        if step or self.critic is None or not self.critic.pretrain:
+            return moving, []
+        with self._saving_on_error(step):
+            made = fit_critic(self.roles, self.algorithm, draw, moving, self.critic.pretrain, rates["lr_critic"])
+        return fill(before), [f"the critic learned the returns of the first {len(draw.groups):,} groups {made} times"]
 
     def _draw(self, step: int) -> Draw:
         """The draw of a step; if it stops the run, its answers are in samples.jsonl all the same."""
@@ -238,7 +251,7 @@ class Trainer:
 
     def _update(self, step: int, draw: Draw, moving: dict[str, float], rates: Mapping[str, float]) -> Made:
         """The updates of a step. Raises EspalierError for a gradient that is not finite."""
-        try:
+        with self._saving_on_error(step):
             return make_updates(
                 self.roles,
                 self.algorithm,
@@ -248,7 +261,14 @@ class Trainer:
                 seed=self.loop.seed,
                 lr=rates["lr"],
                 critic_lr=rates.get("lr_critic", 0.0),
+                train_policy=self.critic is None or step >= self.critic.warmup,
             )
+
+    @contextlib.contextmanager
+    def _saving_on_error(self, step: int) -> Iterator[None]:
+        """Inside, an update whose gradient is not finite saves what was before its step and raises EspalierError."""
+        try:
+            yield
         except UpdateError as error:
             saved = "the weights before it are saved"
             if error.made:
@@ -256,32 +276,7 @@ class Trainer:
                 saved = f"nothing is saved, since {error.made} updates of this step were made; --resume goes back"
             else:
                 self._save()
-            rows = ", ".join(str(g[0].key) for g in error.groups[:4])
-            raise EspalierError(
-                f"step {step + 1}: {error}, so no update was made; {saved}. The loss of this step is {error.loss:g}; "
-                f"its first samples have keys {rows}. Lower lr, or look at these rows"
-            ) from error
-
-    def _about(self, draw: Draw, made: Made, times: list[float]) -> dict[str, float]:
-        """What an online step says beside: numbers of its draw, updates, entropy, seconds by phase."""
-        if self.algorithm.traits.online is None:
-            return {}
-        numbers: dict[str, float] = {**draw.numbers, "updates": made.updates}
-        numbers["resident_bytes"] = self.reporters.resident()
-        drawn = answered([*draw.groups, *draw.silent])
-        if drawn:
-            # The share of answers that a gradient comes from.
-            numbers["trained"] = made.ran / drawn
-        entropy = mean_entropy(draw.groups)
-        if entropy is not None and "entropy" not in made.numbers:
-            numbers["entropy"] = entropy
-        twice = sorted(numbers.keys() & made.numbers.keys())
-        if twice:
-            raise ValueError(f"the draw and the loss both have a number {twice[0]}; expected names of their own")
-        phases = ("draw", "annotate", "update")
-        for name, begun, ended in zip(phases, times, times[1:], strict=False):
-            numbers[f"seconds_{name}"] = ended - begun
-        return numbers
+            raise error.explained(step + 1, saved) from error
 
     def _count(self, done: int, draw: Draw, made: Made, moving: dict[str, float]) -> dict[str, int]:
         """Make the state that of `done` steps; returns what this step added to the counters."""
@@ -387,8 +382,9 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         # All gather over all ranks, so none may enter the next while rank 0 failed to write the one before.
         roles, parts = self.roles, [partial(self.roles.policy.save, folder / "policy")]
-        if roles.critic is not None:
-            parts.append(partial(roles.critic.save, folder / "critic"))
+        critic = own_critic(roles)
+        if critic is not None:
+            parts.append(partial(critic.save, folder / "critic"))
         if roles.reference is not None:
             parts.append(partial(roles.reference.save, folder))
         for part in parts:

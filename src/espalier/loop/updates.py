@@ -29,7 +29,8 @@ def updates(
 
     Minibatches are a function of (seed, step, epoch). If the loss needs siblings, whole groups are dealt out, else
     samples: their numbers differ by at most 1 between minibatches, among those that run and altogether. Siblings stay
-    together where there is room for them. Silent groups are dealt out likewise.
+    together where there is room for them. Silent groups are dealt out likewise, and each part by itself, so that every
+    minibatch has its share of given texts.
 
     A sample without a weight above 0 adds nothing to any gradient, so it counts as silent, too (if the loss needs
     siblings, groups without any do). A minibatch in which nothing runs is for the caller to leave out.
@@ -79,11 +80,24 @@ def _cut(
     count = online.minibatches
     if count == 1:
         return [(list(running), list(silent))]
+    draw = random.Random(key)
+    parts: list[tuple[list[Group], list[Group]]] = [([], []) for _ in range(count)]
+    for name in dict.fromkeys(g[0].part for g in (*running, *silent)):
+        run, quiet = ([g for g in groups if g[0].part == name] for groups in (running, silent))
+        for mine, more in zip(parts, _dealt(run, quiet, online, draw), strict=True):
+            mine[0].extend(more[0])
+            mine[1].extend(more[1])
+    return parts
+
+
+def _dealt(
+    running: Sequence[Group], silent: Sequence[Group], online: Online, draw: random.Random
+) -> list[tuple[list[Group], list[Group]]]:
+    """The groups of one part in minibatches."""
     size = _one if online.siblings else len
     run, quiet = sum(map(size, running)), sum(map(size, silent))
-    room = _shares(run, count)
-    whole = _shares(run + quiet, count)
-    draw = random.Random(key)
+    room = _shares(run, online.minibatches)
+    whole = _shares(run + quiet, online.minibatches)
     mine = _deal(running, room, draw, cut=not online.siblings)
     theirs = _deal(silent, [a - b for a, b in zip(whole, room, strict=True)], draw, cut=not online.siblings)
     return list(zip(mine, theirs, strict=True))

@@ -131,3 +131,20 @@ def metrics(ratio: Tensor, clip: Clip, outputs: Outputs, batch: Batch) -> dict[s
     }
     terms = {name: Term(x, "tokens", coef=0.0) for name, x in values.items()}
     return {**terms, "ratio_max": Term(ratio[weights != 0], "max", coef=0.0)}
+
+
+def terms(outputs: Outputs, batch: Batch, clip: Clip) -> dict[str, Term]:
+    """The term `policy`, `clipped` over tokens, with its metrics, those of `metrics` and:
+
+    approx_kl           mean of k3 = r - 1 - log r, r = pi / old: an estimate of KL(old || pi), nats a token
+    ratio_inverse_max   the largest old / pi, at tokens with weight
+    """
+    log_ratio = to_old(outputs, batch)
+    ratio = log_ratio.exp()
+    k3 = (ratio - 1 - log_ratio).detach()
+    return {
+        "policy": Term(clipped(ratio, batch.streams["advantages"], clip) * batch.weights, "tokens"),
+        **metrics(ratio, clip, outputs, batch),
+        "approx_kl": Term(k3 * batch.weights, "tokens", coef=0.0),
+        "ratio_inverse_max": Term((-log_ratio.detach()).exp()[batch.weights != 0], "max", coef=0.0),
+    }

@@ -141,6 +141,55 @@ def attach(model: Any, dimensions: int, *, seed: int, names: Sequence[str] = (),
     _put(model, weight_KD, ScalarHead(dimensions, tuple(names), kind, identity(dimensions)))
 
 
+def attach_value(model: Any, weight_D: Tensor | None = None, bias: float = 0.0) -> None:
+    """Put a critic's head on a causal LM in place of its token head: V = weight . hidden + bias, float32. None is a
+    weight of 0, so that all values are the bias. Only the weight is trained.
+
+    A model that has a scalar head gets this one in its place. Call it before `prepare`.
+    """
+    score = getattr(model, SCORE, None)
+    width = score.in_features if score is not None else _width(model)
+    weight = torch.zeros(width) if weight_D is None else weight_D
+    if weight.shape != (width,):
+        raise ModelError(f"a value head got a weight of shape {tuple(weight.shape)}; expected [{width}]")
+    _put(model, weight[None], ScalarHead(1, (), "response", Calibration((bias,), (1.0,))))
+
+
+def as_value(model: Any, weights: Sequence[float]) -> tuple[Tensor, float]:
+    """What a reward model's head comes to as a critic's: the weighted sum over dimensions of scale x its weight [D],
+    and of its biases. Raises ModelError for a model without a head of as many dimensions."""
+    head = _required(model)
+    if len(weights) != head.dimensions:
+        raise ModelError(f"the head has {head.dimensions} dimensions, got {len(weights)} weights for them")
+    calibration = head.calibration
+    factors = [w * scale for w, scale in zip(weights, calibration.scale, strict=True)]
+    weight_KD = _score_of(model).weight.detach().double()
+    weight_D = (weight_KD * weight_KD.new_tensor(factors)[:, None]).sum(0)
+    return weight_D.float(), sum(w * b for w, b in zip(weights, calibration.bias, strict=True))
+
+
+def value_head(model: Any) -> ScoreLinear:
+    """A head that says 0, for values beside the model's token head; trained, float32, and no part of the model."""
+    device = model.get_input_embeddings().weight.device
+    head = ScoreLinear(_width(model), 1, bias=False, device=device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _width(model: Any) -> int:
+    """The width of the hidden states that the token head reads."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no token head; expected a causal language model")
+    return int(head.weight.shape[1])
+
+
+def read_values(model: Any, hidden_UD: Tensor) -> Tensor:
+    """Values [U] of a critic in float32 (float64 of float64 hidden states): its head's numbers plus its bias."""
+    (bias,) = calibration_of(model).bias
+    return read(model, hidden_UD)[:, 0] + bias
+
+
 def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
     """Put back the head that a sequence-classification directory holds: its weight, and the rest from its config.
 

@@ -30,7 +30,8 @@ class Policy(nn.Module):
     model: a transformers causal LM, adapters injected. layout: from `layout.choose`. neftune_alpha, dropout: noise
     keyed by the sample; nothing is shared while it is on. router_loss: also return the load-balancing loss. says: what
     the model is read for; `reads` and `values` need a scalar head (`heads.attach`) in place of its token head, and read
-    it at the batch's `reads_R`, or before each score.
+    it at the batch's `reads_R`, or before each score. value_head: also read values before each score, by a new head
+    that starts at 0, beside the token head.
 
     Raises ModelError if `dropout` is on and the architecture draws some of its noise itself: attention dropout in the
     layout padded, or dropouts that are not modules; and if the model does not have the head that `says` needs.
@@ -45,6 +46,7 @@ class Policy(nn.Module):
         dropout: bool = False,
         router_loss: bool = False,
         says: Says = "tokens",
+        value_head: bool = False,
     ):
         super().__init__()
         has_scalar_head = heads.scalar_head(model) is not None
@@ -54,6 +56,7 @@ class Policy(nn.Module):
             raise ModelError(f"says is tokens, but {type(model).__name__} has a scalar head; expected a token head")
         self.says = says
         self.model = model
+        self.value_head = heads.value_head(model) if value_head else None
         self.layout = layout
         self.neftune_alpha = neftune_alpha
         self.router_loss = router_loss
@@ -90,8 +93,8 @@ class Policy(nn.Module):
         noise: Noise | None = None,
     ) -> dict[str, Tensor]:
         """Scores of the batch: `logprobs` [U] and, if asked for, `entropy` [U] (without a gradient unless
-        `entropy_grad`), `correct` [U] (1 if the target is the most probable token, else 0) and `router`, the
-        load-balancing loss.
+        `entropy_grad`), `correct` [U] (1 if the target is the most probable token, else 0), `values` [U]
+        before the targets, if there is a value head beside the token head, and `router`, the load-balancing loss.
 
         Of a model with a scalar head: `scores_RK` [R, K] in float32 after the tokens in `reads_R`, uncalibrated, or
         `values` [U] before the targets; and `router`. Raises ValueError if it is asked for an output that only a token
@@ -105,7 +108,7 @@ class Policy(nn.Module):
                 outputs = {"scores_RK": heads.read(self.model, hidden_ND[batch.reads_R])}
             else:
                 # No view: FSDP2 hooks onto what leaves this module.
-                outputs = {"values": heads.read(self.model, hidden_ND[batch.sources_U])[:, 0].clone()}
+                outputs = {"values": heads.read_values(self.model, hidden_ND[batch.sources_U]).clone()}
             if router is not None:
                 outputs["router"] = router
             return outputs
@@ -124,6 +127,8 @@ class Policy(nn.Module):
             correct=correct,
             cotangent_U=cotangent_U,
         )
+        if self.value_head is not None:
+            outputs["values"] = self.value_head(hidden_ND[batch.sources_U])[:, 0].clone()
         if router is not None:
             outputs["router"] = router
         return outputs
