@@ -14,6 +14,7 @@ COMMANDS = {
     "dpo": ["--steps", "12", "--lr", "0.015", "--beta", "0.5", "--batch", "6"],
     "grpo": ["--steps", "14", "--lr", "0.005", "--max-tokens", "4"],
     "reinforce": ["--steps", "14", "--lr", "0.005", "--max-tokens", "4", "--prompts", "48", "--baseline", "whiten"],
+    "ppo": ["--steps", "7", "--lr", "0.004", "--max-tokens", "4", "--prompts", "48", "--epochs", "2"],
 }
 # One interpreter, which imports what a script may import, forks a child for each script.
 TURNS = """
@@ -74,3 +75,12 @@ def test_reinforce_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
     assert len(rewards) == 14
     assert rewards[0] == pytest.approx(0.5, abs=0.15)  # half of all tokens are even
     assert rewards[-1] > 0.8
+
+
+def test_ppo_runs_on_its_own_and_learns(said: dict[str, str]) -> None:
+    rewards = [float(x) for x in re.findall(r"reward (\S+)", said["ppo"])]
+    ratios = [float(x) for x in re.findall(r"ratio (\S+)", said["ppo"])]
+    assert len(rewards) == 14
+    assert rewards[0] == pytest.approx(0.5, abs=0.15)  # half of all tokens are even
+    assert rewards[-1] > 0.7
+    assert ratios[::2] == [pytest.approx(1, abs=1e-5)] * 7  # the first update of each step

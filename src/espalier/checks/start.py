@@ -18,6 +18,7 @@ from espalier.checks import (
     calibration,
     controls,
     credit,
+    critic,
     data,
     exact,
     export,
@@ -73,6 +74,11 @@ def given_losses(session: Session) -> When | None:
 def answering(session: Session) -> When | None:
     """In runs that answer tasks, once there is a learner."""
     return None if session.rollouts is None else "after"
+
+
+def valued(session: Session) -> When | None:
+    """In runs with a critic."""
+    return "after" if "values" in session.traits.needs else None
 
 
 def conversing(session: Session) -> When | None:
@@ -176,6 +182,7 @@ CHECKS = (
     Check("golds", "The data's own answers get the best score.", rollouts.check_golds, answering),
     Check("empty_answers", "Answers that say nothing get less.", rollouts.check_empty, answering),
     Check("credit", "Answers get their own rewards, and the loss pulls by them.", credit.check_credit, answering),
+    Check("critic", "A critic's first values are 0, or a reward model's scores.", critic.check_critic, valued),
     Check("sampler", "Sampler and learner say the same of a prompt and its answer.", rollouts.check_sampler, answering),
     Check("ratio", "exp(learner - sampler) is 1 on answers to the first tasks.", rollouts.check_ratio, answering),
     Check("fits", "The largest step fits in memory, beside the sampler.", rollouts.check_fits, answering),
