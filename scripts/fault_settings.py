@@ -119,6 +119,8 @@ SETTINGS: dict[str, list[str]] = {
     "grpo_epochs": [f"grpo {ANSWERED} --rollout-epochs 2 --minibatches 2"],
     "dapo": [f"dapo {ANSWERED}"],
     "rloo": [f"rloo {ANSWERED} --beta 0.05"],
+    "ppo": [f"ppo {ANSWERED}"],
+    "ppo_shared": [f"ppo {ANSWERED} --critic shared"],
     "reinforce": [f"reinforce {ANSWERED} --beta 0.05 --group-size 1"],
     "reinforce_pp": [f"reinforce-pp {ANSWERED} --beta 0.05"],
     "raft": [f"raft {ANSWERED} --sft-data chat.jsonl --sft-per-step 2"],

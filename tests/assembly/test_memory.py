@@ -9,7 +9,8 @@ import torch
 from espalier.algorithms.dpo import DPO
 from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.sft import SFT
-from espalier.assembly.memory import frozen_bytes, learner_bytes, memory
+from espalier.assembly.memory import memory
+from espalier.assembly.sizes import frozen_bytes, learner_bytes
 from espalier.config.sections import LoopConfig, ReferenceConfig
 
 

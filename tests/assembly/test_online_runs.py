@@ -25,7 +25,7 @@ def test_waves_are_for_algorithms_that_refill() -> None:
 
 def test_single_answers_are_the_default_where_no_group_is_compared() -> None:
     sizes = {name: config(name).rollout.group_size for name in ONLINE}
-    assert {name for name, size in sizes.items() if size == 1} == {"reinforce", "reinforce-pp"}
+    assert {name for name, size in sizes.items() if size == 1} == {"ppo", "reinforce", "reinforce-pp"}
     assert set(sizes.values()) == {1, 8}
     assert config("reinforce").rollout.prompts_per_step == config("grpo").rollout.prompts_per_step == 32
 

@@ -153,9 +153,9 @@ FAULTS: dict[str, tuple[Fault, OnPolicy, str]] = {
     "what came before a token": (
         of_what_came_before,
         Reinforce(),
-        r"an answer of reward 0\.75 has the advantage -?[\d.]+ at token 0, by hand 0\.1429",
+        r"an answer of reward 0\.75 has advantages -?[\d.]+ at token 0, by hand 0\.1429",
     ),
-    "no baseline": (without_a_baseline, Reinforce(), r"has the advantage 0\.75 at token 0, by hand 0\.1429"),
+    "no baseline": (without_a_baseline, Reinforce(), r"has advantages 0\.75 at token 0, by hand 0\.1429"),
 }
 
 

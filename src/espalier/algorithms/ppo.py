@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from espalier.algorithms import online_combinations
-from espalier.algorithms.controlled_kl import PATIENCE, ControlledKL
+from espalier.algorithms.controlled_kl import PATIENCE
 from espalier.algorithms.online import PTX
+from espalier.algorithms.token_rewarded import TokenRewarded
 from espalier.algorithms.traits import Stream, Traits
 from espalier.config.fields import Count, NotNegative, Number, Positive, section
 from espalier.credit import actor_critic, rollouts, shaping
@@ -19,7 +20,7 @@ from espalier.types import Batch, Outputs, Sample, Term
 
 
 @section
-class PPO(ControlledKL):
+class PPO(TokenRewarded):
     """Makes each token likelier by how much better it was than a critic expected:
 
         L = sum_t -min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t)  /  tokens
@@ -39,18 +40,6 @@ class PPO(ControlledKL):
     ptx_coef times their mean loss a token. With a shared backbone value_coef L_critic is added to L.
     """
 
-    beta: NotNegative = 0.05
-    """Strength of the KL to the reference; 0 is off, and loads none."""
-    kl_in: Literal["loss", "reward"] = "reward"
-    """The KL is a term of the loss, or is taken from the reward (k1)."""
-    kl_per: Literal["token", "answer", "mean"] = "token"
-    """The KL in the reward: of each token where it is; of the whole answer, or its mean a token, from the score."""
-    score_at: Literal["last", "spread"] = "last"
-    """The last token earns the score, or all tokens an equal part of it."""
-    score_clip: NotNegative = 5.0
-    """Scores are held within plus and minus this; 0 is no limit."""
-    stop_penalty: NotNegative = 0.0
-    """Minus this is the score of an answer that did not stop, in place of its own; 0 is off."""
     gamma: Annotated[Number, Ge(0), Le(1)] = 1.0
     """Discount of rewards, a token."""
     lam: Annotated[Number, Ge(0), Le(1)] = 0.95
@@ -61,8 +50,6 @@ class PPO(ControlledKL):
     """Behind an answer that the length limit ended stands the critic's value, not 0."""
     whiten_advantages: bool = True
     """Advantages of a step have mean 0 and deviation 1."""
-    whiten_rewards: bool = False
-    """Rewards of a step have deviation 1, and keep their mean."""
     value_clip: NotNegative = 0.2
     """How far a value moves from that before the step; 0 is no limit."""
     value_coef: Positive = 0.1

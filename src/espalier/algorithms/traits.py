@@ -10,30 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from espalier.algorithms.online import Online
+from espalier.algorithms.scales import Calibration, Grades
 from espalier.types import Consumes, TrainOn, Wants
 
 if TYPE_CHECKING:
     from espalier.outcomes import Fate
     from espalier.types import Batch, Outputs, Sample, Says, Term
 
+__all__ = ["Algorithm", "Calibration", "Grades", "Stream", "Traits"]
+
 Stream = Literal["ref_logprobs", "old_logprobs", "values"]
-
-
-@dataclass(frozen=True, slots=True)
-class Grades:
-    """The ends of the scale on which people gave the grades that a loss learns from."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """After training, scores are shifted so that some answers have mean 0: those that are preferred (`chosen`), or all.
-    scale: they are also scaled to a standard deviation of 1 over the same answers."""
-
-    on: Literal["chosen", "all"]
-    scale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
