@@ -34,9 +34,18 @@ MAX_TOKENS, EVERY = 96, 25
 # have the right order and a wrong sum (docs/log.md). Whether training finds the order is what is measured here.
 LARGEST = 99
 LOADING = threading.Lock()
-COMMON = ["--reward", "numeric", "--max-tokens", str(MAX_TOKENS), "--eval-every", str(EVERY), "--keep", "1"]
+RULE = ["--reward", "numeric"]
+COMMON = ["--max-tokens", str(MAX_TOKENS), "--eval-every", str(EVERY), "--keep", "1"]
+SHOWN = ("kl_answer", "beta", "explained_variance", "grad_norm")
+"""Numbers of a run's last tenth that stand in the table, too."""
+JUDGED = 3000
+"""Problems whose answers by the start the reward model learns from, 8 each."""
 # The rate falls to 0: at a constant 2e-4 the curve jumps by 7 points between evaluations.
 RATE = ["--lr", "3e-4", "--schedule", "linear"]
+# Four updates a step, so half the rate. The critic is a copy of the policy.
+PPO = ["--lr", "1.5e-4", "--schedule", "linear", "--critic-lr", "1e-3", "--group-size", "8"]
+# The reward model's scores take the place of the rule; held-out answers are graded by the rule, at the end.
+LEARNED = ["--reward-model", "{reward}", "--critic", "{reward}"]
 # name: command and flags.
 CELLS: dict[str, tuple[str, list[str]]] = {
     "grpo": ("grpo", RATE),
@@ -49,6 +58,21 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "grpo, KL 0.1 in the loss": ("grpo", [*RATE, "--beta", "0.1"]),
     "grpo, KL 0.01 in the reward": ("grpo", [*RATE, "--beta", "0.01", "--kl-in", "reward"]),
     "grpo, 4 updates a step": ("grpo", ["--lr", "1.5e-4", "--schedule", "linear", "--minibatches", "4"]),
+    "ppo": ("ppo", PPO),
+    "ppo, learned reward": ("ppo", [*PPO, *LEARNED]),
+    "ppo, adaptive KL": ("ppo", [*PPO, "--kl-control", "adaptive", "--kl-target", "1", "--kl-horizon", "2000"]),
+    "ppo, KL of the answer": ("ppo", [*PPO, "--kl-per", "answer"]),
+    "ppo, mean KL": ("ppo", [*PPO, "--kl-per", "mean"]),
+    "ppo, score spread": ("ppo", [*PPO, "--score-at", "spread"]),
+    "ppo, KL in the loss": ("ppo", [*PPO, "--kl-in", "loss"]),
+    "ppo, rewards to go": ("ppo", [*PPO, "--returns", "monte_carlo", "--lam", "1"]),
+    "ppo, whitened rewards": ("ppo", [*PPO, "--whiten-rewards"]),
+    "ppo, shared backbone": ("ppo", [*PPO[:4], "--group-size", "8", "--critic", "shared"]),
+    "ppo, ptx 10 %": ("ppo", [*PPO, "--ptx-data", "{demonstrations}"]),
+    "reinforce, no baseline": ("reinforce", [*RATE, "--group-size", "8", "--baseline", "none"]),
+    "reinforce, moving baseline": ("reinforce", [*RATE, "--group-size", "8", "--baseline", "moving"]),
+    "reinforce, batch baseline": ("reinforce", [*RATE, "--group-size", "8"]),
+    "reinforce-pp": ("reinforce-pp", [*RATE, "--group-size", "8"]),
 }
 
 
@@ -89,6 +113,29 @@ def tasks(out: Path, steps: int, tested: int, largest: int) -> tuple[Path, Path]
     return train, test
 
 
+def reward_model(out: Path, model: Path, largest: int) -> Path:
+    """A reward model on the start's own answers to problems of their own, right ones before wrong ones, judged on every
+    eighth problem (`workbench.json` of its run)."""
+    folder = out / "reward"
+    with LOADING:
+        if not (folder / "model").is_dir():
+            from espalier.toy import exact_match, problems
+
+            answers = out / "judged.jsonl"
+            unseen = problems(JUDGED, seed=78, largest=largest)
+            lines = [
+                json.dumps({"question": p.question, "answers": texts, "right": [exact_match(t, p) for t in texts]})
+                for p, texts in zip(unseen, variants.answered(model, unseen, 8, 1.0), strict=True)
+            ]
+            answers.write_text("\n".join(lines) + "\n", encoding="utf8")
+            data, held = (variants.write(answers, "lists", 0, side) for side in (False, True))
+            argv = [sys.executable, "-m", "espalier", "reward", "--model", str(model), "--data", str(data)]
+            argv += ["--eval-data", str(held), "--out", str(folder), "--lr", "3e-4", "--epochs", "4", "--resume"]
+            argv += ["--cache", str(out / "cache"), "--samples-per-step", "32", "--on-bad-row", "skip"]
+            subprocess.run(argv, check=True, capture_output=True)
+    return folder
+
+
 def run(out: Path, options: argparse.Namespace, name: str, seed: int, model: Path) -> str:
     """Train one algorithm, or go on where it stopped, and test it; what is to be said if it failed."""
     folder = out / f"{options.start}-{name}-{seed}".replace(" ", "_").replace(",", "")
@@ -98,7 +145,11 @@ def run(out: Path, options: argparse.Namespace, name: str, seed: int, model: Pat
     command, flags = CELLS[name]
     argv = [sys.executable, "-m", "espalier", command, "--model", str(model), "--data", str(train)]
     argv += ["--eval-data", str(test), "--out", str(folder), "--steps", str(options.steps), "--seed", str(seed)]
-    argv += ["--cache", str(out / "cache"), "--resume", *COMMON, *flags]
+    rule = [] if "--reward-model" in flags else RULE
+    if "{reward}" in flags:
+        flags = [flag.replace("{reward}", str(reward_model(out, model, options.largest))) for flag in flags]
+    flags = [flag.replace("{demonstrations}", str(out / "demonstrations.jsonl")) for flag in flags]
+    argv += ["--cache", str(out / "cache"), "--resume", *COMMON, *rule, *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=7200)
     if done.returncode:
@@ -136,7 +187,7 @@ def measured(out: Path, start: str, name: str, seed: int) -> dict[str, Any] | No
     steps = [line for line in lines if "lr" in line]
     results["seconds"] = sum(line["seconds"] for line in steps)
     tail = steps[-max(1, len(steps) // 10) :]
-    for key in ("length", "entropy", "kl"):
+    for key in ("length", "entropy", "kl", *SHOWN):
         if all(key in line for line in tail):
             results[key] = statistics.fmean(float(line[key]) for line in tail)
     return results
@@ -158,8 +209,9 @@ def table(out: Path, options: argparse.Namespace, names: list[str], base: dict[s
         f"steps of 32 x 8, start: {options.start} ({greedy:.1f} greedy, {drawn:.1f} drawn). Mean and 95 % interval "
         "over seeds (t); beside it the difference to the start, paired by problem.",
         "",
-        f"| algorithm | seeds | greedy | over start | drawn | {at_steps} | length | entropy | kl | seconds |",
-        "|---" * (9 + len(steps)) + "|",
+        f"| algorithm | seeds | greedy | over start | drawn | {at_steps} | length | entropy | kl | {' | '.join(SHOWN)} "
+        "| seconds |",
+        "|---" * (9 + len(SHOWN) + len(steps)) + "|",
     ]
     for name in names:
         runs = [r for seed in seeds_of(options) if (r := measured(out, options.start, name, seed))]
@@ -171,7 +223,7 @@ def table(out: Path, options: argparse.Namespace, names: list[str], base: dict[s
         for step in steps:
             at = [r["curve"][step] for r in runs if step in r["curve"]]
             cells.append(f"{100 * statistics.fmean(at):.1f}" if at else "")
-        for key, digits in (("length", 1), ("entropy", 3), ("kl", 3), ("seconds", 0)):
+        for key, digits in (("length", 1), ("entropy", 3), ("kl", 3), *((name, 3) for name in SHOWN), ("seconds", 0)):
             values = [r[key] for r in runs if key in r]
             cells.append(f"{statistics.fmean(values):.{digits}f}" if values else "")
         lines.append(f"| {' | '.join(cells)} |")
