@@ -219,7 +219,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
     samples = options.prompts * options.group_size
     args = PPOConfig(
         output_dir=tempfile.mkdtemp(), report_to="none", use_cpu=True, bf16=False, save_strategy="no",
-        per_device_train_batch_size=samples // options.minibatches, gradient_accumulation_steps=1,
+        per_device_train_batch_size=samples, gradient_accumulation_steps=1,
         num_mini_batches=options.minibatches, num_ppo_epochs=1, total_episodes=samples * steps,
         local_rollout_forward_batch_size=8, response_length=options.new_tokens, temperature=1.0, learning_rate=1e-6,
         num_sample_generations=0, gradient_checkpointing=False, logging_steps=1000,
