@@ -37,6 +37,7 @@ class Outcome:
     invalid: why the answer does not qualify (empty if it does). It keeps its place in every baseline.
     error: why it could not be graded (empty if it could): the reward's name, then the cause. Such a sample leaves its
         group before anything is computed.
+    closed: a gate did not open, so that whatever stands behind the rules counts 0.
     steps: scores of parts of the response: (place in the response of the last token that a step covers, score).
     """
 
@@ -45,6 +46,7 @@ class Outcome:
     invalid: str = ""
     error: str = ""
     steps: tuple[tuple[int, float], ...] = ()
+    closed: bool = False
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     entries: dict[str, Any] = {"score": outcome.score}
     if outcome.parts:
         entries["parts"] = {name: _numbers(graded) for name, graded in outcome.parts.items()}
-    for name in ("invalid", "error", "steps"):
+    for name in ("invalid", "error", "steps", "closed"):
         if getattr(outcome, name):
             entries[name] = getattr(outcome, name)
     return entries
@@ -70,6 +72,7 @@ def outcome_from_json(entries: dict[str, Any]) -> Outcome:
         invalid=str(entries.get("invalid", "")),
         error=str(entries.get("error", "")),
         steps=tuple((int(place), float(score)) for place, score in entries.get("steps", ())),
+        closed=bool(entries.get("closed", False)),
     )
 
 

@@ -118,3 +118,17 @@ def test_the_start_says_what_grades_and_under_which_limits(file: Path) -> None:
 
 def test_a_gate_may_be_for_verifiers_that_tasks_name() -> None:
     assert of("tags", gate=("tags",), verifiers=("exact",)).added == ("exact",)
+
+
+def test_reward_models_alone_need_no_rule_and_start_no_worker() -> None:
+    rewards = of(reward_model=("runs/helpful",))
+    assert rewards.entries == () and rewards.scored and rewards.lines({}) == []
+    graders = rewards.start(lambda ids: "")
+    assert not graders.pool._thread.is_alive() and graders.best is None
+    graders.close()
+    with pytest.raises(ConfigError, match=r"nothing grades; give one of .*, or a --reward-model"):
+        of()
+
+
+def test_a_gate_may_stand_before_reward_models_alone() -> None:
+    assert of("tags", gate=("tags",), reward_model=("m",)).entries[0].component.gate

@@ -8,7 +8,7 @@ import pytest
 
 from espalier.outcomes import Graded, Outcome
 from espalier.rewards import combine as module
-from espalier.rewards.combine import Component, best_score, combine
+from espalier.rewards.combine import Component, beside, best_score, combine
 from espalier.rewards.results import Result
 
 MATH, TAGS, LENGTH = Component("math", 2.0, 1.0), Component("tags", 0.5, 1.0), Component("length", -0.25)
@@ -19,7 +19,7 @@ def of(score: float) -> Result:
 
 
 def test_worked_examples() -> None:
-    assert doctest.testmod(module) == (0, 1)
+    assert doctest.testmod(module) == (0, 2)
 
 
 def test_scores_are_weighted_and_added() -> None:
@@ -100,3 +100,41 @@ def test_the_best_score_is_known_if_each_reward_declares_one() -> None:
     assert best_score([MATH, Component("user")]) is None
     assert best_score([MATH, Component("length", -1.0, 1.0)]) is None
     assert best_score([]) is None
+
+
+# ------------------------------------------------------------------------------------------------------ reward models
+
+
+def test_reward_models_are_further_parts_of_the_sum() -> None:
+    rules = combine([MATH, TAGS], {"math": of(1.0), "tags": of(0.5)}, scored=True)
+    outcome = beside(rules, {"helpful": Graded(0.7, 3.0), "helpful.tone": Graded(9.0, 0.0), "brief": Graded(-1.0)})
+    assert outcome.score == pytest.approx(2.0 + 0.25 + 3.0 * 0.7 - 1.0)
+    assert list(outcome.parts) == ["math", "tags", "helpful", "helpful.tone", "brief"]
+    alone = beside(combine([], {}, scored=True), {"helpful": Graded(0.7, 2.0)})
+    assert alone == Outcome(1.4, {"helpful": Graded(0.7, 2.0)})
+
+
+def test_a_rule_that_does_not_apply_leaves_the_answer_to_the_reward_models() -> None:
+    assert combine([MATH], {"math": Result()}, scored=True) == Outcome(0.0)
+
+
+def test_behind_a_closed_gate_reward_models_count_0() -> None:
+    gate = Component("form", 1.0, 1.0, gate=True)
+    closed = combine([gate], {"form": of(0.5)}, scored=True)
+    assert closed == Outcome(0.5, {"form": Graded(0.5)}, closed=True)
+    outcome = beside(closed, {"helpful": Graded(0.7, 3.0)})
+    assert outcome.score == 0.5 and outcome.parts["helpful"] == Graded(0.0, 3.0, raw=0.7)
+    opened = beside(combine([gate], {"form": of(1.0)}, scored=True), {"helpful": Graded(0.7, 3.0)})
+    assert opened.score == pytest.approx(1.0 + 2.1)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_an_error(score: float) -> None:
+    outcome = beside(Outcome(1.0, {"math": Graded(1.0)}), {"helpful": Graded(score)})
+    assert (outcome.score, outcome.error) == (0.0, f"helpful: its score is {score}, not a finite number")
+    assert outcome.parts == {"math": Graded(1.0)}
+
+
+def test_errors_and_invalid_answers_stay_what_they_are() -> None:
+    for outcome in (Outcome(0.0, error="math: late"), Outcome(-1.0, invalid="tags: none")):
+        assert beside(outcome, {"helpful": Graded(0.7)}) is outcome

@@ -216,3 +216,35 @@ def test_a_worker_loads_without_torch(file: Path, tmp_path: Path) -> None:
         assert graders.grade([(task("4"), "4")])[0].parts == {"exact": Graded(1.0), "reward": Graded(0.0)}
     finally:
         graders.close()
+
+
+def test_reward_models_leave_no_task_without_a_grader(file: Path) -> None:
+    """Tasks that rules do not grade, and rules that do not apply, come to 0 without parts, for the models to add to."""
+    rewards = RewardsConfig(reward=("exact", f"{file}:picky"), reward_model=("m",), reward_workers=1)
+    graders = plan(rewards).start(decode, stop=[1])
+    try:
+        bare, named = task(), task("", "exact")
+        assert graders.refusal(bare) == graders.refusal(named) == graders.refusal(task("", "math")) == ""
+        assert graders.grades(bare) == graders.grades(named) == ("picky",)
+        assert graders.best is None
+        graders.submit((0, 0, 0), Prompt(0, [9], bare), sample(Prompt(0, [9], bare), 5))
+        assert next_of(graders) == Outcome(0.0)
+        graders.submit((0, 0, 0), Prompt(0, [9], bare), sample(Prompt(0, [9], bare)))
+        assert next_of(graders).invalid == "picky: empty"
+    finally:
+        graders.close()
+    alone = plan(RewardsConfig(reward_model=("m",))).start(decode)
+    alone.submit((0, 0, 1), Prompt(0, [9], bare), sample(Prompt(0, [9], bare), 5))
+    assert alone.busy and alone.finished(wait=True) == [((0, 0, 1), Outcome(0.0))] and not alone.busy
+    alone.close()
+
+
+def test_rewards_that_are_asked_alone_are_held_to_apply(file: Path) -> None:
+    """Checks ask one reward at a time: reward models do not stand in for one that does not apply."""
+    rewards = RewardsConfig(reward=(f"{file}:picky",), reward_model=("m",), reward_workers=1)
+    graders = plan(rewards).start(decode, stop=[1])
+    try:
+        assert graders.grade([(task(), "Four")], ["picky"])[0].error == "picky: does not apply to this task"
+        assert graders.grade([(task(), "Four")]) == [Outcome(0.0)]
+    finally:
+        graders.close()

@@ -13,6 +13,7 @@ from espalier.config.fields import (
     Number,
     Positive,
     Seed,
+    named_weights,
     section,
 )
 from espalier.config.sampling import SamplingConfig
@@ -64,12 +65,24 @@ class RewardsConfig:
     """Share of grading errors among the last 200 answers above which the run stops."""
     reward_args: Names = ()
     """Settings of rewards, as NAME.KEY=VALUE (length.target=200)."""
+    reward_model: Names = ()
+    """Trained reward models that score the answers, each PATH or PATH=WEIGHT: the folder of a run of `espalier reward`,
+    or a sequence-classification model with the policy's tokenizer. They are added to the rewards, or grade alone."""
+    reward_dimensions: Names = ()
+    """What the dimensions of reward models that have several count, each DIMENSION=WEIGHT; the others count 0."""
 
     def __post_init__(self) -> None:
         names = [entry.split("=")[0] for entry in self.reward]
         for gate in self.gate:
             if gate not in names:
                 raise ConfigError(f"gate: {gate} is not among the rewards; give it as reward, too", key="gate")
+        named_weights(self.reward_model, "reward_model")
+        named_weights(self.reward_dimensions, "reward_dimensions", bare=False)
+        if self.reward_dimensions and not self.reward_model:
+            raise ConfigError(
+                "reward_dimensions is given, but no reward_model has dimensions; give one, or drop it",
+                key="reward_dimensions",
+            )
 
 
 @section

@@ -27,7 +27,8 @@ USER_SETTINGS = {"completions": Setting("", "how TRL's completions are given", c
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rewards of a run, none of which has run yet. `added` are verifiers that tasks name and the run did not."""
+    """The rewards of a run, none of which has run yet. `added` are verifiers that tasks name and the run did not.
+    `scored`: reward models score every answer beside them, or in their place."""
 
     entries: tuple[Entry, ...]
     specs: tuple[Spec, ...]
@@ -37,6 +38,7 @@ class Plan:
     invalid_score: float
     max_error_share: float
     added: tuple[str, ...] = ()
+    scored: bool = False
 
     def pins(self) -> dict[str, Any]:
         """What decides the outcomes, as JSON: names, weights, gates, settings, the sha256 of users' files, the score of
@@ -62,6 +64,8 @@ class Plan:
             gate = ", gates those after it" if component.gate else ""
             added = ", added because tasks name it" if entry.name in self.added else ""
             lines.append(f"{entry.name}{weight}{gate}{added}: {about}")
+        if not self.entries:
+            return lines
         lines.append(
             f"graded in up to {self.workers} processes of their own, {self.timeout:g} s for an answer, "
             f"{self.memory / 2**30:.0f} GiB each"
@@ -71,12 +75,14 @@ class Plan:
     @property
     def grading(self) -> Grading:
         """Which of them grade which task."""
-        return Grading(self.entries, frozenset(self.added))
+        return Grading(self.entries, frozenset(self.added), self.scored)
 
     def start(self, decode: Decode, stop: Iterable[int] = ()) -> WorkerGraders:
-        """Graders whose first worker runs. Raises EspalierError if a reward cannot be loaded."""
+        """Graders whose first worker runs, if there is a rule to grade by. Raises EspalierError if a reward cannot be
+        loaded."""
         pool = Pool(self.specs, timeout=self.timeout, workers=self.workers, memory=self.memory)
-        pool.start()
+        if self.specs:
+            pool.start()
         return WorkerGraders(
             self.grading,
             pool,
@@ -95,7 +101,7 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
     that name it.
 
     Raises ConfigError for a reward, a gate or a setting that does not exist, a name given twice, a missing file, a gate
-    with no reward behind it, and if there is no reward at all.
+    with no reward behind it, and if there is no reward at all. Reward models stand behind all rules.
     """
     weights = named_weights(config.reward, "reward")
     names = _names(tuple(weights), catalogue)
@@ -138,11 +144,13 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
                 f"reward_args: {name} is not among the rewards ({', '.join(known)}).{nearest(name, known)}",
                 key="reward_args",
             )
-    if not entries:
+    scored = bool(config.reward_model)
+    if not entries and not scored:
         raise ConfigError(
-            f"reward: nothing grades; give one of {', '.join(catalogue)}, or PATH.py:FUNCTION", key="reward"
+            f"reward: nothing grades; give one of {', '.join(catalogue)}, or PATH.py:FUNCTION, or a --reward-model",
+            key="reward",
         )
-    if entries[-1].component.gate:
+    if entries and not scored and entries[-1].component.gate:
         raise ConfigError(
             f"gate: {entries[-1].name} is the last reward, and gates those behind it; give it before the rewards that "
             "it should gate, or drop the gate",
@@ -158,6 +166,7 @@ def plan(config: RewardsConfig, catalogue: Mapping[str, Reward] = BUILTIN, *, ve
         config.invalid_score,
         config.max_error_share,
         tuple(added),
+        scored,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from espalier.outcomes import Graded, Outcome
 from espalier.rewards.results import OWN, Result
@@ -27,6 +28,8 @@ def combine(
     results: Mapping[str, Result],
     invalid_score: float = 0.0,
     place: Callable[[int], int] | None = None,
+    *,
+    scored: bool = False,
 ) -> Outcome:
     """The outcome of one response: score = sum of weight * score over everything that applies.
 
@@ -39,6 +42,7 @@ def combine(
     invalid, with `invalid_score` and no parts.
     place: the place in the response of the token that covers the end of a step, given in characters; the scores of
     steps are multiplied by the reward's weight. It may raise ValueError, which is an error.
+    scored: reward models score the response after that (`beside`), so that no reward need apply.
 
     >>> combine([Component("math", 2.0), Component("length")], {"math": Result({"": 1.0}), "length": Result()}).score
     2.0
@@ -76,11 +80,31 @@ def combine(
     if invalid:
         # Whatever else speaks for the answer, it has the stated score and no other.
         return Outcome(invalid_score, invalid=invalid)
-    if not applies:
+    if not applies and not scored:
         names = ", ".join(component.name for component in components)
         return Outcome(0.0, parts, error=f"{names or 'no reward'}: does not apply to this task")
-    score = sum(part.weight * part.score for part in parts.values())
-    return Outcome(score, parts, steps=tuple(sorted(steps, key=lambda step: step[0])))
+    return Outcome(_total(parts), parts, steps=tuple(sorted(steps, key=lambda step: step[0])), closed=not is_open)
+
+
+def beside(outcome: Outcome, scores: Mapping[str, Graded]) -> Outcome:
+    """The outcome of the rules with the scores of reward models, by name, as further parts. One that is an error or
+    invalid stays as it is. Behind a gate that did not open the scores count 0. A score that is not finite is an error.
+
+    >>> beside(Outcome(1.0, {"math": Graded(1.0)}), {"helpful": Graded(0.5, 2.0)}).score
+    2.0
+    """
+    if outcome.error or outcome.invalid:
+        return outcome
+    parts = dict(outcome.parts)
+    for name, graded in scores.items():
+        if not math.isfinite(graded.score):
+            return Outcome(0.0, outcome.parts, error=f"{name}: its score is {graded.score}, not a finite number")
+        parts[name] = Graded(0.0, graded.weight, raw=graded.score) if outcome.closed else graded
+    return replace(outcome, score=_total(parts), parts=parts)
+
+
+def _total(parts: Mapping[str, Graded]) -> float:
+    return sum(part.weight * part.score for part in parts.values())
 
 
 def full_marks(component: Component) -> float:

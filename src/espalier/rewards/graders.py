@@ -31,6 +31,7 @@ class ErrorShare:
     """How many of the last outcomes were errors, and the limit that stops a run."""
 
     limit: float
+    way_out: str = "Correct the reward, or give it more time (reward_timeout)"
     last: deque[str] = field(default_factory=lambda: deque(maxlen=WINDOW))
     causes: Counter[str] = field(default_factory=Counter)
     first: str = ""
@@ -51,19 +52,19 @@ class ErrorShare:
             counts = "; ".join(f"{number} x {cause}" for cause, number in self.causes.most_common(5))
             raise EspalierError(
                 f"{errors} of the last {len(self.last)} answers could not be graded, and max_error_share allows "
-                f"{self.limit:g} of {WINDOW}; first: {self.first}; all by cause: {counts}. "
-                "Correct the reward, or give it more time (reward_timeout)"
+                f"{self.limit:g} of {WINDOW}; first: {self.first}; all by cause: {counts}. {self.way_out}"
             )
 
 
 @dataclass(slots=True)
 class _Open:
-    """A response of which some rewards have not answered yet."""
+    """A response of which some rewards have not answered yet. scored: reward models score it after them."""
 
     key: Key
     components: list[Component]
     results: dict[str, Result] = field(default_factory=dict)
     place: Callable[[int], int] | None = None
+    scored: bool = False
 
 
 class WorkerGraders:
@@ -98,7 +99,9 @@ class WorkerGraders:
     @property
     def best(self) -> float | None:
         """The highest score that the rewards declare together for a task; of the tasks that `grades` was asked about,
-        the highest. None if one of them declares none."""
+        the highest. None if one of them declares none, and if reward models score beside them."""
+        if self.grading.scored:
+            return None
         kinds = self._kinds or {tuple(entry.name for entry in self.grading.entries)}
         scores = [best_score(self.grading.components(names)) for names in kinds]
         known = [score for score in scores if score is not None]
@@ -146,13 +149,14 @@ class WorkerGraders:
     ) -> None:
         """Grade a text. names: the rewards that do; None leaves that to the task."""
         components = self.grading.components(self.grades(task) if names is None else names)
+        scored = self.grading.scored and names is None
         if not components:
-            outcome = Outcome(0.0, error=f"no reward: {self.refusal(task) or 'none is chosen'}")
-            self._ready.append((key, outcome))
+            error = "" if scored else f"no reward: {self.refusal(task) or 'none is chosen'}"
+            self._ready.append((key, Outcome(0.0, error=error)))
             return
         answer = answer_of(task, response, row=row, stop=stop, ids=ids)
         self._tickets += 1
-        self._open[self._tickets] = _Open(key, components, place=place)
+        self._open[self._tickets] = _Open(key, components, place=place, scored=scored)
         values = {name: getattr(answer, name) for name in ANSWER}
         for component in components:
             self.pool.submit(Job(self._tickets, component.name, values))
@@ -192,7 +196,9 @@ class WorkerGraders:
         response.results[name] = result
         if len(response.results) == len(response.components):
             del self._open[ticket]
-            outcome = combine(response.components, response.results, self.invalid_score, response.place)
+            outcome = combine(
+                response.components, response.results, self.invalid_score, response.place, scored=response.scored
+            )
             ready.append((response.key, outcome))
 
     @property

@@ -38,10 +38,12 @@ class Entry:
 class Grading:
     """Who grades what: a task that names a verifier by that one, and by the rewards that need nothing of a task; every
     other task by all rewards that lack nothing of it. `added` are verifiers that the run did not list: they grade the
-    tasks that name them and no others."""
+    tasks that name them and no others. `scored`: reward models score every answer, so that no task is refused; a
+    verifier that is missing or lacks something is then left out."""
 
     entries: tuple[Entry, ...]
     added: frozenset[str] = frozenset()
+    scored: bool = False
 
     def grades(self, task: Task) -> tuple[str, ...]:
         """The names of the rewards that grade a task, in the order of the run's list; empty if none does, or if the
@@ -50,13 +52,15 @@ class Grading:
             return ()
         names = []
         for entry in self._listed(task):
-            chosen = entry.name == task.verifier or entry.general() if task.verifier else not entry.lacks(task)
-            if chosen:
+            wanted = entry.name == task.verifier or entry.general() if task.verifier else True
+            if wanted and not entry.lacks(task):
                 names.append(entry.name)
         return tuple(names)
 
     def refusal(self, task: Task) -> str:
         """Why nobody grades a task; empty if a reward does."""
+        if self.scored:
+            return ""
         entries = self._listed(task)
         if task.verifier:
             for entry in entries:
