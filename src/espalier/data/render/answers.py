@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from espalier.errors import RowError
 from espalier.types import Chat, Message, Ranking, Response
 
 if TYPE_CHECKING:
-    from espalier.data.render.chats import Chats
+    from espalier.data.render.chats import Chats, Tail
 
 
 @dataclass(slots=True)
@@ -88,6 +88,31 @@ def read_at(tokens: Sequence[int], unread: int | None = None) -> int:
         if tokens[place] != unread:
             return place
     return 0
+
+
+class Read(NamedTuple):
+    """The ids that a reward model is given, and the place after which it is read."""
+
+    tokens: list[int]
+    place: int
+
+
+def read_drawn(
+    tokens: Sequence[int], tail: Tail, stop_ids: Collection[int], *, stopped: bool, unread: int | None = None
+) -> Read:
+    """A prompt and a drawn answer as a reward model of the same template reads them: the ids as they are and, if the
+    answer is `stopped`, what the template writes behind it, as `answers_of` has it of a conversation. An answer that
+    ended without a stop token (at a stop string) gets the template's; one that was cut gets nothing.
+    """
+    ids = list(tokens)
+    if not stopped:
+        return Read(ids, read_at(ids, unread))
+    if ids[-1] not in stop_ids and tail.stop is not None:
+        ids.append(tail.stop)
+    ids += tail.ids
+    # As far as the template writes: it may leave out the stop token at the end of a text.
+    written = len(ids) - (tail.left_open and ids[-1] in stop_ids)
+    return Read(ids, read_at(ids[:written], unread))
 
 
 def _has_text(message: Message) -> bool:

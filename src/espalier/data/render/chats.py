@@ -28,11 +28,13 @@ _CHOICES = "Choose one with --template chatml, llama3, alpaca, plain or a Jinja 
 
 
 class Tail(NamedTuple):
-    """What a template writes behind the stop token of the last answer (a line end under ChatML), and whether it leaves
-    that answer open: then it writes no stop token there."""
+    """What a template writes behind the stop token of the last answer (a line end under ChatML), whether it leaves that
+    answer open (then it writes no stop token there), and the token that stops it; None if the template takes no chat.
+    """
 
     ids: tuple[int, ...]
     left_open: bool
+    stop: int | None = None
 
 
 class Chats:
@@ -132,7 +134,7 @@ class Chats:
         self._turn(draft, sealed, turn, "token", 0.0)
         size = len(draft.sample)
         self._gap(draft, sealed, turn.text, turn.end, len(turn.text), "token", (), 0.0)
-        return Tail(tuple(draft.sample.tokens[size:]), turn.left_open)
+        return Tail(tuple(draft.sample.tokens[size:]), turn.left_open, draft.sample.tokens[size - 1])
 
     def prompt(self, chat: Chat) -> SealedChat:
         """The turns that an answer is to follow, merged as the form says."""
