@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from espalier.engines.learner import LearnerOptions, TorchLearner
 from espalier.engines.precomputed import PrecomputedReference
 from espalier.engines.processes import OneProcess
 from espalier.engines.reference import FILE, ModelReference, StartReference
+from espalier.engines.reward_model import RewardModel
 from espalier.files import file_to_tensors
 from espalier.models import heads
 from espalier.models.adapters import add_adapter
@@ -177,12 +179,31 @@ def reads(world: Any, _: Path) -> Figures:
     return out
 
 
+def reward_model(world: Any, _: Path) -> Figures:
+    """A sharded reward model says the same on all ranks, with all of them at work and with one idle."""
+    out = {}
+    asked = [[replace(s, reads=[len(s) - 1], beats=[], ties=[]) for s in group] for group in pair_groups(5)]
+    models = []
+    for on in (OneProcess(), world):
+        model = tiny_model("llama")
+        heads.attach(model, 2, seed=1)
+        heads.set_calibration(model, heads.Calibration((0.5, -1.0), (1.0, 2.0)))
+        models.append(RewardModel(Policy(model, "forest", says="reads"), LearnerOptions(budget=64), on))
+    for name, groups in (("all", asked), ("idle", asked[:1])):
+        one, two = (torch.tensor(engine.scores(groups)) for engine in models)
+        out[name] = float((one - two).abs().max())
+        text = repr(two.tolist()).encode()
+        assert world.gather(text) == [text] * world.size
+    return out
+
+
 HELD: dict[str, Callable[[Any, Path], Figures]] = {
     "start": start,
     "error": error,
     "other_model": other_model,
     "measure": measure,
     "reads": reads,
+    "reward_model": reward_model,
     "updates": updates,
     "values": values,
 }

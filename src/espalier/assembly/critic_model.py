@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,8 @@ from espalier.assembly.model import HeadSpec, Model, build_model
 from espalier.assembly.runs import RunConfig
 from espalier.config.critic_section import OWN, SHARED
 from espalier.errors import ConfigError
-from espalier.models.load import Loaded, locate
+from espalier.models.load import Loaded
+from espalier.models.reward_folder import reward_model_folder
 
 
 def build_critic_model(config: RunConfig, policy: Loaded, device: torch.device) -> Model | None:
@@ -36,10 +36,3 @@ def build_critic_model(config: RunConfig, policy: Loaded, device: torch.device) 
             key="critic",
         )
     return model
-
-
-def reward_model_folder(path: str) -> Path:
-    """The folder of a reward model: `path`, or `model/` in it if it is a run's."""
-    folder = locate(path)
-    inside = folder / "model"
-    return inside if inside.is_dir() and not (folder / "config.json").is_file() else folder

@@ -198,10 +198,7 @@ def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
     """
     count = len(weight_KD)
     bias = getattr(config, "espalier_reward_bias", None) or [0.0] * count
-    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
-    names = tuple(labels)
-    if any(_NAMELESS.fullmatch(label) for label in labels):
-        names = ()
+    names = labels_of(config)
     kind: Any = getattr(config, "espalier_head", "response")
     check(model)
     width = _score_of(_twin(config, count)).in_features
@@ -216,6 +213,12 @@ def restore(model: Any, weight_KD: Tensor, config: Any) -> None:
     # The scale was folded into the weight when the model was exported.
     calibration = Calibration(tuple(float(number) for number in bias), (1.0,) * count)
     _put(model, weight_KD.float(), ScalarHead(count, names, kind, calibration))
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The names of the dimensions of a sequence-classification config; none if they are nameless."""
+    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+    return () if any(_NAMELESS.fullmatch(label) for label in labels) else labels
 
 
 def _put(model: Any, weight_KD: Tensor, head: ScalarHead) -> None:

@@ -109,7 +109,7 @@ def load_model(config: ModelConfig, *, device: str | torch.device = "cpu", head:
     """
     path = config.model
     folder = locate(path)
-    hf_config = _read_config(path, folder, config.trust_remote_code, head=head)
+    hf_config = read_config(path, folder, config.trust_remote_code, head=head)
     classifier = head and any(name.endswith(_CLASSIFIER) for name in hf_config.architectures or ())
     files = weight_files(path, folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
@@ -211,7 +211,7 @@ def locate(path: str, *, weights: bool = True) -> Path:
 
 def check_causal(path: str, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError if a model is missing, or is not a causal language model by its config; no weight is read."""
-    _read_config(path, locate(path), trust_remote_code)
+    read_config(path, locate(path), trust_remote_code)
 
 
 def _stands_alone(folder: Path) -> bool:
@@ -240,7 +240,7 @@ def read_differently(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[s
     ]
 
 
-def _read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool = False) -> Any:
+def read_config(path: str, folder: Path, trust_remote_code: bool, *, head: bool = False) -> Any:
     """The config of a causal language model, or with `head` of a sequence-classification model too.
 
     Raises ModelError for anything else, and for a model that needs code which nobody allowed to run.
@@ -331,7 +331,7 @@ def read_limit(path: str, *, trust_remote_code: bool = False) -> int | None:
     folder = locate(path, weights=False)
     if not (folder / "config.json").is_file():
         return None
-    config = _read_config(path, folder, trust_remote_code, head=True)
+    config = read_config(path, folder, trust_remote_code, head=True)
     return _limits(config, load_tokenizer(path, trust_remote_code=trust_remote_code))[0]
 
 
