@@ -15,6 +15,7 @@ import pytest
 from desk import saved
 from espalier.loop.metrics import read_lines
 from runs import content, without_time
+from scored import reward_model
 
 pytestmark = pytest.mark.slow
 REWARD = """
@@ -91,3 +92,15 @@ def test_both_ranks_read_random_scores_from_their_journals(folder: Path) -> None
     grpo(folder, "mood", 2, "--resume", "--resume-from", "step-000002", reward="mood")
     assert lines(folder / "mood", "samples.jsonl") == before
     assert len({record["score"] for record in before}) == 64
+
+
+def test_a_reward_model_is_sharded_and_says_the_same(folder: Path) -> None:
+    """All checks run, that of the reward model too; the first step's answers and scores are those of one process."""
+    model = reward_model(folder / "rm", (0.25,), weight=1.0)
+    for ranks in (1, 2):
+        grpo(folder, f"scored-{ranks}", ranks, "--reward-model", f"{model}=0.5", "--steps", "2")
+    first = [[r for r in lines(folder / f"scored-{n}", "samples.jsonl") if r["step"] == 1] for n in (1, 2)]
+    assert [record["ids"] for record in first[0]] == [record["ids"] for record in first[1]]
+    for one, two in zip(*first, strict=True):
+        assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+        assert one["score"] == pytest.approx(one["parts"]["distinct"] + 0.5 * one["parts"]["rm"])

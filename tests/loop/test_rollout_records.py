@@ -89,4 +89,5 @@ def test_the_document_names_every_field() -> None:
     assert documented - numbers.keys() == {
         *("entropy", "kl", "ratio", "ratio_max", "clip_low", "clip_high", "clamped", "updates", "trained"),
         *("seconds_draw", "seconds_annotate", "seconds_update", "resident_bytes"),
+        *("seconds_reward_model", "reward_cut"),
     }

@@ -12,6 +12,7 @@ import pytest
 
 from espalier.loop.metrics import read_lines
 from runs import CHECKS, Ended, Place, assert_same
+from scored import reward_model
 
 pytestmark = pytest.mark.slow
 REWARDS = """
@@ -157,3 +158,21 @@ def test_a_signal_in_a_rollout_saves_what_was_before_it(place: Place, whole: Pat
     resumed = grpo(place, run, "--resume")
     assert resumed.code == 0, resumed
     assert samples(run) == samples(whole)
+
+
+def test_scores_of_a_reward_model_are_computed_again_to_the_same_bits(place: Place, tmp_path: Path) -> None:
+    """Killed in the scoring of step 4, and in that of the evaluation after step 4."""
+    model = reward_model(tmp_path / "rm", (0.25,), weight=1.0)
+    flags = ("--reward-model", f"{model}=0.5", "--group-size", "2")
+    whole = tmp_path / "whole"
+    assert grpo(place, whole, *flags).code == 0
+    assert {name for record in samples(whole) for name in record["parts"]} == {"distinct", "rm"}
+    assert len({record["parts"]["rm"] for record in samples(whole)}) > 10
+    for name, call in (("draw", 5), ("evaluation", 6)):
+        run = tmp_path / name
+        killed = grpo(place, run, *flags, hook=["before", "espalier.assembly.reward_models:RewardModels.add", call])
+        assert killed.code == -signal.SIGKILL, killed
+        resumed = grpo(place, run, *flags, "--resume")
+        assert resumed.code == 0, resumed
+        assert_same(run, whole)
+        assert samples(run) == samples(whole)

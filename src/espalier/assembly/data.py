@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.algorithms.dimensions import check_dimensions
+from espalier.assembly.reward_choice import names_of
 from espalier.assembly.runs import RunConfig
 from espalier.data.dataset import Dataset, Opened, longest, open_data
 from espalier.data.render.form import Form, TaskForm
@@ -22,6 +23,7 @@ from espalier.models.load import Loaded
 from espalier.models.stops import stops_of
 from espalier.rewards import build
 from espalier.rewards.builtin import BUILTIN
+from espalier.types import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,10 +99,17 @@ def tasks_of(config: RunConfig) -> TaskForm:
     do not exist."""
     # Every built-in reward may be a task's verifier; which ones are is known when the tasks are read.
     plan = build.plan(config.rewards, BUILTIN, verifiers=BUILTIN)
-    graders = {entry.name: dict(entry.settings) for entry in plan.entries}
-    key = json.dumps([graders, sorted(plan.added)], sort_keys=True)
+    settings = {entry.name: dict(entry.settings) for entry in plan.entries}
+    key = json.dumps([settings, sorted(plan.added)], sort_keys=True)
     grading = plan.grading
-    return TaskForm(config.rollout.max_tokens, grading.refusal, grading.grades, key)
+    models = tuple(names_of(config.rewards, plan).values())
+    if not models:
+        return TaskForm(config.rollout.max_tokens, grading.refusal, grading.grades, key)
+
+    def graders(task: Task) -> tuple[str, ...]:
+        return (*grading.grades(task), *models)
+
+    return TaskForm(config.rollout.max_tokens, grading.refusal, graders, f"{key} {models}")
 
 
 def build_data(

@@ -30,6 +30,8 @@ def answered_steps(session: Session, limit: int, layout: Packing) -> tuple[list[
         counts.update(store.stats.graded_by)
     lines = [f"graded by {names}: {count:,} tasks" for names, count in sorted(counts.items())]
     lines += rollouts.plan.lines(graders.pool.notes)
+    if rollouts.scorers is not None:
+        lines += rollouts.scorers.lines()
     lines.append(rollouts.sampling.note)
     if ranks > 1:
         lines.append(

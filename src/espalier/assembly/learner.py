@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from espalier.assembly.model import Model
 from espalier.assembly.runs import RunConfig
-from espalier.assembly.session import Session
 from espalier.engines.learner import ExportOptions, LearnerOptions, TorchLearner
 from espalier.forest.microbatches import Packing
+
+if TYPE_CHECKING:
+    from espalier.assembly.session import Session
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from espalier.assembly.data import cache_folder
 from espalier.assembly.learner import budget
 from espalier.assembly.model import weights_of
+from espalier.assembly.reward_choice import Choice
 from espalier.assembly.session import Session
 from espalier.config.critic_section import OWN
 from espalier.data.files.content import content_hash, content_key
@@ -51,6 +53,8 @@ def pins(session: Session) -> dict[str, Facts]:
     rollouts = session.rollouts
     if rollouts is not None:
         facts["rewards"] = rollouts.plan.pins()
+        if rollouts.scorers is not None:
+            facts["reward models"] = _scored([member.choice for member in rollouts.scorers.members], cache)
         facts["sampler"] = {"rows": rollouts.sampling.rows, "tokens": rollouts.sampling.tokens}
     return facts
 
@@ -63,6 +67,16 @@ def _data(session: Session, cache: Path) -> Facts:
         *_, content = content_key(source.path, cache).split(" ")
         contents[source.path] = content[:DIGITS]
     return contents
+
+
+def _scored(choices: Sequence[Choice], cache: Path) -> Facts:
+    """Of each reward model its weights in the score, and its files."""
+    facts: Facts = {}
+    for choice in choices:
+        facts |= choice.pins()
+        for name, digest in _files([choice.folder], (*WEIGHTS, *TOKENIZER), cache).items():
+            facts[f"{choice.name}: {name}"] = digest
+    return facts
 
 
 def _files(folders: list[Path], patterns: tuple[str, ...], cache: Path) -> Facts:

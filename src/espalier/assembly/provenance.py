@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espalier import __version__, files
+from espalier.assembly.reward_choice import Choice
 from espalier.assembly.session import Session
 from espalier.data.dataset import Selection
 from espalier.data.places import is_hub
@@ -36,7 +37,9 @@ def provenance(session: Session) -> str:
         f"Trained by `espalier {config.command}` (Espalier {__version__}) in a run of {session.dataset.steps:,} steps."
     ]
     if session.rollouts is not None:
-        lines.append("Rewards of its own answers, summed by weight:\n" + _rewards(session.rollouts.plan))
+        scorers = session.rollouts.scorers
+        choices = [member.choice for member in scorers.members] if scorers is not None else []
+        lines.append("Rewards of its own answers, summed by weight:\n" + _rewards(session.rollouts.plan, choices))
     noun = NOUNS[session.traits.consumes]
     data = _data(opened.sources[: len(opened.main)], opened.main, opened.chosen, noun)
     data += _data(opened.sources[len(opened.main) :], opened.replay, [None] * len(opened.replay), "texts, replayed")
@@ -51,7 +54,7 @@ def provenance(session: Session) -> str:
     return "\n\n".join(lines)
 
 
-def _rewards(plan: Plan) -> str:
+def _rewards(plan: Plan, choices: Sequence[Choice]) -> str:
     lines = []
     for entry, spec in zip(plan.entries, plan.specs, strict=True):
         component = entry.component
@@ -65,6 +68,11 @@ def _rewards(plan: Plan) -> str:
             line += "".join(f"; {key} {value}" for key, value in changed.items())
         if entry.name in plan.added:
             line += "; of tasks that name it"
+        lines.append(line)
+    for choice in choices:
+        line = f"- `{choice.name}`, weight {choice.weight:g}; a reward model"
+        if len(choice.dimensions) > 1:
+            line += ": " + ", ".join(f"{name} weighs {weight:g}" for name, weight in choice.dimensions.items())
         lines.append(line)
     return "\n" + "\n".join(lines)
 

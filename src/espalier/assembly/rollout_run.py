@@ -74,4 +74,10 @@ class RolloutRun(RunConfig):
             raise ConfigError("model is missing: the one that answers. Give --model", key="model")
         if not self.data.data and not self.survey.regrade:
             raise ConfigError("data is missing: the tasks to answer. Give --data", key="data")
+        if self.rewards.reward_model and not sampled:
+            raise ConfigError(
+                "reward_model: regrade and grade_answers grade text without a model, and a reward model reads the ids "
+                "of prompt and answer; drop it, or answer the tasks anew",
+                key="reward_model",
+            )
         object.__setattr__(self, "loop", LoopConfig(out=self.survey.out, seed=self.survey.seed))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from espalier.assembly.reward_models import RewardModels
 from espalier.assembly.sampling import Sampling, build_sampler
 from espalier.config.sampling import SamplingConfig
 from espalier.engines.protocols import Sampler, SamplingParams
@@ -29,22 +30,27 @@ class Rollouts:
     """What draws and grades the answers to a session's tasks.
 
     plan: the rewards that were asked for, and the verifiers that tasks name. params: how answers are drawn.
+    scorers: the reward models; None without any.
     """
 
     plan: build.Plan
     graders: WorkerGraders
     sampling: Sampling
     params: SamplingParams
+    scorers: RewardModels | None = None
 
     @property
     def sampler(self) -> Sampler:
         return self.sampling.sampler
 
 
-def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) -> Rollouts:
+def build_rollouts(
+    session: Session, bounds: Mapping[str, int] | None = None, scorers: RewardModels | None = None
+) -> Rollouts:
     """The sampler and the graders of a session, whose policy is the one that trains (sharded already, if it will be).
 
-    bounds: the sampler's rows and tokens, in place of defaults that depend on the memory that is free now.
+    bounds: the sampler's rows and tokens, in place of defaults that depend on the memory that is free now. scorers: the
+    run's reward models.
 
     Raises ConfigError and EspalierError for rewards that cannot run, and for a sampler that the model does not have.
     """
@@ -52,6 +58,8 @@ def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) ->
     rollout, bounds = config.rollout, bounds or {}
     params = params_of(rollout, session.renderer.stop_ids, config.loop.seed)
     longest = max((int(store.lengths.max()) for store in session.opened.all if len(store)), default=0)
+    if scorers is not None:
+        scorers.check_room(longest + rollout.max_tokens)
     sampling = build_sampler(
         loaded,
         session.model.policy,
@@ -63,7 +71,7 @@ def build_rollouts(session: Session, bounds: Mapping[str, int] | None = None) ->
     )
     plan = build.plan(config.rewards, BUILTIN, verifiers=verifiers_of(session))
     graders = plan.start(decoder(session), stop=params.stop)
-    return Rollouts(plan, graders, sampling, params)
+    return Rollouts(plan, graders, sampling, params, scorers)
 
 
 def most_answers(session: Session) -> int:
@@ -128,6 +136,7 @@ def build_source(session: Session, folder: Path, report: Report) -> Source:
         report=report,
         max_error_share=config.rewards.max_error_share,
         given=session.conversations.given(_minibatches(session)) if session.conversations else None,
+        scorers=rollouts.scorers,
     )
 
 

@@ -16,6 +16,8 @@ from espalier.assembly.conversations import Conversations, open_conversations
 from espalier.assembly.critic_model import build_critic_model
 from espalier.assembly.data import build_data, build_renderer, held_renderer, tasks_of
 from espalier.assembly.model import Model, build_run_model, check_reference_model, padding_notes
+from espalier.assembly.reward_choice import choices_of
+from espalier.assembly.reward_models import build_reward_models
 from espalier.assembly.rollouts import Rollouts, build_rollouts
 from espalier.assembly.runs import RunConfig
 from espalier.assembly.sizes import learner_bytes
@@ -136,9 +138,11 @@ def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) ->
     session: Session | None = None
     try:
         check_reference_model(config)
+        chosen = choices_of(config)
         model = build_run_model(config, device)
         renderer = build_renderer(config, model.loaded)
         model.notes += padding_notes(model, renderer)
+        scorers = build_reward_models(config, chosen, model.loaded.tokenizer, renderer, device, world)
         held = held_renderer(config, model.loaded)
         opened, dataset = build_data(config, renderer, console.reading("rows tokenised"), held, console.note)
         session = Session(config, model, renderer, opened, dataset, world, device, console)
@@ -149,7 +153,9 @@ def open_session(config: RunConfig, sampler: Mapping[str, int] | None = None) ->
             session.conversations = open_conversations(
                 config, model.loaded, dataset, console.reading("rows tokenised"), console.note
             )
-            session.rollouts = build_rollouts(session, sampler)
+            if scorers is not None:
+                session.beside["reward model"] = scorers.bytes(world.size)
+            session.rollouts = build_rollouts(session, sampler, scorers)
             session.beside["sampler's keys and values"] = session.rollouts.sampling.bytes
             if model.compute == torch.float32:
                 session.beside["weights copied to sample"] = session.rollouts.sampling.copies

@@ -15,7 +15,7 @@ from espalier.commands import rollout_text as text
 from espalier.commands.rollout_folder import RolloutFolder
 from espalier.config.options import flat
 from espalier.config.rollout_sections import RolloutConfig, SurveyConfig
-from espalier.engines.protocols import SamplingParams, World, from_first, together
+from espalier.engines.protocols import SamplingParams, Scorers, World, from_first, together
 from espalier.errors import ConfigError
 from espalier.loop.answers import Answers, Posed, Seconds
 from espalier.loop.progress import Progress
@@ -65,6 +65,7 @@ def _sample(config: RolloutRun) -> None:
         for line in (
             *(f"graded by {names}: {count:,} tasks" for names, count in sorted(graded.items())),
             *rollouts.plan.lines(rollouts.graders.pool.notes),
+            *(rollouts.scorers.lines() if rollouts.scorers is not None else ()),
             *session.model.notes,
             rollouts.sampling.note,
         ):
@@ -78,7 +79,9 @@ def _sample(config: RolloutRun) -> None:
 
         answers = Answers(rollouts.sampler, rollouts.graders, world, None, lambda: stopper.requested, report)
         rollouts.sampler.interrupted = answers.interrupted
-        survey = Survey(config.survey, config.rollout, answers, rollouts.params, decoder(session), world, console)
+        survey = Survey(
+            config.survey, config.rollout, answers, rollouts.params, decoder(session), world, console, rollouts.scorers
+        )
         survey.run(chosen(list(session.tasks.all()), config.survey.tasks, config.survey.seed), follows)
         if session.main and any(store.stats.rejected for store in session.opened.all):
             write_rejected(session.opened.all, Path(config.survey.out) / "rejected.jsonl")
@@ -102,6 +105,7 @@ class Survey:
     decode: Callable[[list[int]], str]
     world: World
     console: Progress
+    scorers: Scorers | None = None
 
     def run(self, prompts: Sequence[Prompt], follows: dict[str, Any]) -> dict[str, Any]:
         """Answer all prompts, print the figures and write them; returns them.
@@ -154,6 +158,8 @@ class Survey:
                 raise KeyboardInterrupt(
                     f"{tasks:,} tasks are answered in {folder.samples}; the same command goes on"
                 ) from None
+            if self.scorers is not None:
+                self.scorers.add(groups)
             spent.add(seconds)
             tasks += len(chunk)
             rolled = [Rolled(prompt, 0, group) for prompt, group in zip(chunk, groups, strict=True)]

@@ -357,3 +357,13 @@ class Graders(Protocol):
     def close(self) -> None:
         """End all worker processes."""
         ...
+
+
+class Scorers(Protocol):
+    """Trained reward models, which score answers beside the graders or in their place. A function of tokens and weights
+    alone, so that nothing of it is kept for a resumed run."""
+
+    def add(self, groups: Sequence[Group]) -> int:
+        """Add their scores to `outcome` and `reward` of every answer that could be graded and qualifies. All ranks call
+        it with all groups. Returns how many answers were scored without an end, because the length limit cut them."""
+        ...

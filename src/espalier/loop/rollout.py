@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from espalier.algorithms.traits import Algorithm
 from espalier.config.rollout_sections import RolloutConfig
-from espalier.engines.protocols import Graders, Group, Sampler, SamplingParams, World, from_first, samples_of
+from espalier.engines.protocols import Graders, Group, Sampler, SamplingParams, Scorers, World, from_first, samples_of
 from espalier.errors import EspalierError
 from espalier.loop.answers import Answers, Posed, Report, Seconds
 from espalier.loop.given import Given
@@ -62,7 +63,8 @@ class RolloutSource:
 
     decode: ids to text, for samples.jsonl. interrupted: whether a stop was requested (`heed` replaces it). skip_checks:
     rules (`rules.CHECKS`) that are noted only. max_error_share: see `RewardsConfig`; None leaves errors uncounted.
-    given: groups of other parts that a step trains on beside its answers.
+    given: groups of other parts that a step trains on beside its answers. scorers: reward models, which score answers
+    once these are graded.
     report: see `Answers`.
 
     The source is a function of (seed, step, weights) and of `state`, which a checkpoint holds.
@@ -84,6 +86,7 @@ class RolloutSource:
         skip_checks: Collection[str] = (),
         max_error_share: float | None = None,
         given: Given | None = None,
+        scorers: Scorers | None = None,
         report: Report = lambda what, graded, total: None,
     ):
         self.tasks, self.sampler, self.algorithm = tasks, sampler, algorithm
@@ -98,7 +101,7 @@ class RolloutSource:
             skip=skip_checks,
             max_error_share=max_error_share,
         )
-        self.given = given
+        self.given, self.scorers = given, scorers
         self._step = -1
         self._rolled: list[Rolled] = []
 
@@ -122,10 +125,11 @@ class RolloutSource:
         """
         rolled: list[Rolled] = []
         seconds = Seconds()
+        scored: dict[str, float] = {}
         notes: list[str] = []
         posed, waves = self.tasks.prompts(step), 0
         while posed:
-            rolled += self._wave(step, posed, seconds)
+            rolled += self._wave(step, posed, seconds, scored)
             dropped = [group for group in rolled if group.fate == "drop"]
             if not self.online.refills or not dropped:
                 break
@@ -145,17 +149,30 @@ class RolloutSource:
         kept, silent = list(groups_of(rolled, "keep")), list(groups_of(rolled, "silent"))
         given = self.given.take(step, kept) if self.given else []
         self._number(given)
-        numbers = numbers_of(rolled, seconds, waves)
+        numbers = {**numbers_of(rolled, seconds, waves), **scored}
         return Draw([*kept, *given], silent, numbers, notes)
 
-    def _wave(self, step: int, posed: list[Posed], seconds: Seconds) -> list[Rolled]:
+    def _wave(self, step: int, posed: list[Posed], seconds: Seconds, scored: dict[str, float]) -> list[Rolled]:
         with announcing(f"step {step + 1} is left out if answers are missing; {_SAVES}"):
             groups, spent = self.answers.answer(step, posed, self.params, self.config.group_size)
         seconds.add(spent)
+        for name, number in self._score(groups).items():
+            scored[name] = scored.get(name, 0) + number
         rolled = [Rolled(prompt, epoch, group) for (prompt, epoch), group in zip(posed, groups, strict=True)]
         for group in rolled:
             group.fate = self._fate(group)
         return rolled
+
+    def _score(self, groups: list[Group]) -> dict[str, float]:
+        """Let the reward models add their scores.
+
+        seconds_reward_model: that took. reward_cut: answers that were scored without an end.
+        """
+        if self.scorers is None:
+            return {}
+        began = time.perf_counter()
+        cut = self.scorers.add(groups)
+        return {"reward_cut": cut, "seconds_reward_model": time.perf_counter() - began}
 
     def _fate(self, group: Rolled) -> Fate:
         graded = group.graded
@@ -203,6 +220,7 @@ class RolloutSource:
         posed = [(prompt, 0) for prompt in prompts]
         with announcing(f"this evaluation is left out if answers are missing; {_SAVES}"):
             groups, _ = self.answers.answer(self.rules.rollouts, posed, params, count or 1, held_out=True)
+        self._score(groups)
         answers = samples_of(groups)
         errors = sum(bool(error_of(s)) for s in answers)
         if errors == len(answers):
