@@ -25,6 +25,7 @@ from espalier.types import Task
 MOST = 64  # tasks whose golds are graded, for each reward
 FEW = 8  # tasks for which all rewards together grade answers without content: a user's reward may be slow
 ROUNDING = 1e-9
+NO_RULE = "reward models grade alone"
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -59,7 +60,7 @@ def check_known_answers(plan: Plan) -> Outcome:
     limit = "as declared"
     cases = [(reward, known) for reward in rewards for known in reward.known]
     if not cases:
-        return skipped(f"no known answers: {', '.join(others)}", limit)
+        return skipped(f"no known answers: {', '.join(others) or NO_RULE}", limit)
     for (reward, known), result in zip(cases, _graded_known(cases, plan), strict=True):
         given = _given(result)
         if not _equal(given, known.score):
@@ -136,7 +137,7 @@ def check_golds(graders: WorkerGraders, tasks: Sequence[Task], most: int = MOST)
             return failed(value, f"the best score, {best:g}, for each", _GOLD_WAY_OUT)
         values.append(f"{entry.name} {len(chosen)} of {len(chosen)}")
     if not values:
-        return skipped(f"unchecked: {', '.join(unchecked)}", limit)
+        return skipped(f"unchecked: {', '.join(unchecked) or NO_RULE}", limit)
     return passed("; ".join([*values, *([f"unchecked: {', '.join(unchecked)}"] if unchecked else [])]), limit)
 
 
@@ -244,8 +245,9 @@ def check_empty_answers(graders: WorkerGraders, tasks: Sequence[Task], encode: E
         if liked is not None and chosen:
             names.append(entry.name)
             lines += [f"{entry.name} {line}" for line in liked]
-    together = _spread([task for task in tasks if graders.grading.grades(task)], FEW)
-    if not together:
+    scored = graders.grading.scored
+    together = _spread([task for task in tasks if graders.grading.grades(task) and not scored], FEW)
+    if not together and not scored:
         return skipped("no task that a reward grades", limit)
     for kind, pairs in _impostors(together).items():
         outcomes = graders.grade(pairs, encode=encode)
@@ -256,6 +258,9 @@ def check_empty_answers(graders: WorkerGraders, tasks: Sequence[Task], encode: E
         return warned("; ".join([*broken, *lines]), limit, "Correct the reward, unless it is for other tasks.")
     if lines:
         return warned("; ".join(lines), limit, "A policy learns to answer so. Add a reward that reads the answer.")
+    if scored:
+        # The sum is not known without the reward models, which are given ids, not text.
+        return passed(", ".join(names), limit) if names else skipped(NO_RULE, limit)
     return passed(", ".join([*names, "all together"]), limit)
 
 

@@ -31,6 +31,7 @@ from espalier.checks import (
     order,
     preference,
     raw_rows,
+    reward_model,
     rollouts,
     table,
 )
@@ -84,6 +85,11 @@ def valued(session: Session) -> When | None:
 def conversing(session: Session) -> When | None:
     """In runs that train given conversations beside their answers."""
     return None if session.conversations is None else "before"
+
+
+def scored(session: Session) -> When | None:
+    """In runs whose answers reward models score."""
+    return "after" if session.rollouts is not None and session.rollouts.scorers is not None else None
 
 
 def compared(session: Session) -> When | None:
@@ -181,6 +187,12 @@ CHECKS = (
     Check("known_answers", "Built-in rewards grade known answers as declared.", rollouts.check_known, answering),
     Check("golds", "The data's own answers get the best score.", rollouts.check_golds, answering),
     Check("empty_answers", "Answers that say nothing get less.", rollouts.check_empty, answering),
+    Check(
+        "reward_model",
+        "Reward models score an answer alone as among others, and as transformers does.",
+        reward_model.check_reward_models,
+        scored,
+    ),
     Check("credit", "Answers get their own rewards, and the loss pulls by them.", credit.check_credit, answering),
     Check("critic", "A critic's first values are 0, or a reward model's scores.", critic.check_critic, valued),
     Check("sampler", "Sampler and learner say the same of a prompt and its answer.", rollouts.check_sampler, answering),
