@@ -156,3 +156,14 @@ def test_inspect_says_who_grades(desk: Desk) -> None:
     argv += ["--max-tokens", "5"]
     desk.command(["inspect", "grpo", *argv])
     assert "0 with an answer; graded by helpful (" in desk.out
+
+
+@pytest.mark.parametrize("command", ["ppo", "dapo", "raft"])
+def test_other_commands_take_one_too(desk: Desk, command: str) -> None:
+    path = reward_model(desk.folder / "rm", (0.25,), weight=1.0)
+    more = ("--critic", path) if command == "ppo" else ()
+    argv = flags(desk, "run", "--steps", "2", "--lr", "1e-3", "--reward-model", path, "--skip-checks", *SKIPPED)
+    desk.command([command, *argv, *more])
+    left = Left(desk.folder / "run")
+    assert [line["reward"] == line["reward_rm"] for line in left.lines if "reward" in line] == [True, True]
+    assert left.checks["reward_model"]["verdict"] == "pass"
