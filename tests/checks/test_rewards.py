@@ -185,3 +185,13 @@ def test_all_checks_by_name() -> None:
         "golds": "pass",
         "empty_answers": "pass",
     }
+
+
+def test_beside_reward_models_each_rule_is_held_to_its_own_and_the_sum_is_not_asked() -> None:
+    with started("length", reward_args=("length.low=0", "length.high=40", "length.unit=characters")) as graders:
+        assert rewards.check_empty_answers(graders, SUMS[:9]).verdict == "warn"
+    settings = {"reward_args": ("length.high=40", "length.unit=characters"), "reward_model": ("m",)}
+    with started("exact", "length", **settings) as graders:
+        outcome = rewards.check_empty_answers(graders, SUMS[:9])
+        assert (outcome.verdict, outcome.value) == ("pass", "exact")
+        assert rewards.check_golds(graders, SUMS[:9]).value.startswith("exact 9 of 9")
