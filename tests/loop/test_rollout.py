@@ -13,6 +13,7 @@ import pytest
 from espalier.algorithms.online import Online
 from espalier.engines.protocols import Request
 from espalier.errors import EspalierError
+from espalier.loop.given import GivenSteps
 from espalier.loop.journal import Journal
 from espalier.loop.rollout import RolloutSource
 from espalier.loop.signals import Interrupted, Stopper
@@ -109,7 +110,7 @@ def test_given_groups_are_trained_beside_the_answers_and_counted_nowhere() -> No
         return [[Sample(tokens=[1, 2], part="sft", key=9)], [Sample(tokens=[1, 3], part="sft", key=9)]]
 
     silent = FakeAlgorithm(equal="silent")
-    built = source(FakeTasks(2), FakeSampler(respond), FakeGraders(odd_rows_live), silent, given=given)
+    built = source(FakeTasks(2), FakeSampler(respond), FakeGraders(odd_rows_live), silent, given=GivenSteps(given))
     draw = built.draw(0)
     assert [[(s.part, s.group, s.key) for s in group] for group in draw.groups] == [
         [("main", 1, 2), ("main", 1, 3)],

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from espalier.assembly.model import HeadSpec, Model, build_model
+from espalier.assembly.online_runs import CRITICS
+from espalier.assembly.reward_models import other_tokens
 from espalier.assembly.runs import RunConfig
 from espalier.config.critic_section import OWN, SHARED
-from espalier.errors import ConfigError
+from espalier.config.fields import named_weights
+from espalier.errors import ConfigError, ModelError
 from espalier.models.load import Loaded
-from espalier.models.reward_folder import reward_model_folder
+from espalier.models.reward_folder import read_reward_folder
 
 
 def build_critic_model(config: RunConfig, policy: Loaded, device: torch.device) -> Model | None:
@@ -25,14 +29,34 @@ def build_critic_model(config: RunConfig, policy: Loaded, device: torch.device) 
         return None
     if choice == OWN:
         return build_model(config.model, device, seed=config.loop.seed, head=HeadSpec((), "response", says="values"))
-    settings = replace(config.model, model=str(reward_model_folder(choice)))
-    head = HeadSpec((), "response", trained=False, says="values")
+    folder, weights = _reward_model(config)
+    settings = replace(config.model, model=str(folder))
+    head = HeadSpec((), "response", trained=False, says="values", weights=weights)
     model = build_model(settings, device, seed=config.loop.seed, head=head)
-    ours, theirs = policy.tokenizer.get_vocab(), model.loaded.tokenizer.get_vocab()
-    if ours != theirs:
+    # Its template does not matter: it reads ids.
+    fault = other_tokens(policy.tokenizer, model.loaded.tokenizer)
+    if fault:
         raise ConfigError(
-            f"critic: {choice} has a vocabulary of {len(theirs):,} tokens that is not the policy's of {len(ours):,}; "
-            "expected a reward model with the policy's tokenizer, or critic: policy",
+            f"critic: {choice} {fault}; expected a reward model with the policy's tokenizer, or critic: policy",
             key="critic",
         )
     return model
+
+
+def _reward_model(config: RunConfig) -> tuple[Path, tuple[float, ...]]:
+    """The folder of the reward model that the critic starts from, and what each of its dimensions counts."""
+    choice = config.critic.critic
+    try:
+        found = read_reward_folder(choice, trust_remote_code=config.model.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"critic: {error}. Critics are: {CRITICS}", key="critic") from error
+    if len(found.dimensions) == 1:
+        return found.folder, (1.0,)
+    weights = named_weights(config.rewards.reward_dimensions, "reward_dimensions", bare=False)
+    if not weights.keys() & set(found.dimensions):
+        raise ConfigError(
+            f"critic: {choice} has the dimensions {', '.join(found.dimensions)}, and nothing says what they count; "
+            f"give --reward-dimensions DIMENSION=WEIGHT, such as {found.dimensions[0]}=1",
+            key="critic",
+        )
+    return found.folder, tuple(weights.get(name, 0.0) for name in found.dimensions)

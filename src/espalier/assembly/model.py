@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from espalier.assembly.online_runs import CRITICS
 from espalier.assembly.runs import RunConfig
 from espalier.config.critic_section import SHARED
 from espalier.config.sections import ModelConfig
@@ -170,9 +169,6 @@ def put_head(loaded: Loaded, head: HeadSpec, seed: int) -> None:
     size = max(1, len(head.names))
     present = heads.scalar_head(loaded.model)
     if head.says == "values":
-        if (present is None and not head.trained) or (present is not None and present.kind != "response"):
-            kind = "a process reward model" if present else "a model without a scalar head"
-            raise ConfigError(f"critic: {loaded.folder} is {kind}, expected a reward model; {CRITICS}", key="critic")
         weight, bias = heads.as_value(loaded.model, head.weights) if present else (None, 0.0)
         heads.attach_value(loaded.model, weight, bias)
         return

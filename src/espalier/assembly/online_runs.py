@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FULL_LR, LORA_LR = 1e-6, 1e-5
 CRITIC_LR, CRITIC_LORA_LR = 5e-6, 5e-5
 CRITICS = (
-    "critics are: policy (its weights and a head that starts at 0; under LoRA an adapter of its own, of a continued "
+    "policy (its weights and a head that starts at 0; under LoRA an adapter of its own, of a continued "
     "adapter a copy), shared (a head on the policy, under LoRA beside its adapter), or the folder of a reward model "
     "(its weights and head; under LoRA a new adapter on it)"
 )
@@ -120,8 +120,8 @@ def check_critic(config: RunConfig, changed: Collection[str]) -> None:
         return
     if critic.critic not in (SHARED, OWN) and model.adapter:
         raise ConfigError(
-            f"critic: got {critic.critic} with adapter, which belongs to the policy's base, not to a reward model; "
-            f"{CRITICS}",
+            f"critic: got {critic.critic} with adapter, which belongs to the policy's base, not to a reward model. "
+            f"Critics are: {CRITICS}",
             key="critic",
         )
     if "value_coef" in changed and critic.critic != SHARED:

@@ -171,8 +171,18 @@ def build_reward_models(
 
 
 def difference(policy: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str:
-    """What of a reward model's tokenizer and template is not the policy's; empty if both read the same. A pad token
-    that the model has beside, which no answer holds, is none."""
+    """What of a reward model's tokenizer and template is not the policy's; empty if both read the same."""
+    other = other_tokens(policy, theirs)
+    if other:
+        return other
+    if theirs.chat_template != policy.chat_template:
+        return "has another chat template than the policy"
+    return ""
+
+
+def other_tokens(policy: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str:
+    """What of a model's vocabulary is not the policy's; empty if both are the same. A pad token that the model has
+    beside, which no answer holds, is none."""
     ours, known = policy.get_vocab(), theirs.get_vocab()
     other = sorted(token for token, number in ours.items() if known.get(token) != number)
     if other:
@@ -180,6 +190,4 @@ def difference(policy: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase)
     further = sorted(known.keys() - ours.keys() - {theirs.pad_token})
     if further:
         return f"has {len(further):,} tokens that the policy does not have, such as {further[0]!r}"
-    if theirs.chat_template != policy.chat_template:
-        return "has another chat template than the policy"
     return ""
