@@ -18,6 +18,7 @@ from espalier.assembly.runs import RUNS, RunConfig
 from espalier.checks.start import NAMES as CHECK_NAMES
 from espalier.checks.start import refuse_unknown
 from espalier.config.options import Parser
+from espalier.config.overopt_section import OveroptConfig
 from espalier.config.sections import ExportConfig, InspectConfig, QuickstartConfig, SampleConfig, ScoreConfig
 from espalier.errors import ConfigError, EspalierError, nearest
 from espalier.files import disk_full
@@ -125,6 +126,13 @@ COMMANDS = {
             "espalier.commands.score:run",
             "Write the scores of a reward model or process reward model.",
             "--model RM --data D ... [--out scores.jsonl]",
+        ),
+        Command(
+            "overopt",
+            OveroptConfig,
+            "espalier.commands.overopt:run",
+            "Measure how far a policy goes against proxy rewards before a gold reward falls.",
+            f"--model M --data TASKS --pairs P.jsonl --gold REWARD --out DIR {_FLAGS}",
         ),
         Command(
             "quickstart",

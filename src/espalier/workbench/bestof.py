@@ -10,8 +10,9 @@ from espalier.workbench.bootstrap import Resampling, mean
 from espalier.workbench.records import HeldOutGroup
 
 
-def best_of(scores: Sequence[float], good: Sequence[bool], n: int) -> float:
-    """Expected correctness of the highest-scored of n of the K answers, exactly: the mean over all C(K, n) subsets.
+def best_of(scores: Sequence[float], good: Sequence[float], n: int) -> float:
+    """Expected correctness (or whatever `good` measures) of the highest-scored of n of the K answers, exactly: the mean
+    over all C(K, n) subsets.
 
     With the answers in descending order of score, the one at place r (from 0) is the best of a subset iff it is in it
     and the n - 1 others stand behind it: C(K - 1 - r, n - 1) of C(K, n) subsets. Among equal scores the choice is even,
@@ -22,10 +23,10 @@ def best_of(scores: Sequence[float], good: Sequence[bool], n: int) -> float:
     order = sorted(range(len(scores)), key=lambda answer: -scores[answer])
     total, place = 0.0, 0
     while place < len(order):
-        subsets, correct, first = 0, 0, place
+        subsets, correct, first = 0, 0.0, place
         while place < len(order) and scores[order[place]] == scores[order[first]]:
             subsets += comb(len(order) - 1 - place, n - 1)
-            correct += int(good[order[place]])
+            correct += float(good[order[place]])
             place += 1
         total += subsets * correct / (place - first)
     return total / comb(len(order), n)
