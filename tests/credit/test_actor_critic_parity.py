@@ -83,7 +83,7 @@ class DeepSpeedChat:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_deepspeed_chat_credits_alike(seed: int) -> None:
-    """Theirs are not whitened. A row that is full has no end token in front of padding; its last token has the score."""
+    """Theirs are not whitened. A row that is full has no end token, and its last one has the score."""
     lengths, rows, scores = numbers(seed)
     made = samples_of(lengths, rows, scores)
     settings = PPO(beta=BETA, score_clip=CLIP_SCORE, gamma=GAMMA, lam=LAM, whiten_advantages=False)
