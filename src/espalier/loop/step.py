@@ -84,9 +84,9 @@ def make_updates(
     """Make all updates of a step, each of the policy, then of the critic if it is a model of its own.
 
     A minibatch in which nothing runs makes no update: its gradient is exactly 0, and an optimizer's step on it would
-    move weights by momentum and decay alone. It is counted in `skipped`. If the algorithm stops at a minibatch, its
-    gradient is dropped, and the policy is not updated again in this step; the critic goes on. Without `train_policy`
-    the critic alone is trained.
+    move weights by momentum and decay alone. Nor does one that has given data and no answers. Both are counted in
+    `skipped`. If the algorithm stops at a minibatch, its gradient is dropped, and the policy is not updated again in
+    this step; the critic goes on. Without `train_policy` the critic alone is trained.
 
     Samples of an online step that ran get the streams that the log needs and nobody has filled: `entropy`, and as
     `old_logprobs` what the first forward said (as `policy_logprobs` if the old ones are the sampler's).
@@ -104,7 +104,8 @@ def make_updates(
     from_optimizers: list[dict[str, float]] = []
     first_outputs: list[tuple[Sample, SampleOutputs]] = []
     for update in updates(draw.groups, draw.silent, online, seed=seed, step=step):
-        if not update.groups:
+        # Given data stand beside answers, if only beside silent ones.
+        if not update.groups or (online and not answered([*update.groups, *update.silent])):
             made.skipped += 1
             continue
         kept = keep if update.epoch == 0 else ()
