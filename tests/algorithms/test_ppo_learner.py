@@ -234,7 +234,7 @@ def test_a_run_s_critic_starts_from_the_reward_model_it_names(tmp_path: Path) ->
         assert last_values(critic_of(base, critic=str(critic)).policy) == pytest.approx(expected, abs=1e-5)
     assert last_values(critic_of(base).policy) == [0.0] * 4
     assert critic_of(base, critic="shared") is None
-    with pytest.raises(ConfigError, match="is a model without a scalar head, expected a reward model; critics are"):
+    with pytest.raises(ConfigError, match="without a scalar head; expected a reward model"):
         critic_of(base, critic=str(base))
 
 
