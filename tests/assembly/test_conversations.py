@@ -123,3 +123,39 @@ def test_the_longest_conversation_must_fit_too(desk: Desk, monkeypatch: pytest.M
     monkeypatch.setattr(TorchLearner, "forward_backward", short_of_memory)
     raft(desk, "short", "--sft-data", data, "--sft-per-step", "1", steps=1, code=2)
     assert "error: fits: " in desk.err and "213 tokens are too many" in desk.err and "--max-length" in desk.err
+
+
+# --------------------------------------------------------------------------------------------------- texts beside PPO
+
+
+def ppo(desk: Desk, name: str, *more: str) -> list[dict[str, Any]]:
+    """Three steps of two minibatches, each with two answers and as many of seven texts as make a share of 0.7."""
+    tasks = desk.rows("tasks", [{"question": f"{i}+{i}?", "answer": f"{2 * i}"} for i in range(6)])
+    texts = desk.rows("texts", [{"text": f"{i} {text} {text}"} for i, text in enumerate(ANSWERS)])
+    reward = desk.folder / "reward.py"
+    reward.write_text(REWARD)
+    argv = [
+        *("ppo", "--model", desk.model, "--data", tasks, "--out", str(desk.folder / name), "--lr", "1e-2"),
+        *("--cache", str(desk.folder / "cache"), "--prompts-per-step", "4", "--minibatches", "2", "--steps", "3"),
+        *("--max-tokens", "5", "--reward", f"{reward}:distinct", "--reward-workers", "1"),
+        *("--ptx-data", texts, "--ptx-share", "0.7", "--ptx-coef", "2", "--save-every", "1", *SKIP, *more),
+    ]
+    desk.command(argv, code=0)
+    return [without_time(line) for line in read_lines(desk.folder / name / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("critic", [(), ("--critic", "shared")])
+def test_given_texts_stand_beside_the_answers_of_every_step(desk: Desk, critic: tuple[str, ...]) -> None:
+    """More of them are taken than there are steps, and than there are texts; a run that goes on takes the next ones."""
+    lines = ppo(desk, "run", *critic)
+    assert len(lines) == 3
+    for line in lines:
+        # A shared critic's loss counts 0.1 of itself.
+        value = 0.1 * line["value"] if critic else 0.0
+        assert line["loss"] == pytest.approx(line["policy"] + 2 * line["ptx"] + value, rel=1e-5, abs=1e-5)
+        assert line["trained"] == 1
+        assert line["samples"] >= 4 + 2
+    assert sum(line["samples"] - 4 for line in lines) > 7
+    assert "beside them given texts, 70 % of the trained tokens of a step, from 7 groups" in desk.out
+    again = ppo(desk, "run", *critic, "--resume", "--resume-from", "step-000002")
+    assert again == lines

@@ -104,6 +104,8 @@ def test_in_the_warm_up_the_critic_is_trained_alone(tmp_path: Path) -> None:
     assert second["value"] < first["value"]
     assert third["grad_norm"] > 0 and "policy" in third
     assert (counts(run.actor), counts(run.critic)) == ({4}, {12})
+    counters = run.trainer.state.counters
+    assert (counters["policy_updates"], counters["updates"]) == (4, 12)
 
 
 def test_a_critic_may_learn_the_first_returns_before_anything_else(tmp_path: Path) -> None:

@@ -132,6 +132,40 @@ def test_a_moving_baseline_goes_on_where_it_was(place: Place, tmp_path: Path) ->
     assert len(means) == 5 and len(set(means)) == 5
 
 
+CRITICS = {
+    "own": ("--critic-pretrain", "1", "--critic-warmup", "1", "--critic-lr", "1e-3"),
+    "shared": ("--critic", "shared"),
+}
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_an_actor_and_its_critic_go_on_where_they_were(place: Place, tmp_path: Path, critic: str) -> None:
+    """Killed between two updates of step 4, after one of step 5, and in the second save; beta, critic and the cursor of
+    given texts have the same bits."""
+    flags = (
+        *("--group-size", "2", "--minibatches", "2", "--kl-control", "adaptive", "--kl-target", "0.05"),
+        *("--kl-horizon", "40", "--ptx-data", str(place.text), *CRITICS[critic]),
+    )
+    whole = tmp_path / "whole"
+    ended = grpo(place, whole, *flags, command="ppo")
+    assert ended.code == 0, ended
+    lines = [line for line in read_lines(whole / "metrics.jsonl") if "beta" in line]
+    assert len({line["beta"] for line in lines}) > 2 and all(line["value"] > 0 for line in lines)
+    assert any("ptx" in line for line in lines)
+    for name, hook in {
+        "update": ["in_step", 7, 0],
+        "after": ["after", "espalier.engines.optimizer:Optimizer.step", 9],
+        "save": ["before", "espalier.loop.checkpoint:_write_manifest", 2],
+    }.items():
+        run = tmp_path / name
+        killed = grpo(place, run, *flags, command="ppo", hook=hook)
+        assert killed.code == -signal.SIGKILL, killed
+        resumed = grpo(place, run, *flags, "--resume", command="ppo")
+        assert resumed.code == 0, resumed
+        assert_same(run, whole)
+        assert samples(run) == samples(whole)
+
+
 def test_scores_at_random_are_those_of_the_journal(place: Place, tmp_path: Path) -> None:
     """Killed in the update of step 4: its scores, and those of step 3, were given before, and stay."""
     run = tmp_path / "run"

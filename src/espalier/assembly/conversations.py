@@ -15,22 +15,39 @@ from espalier.data.tasks import TaskData
 from espalier.loop.given import Given, GivenSteps, Ptx
 from espalier.models.load import Loaded
 from espalier.models.stops import stops_of
+from espalier.types import Sample
+
+
+class Endless:
+    """The steps of a plan, of which nobody knows how many are taken: `plan(steps)` is made longer when they run out,
+    and begins with the same ones."""
+
+    def __init__(self, plan: Callable[[int], Dataset]):
+        self.plan, self.rows = plan, plan(1)
+
+    def groups(self, step: int) -> list[list[Sample]]:
+        while step >= self.rows.steps:
+            self.rows = self.plan(2 * self.rows.steps)
+        return self.rows.groups(step)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversations:
     """The renderer of given conversations, which trains what the assistant says as sft does, their stores, and their
     order: a function of (seed, step). Their samples are the part `sft`, or `ptx`: then a step of `rows` is one group,
-    and `share` of a step's trained tokens are theirs."""
+    `plan` makes as many steps as are taken, and `share` of a step's trained tokens are theirs."""
 
     renderer: Renderer
     opened: Opened
     rows: Dataset
+    plan: Callable[[int], Dataset]
     share: float = 0.0
 
     def given(self, minibatches: int) -> Given:
         """What the loop adds to each step."""
-        return Ptx(self.rows.groups, self.share, minibatches) if self.share else GivenSteps(self.rows.groups)
+        if self.share:
+            return Ptx(Endless(self.plan).groups, self.share, minibatches)
+        return GivenSteps(self.rows.groups)
 
     @property
     def per_step(self) -> int:
@@ -85,13 +102,16 @@ def open_conversations(
         note=note,
         part=GIVEN if given.sft_data else PTX,
     )
-    rows = Dataset(
-        opened,
-        seed=loop.seed,
-        samples_per_step=1 if ptx.ptx_data else given.sft_per_step or len(tasks.prompts(0)),
-        tokens_per_step=0,
-        replay_fraction=0.0,
-        epochs=1.0,
-        steps=tasks.steps,
-    )
-    return Conversations(renderer, opened, rows, ptx.ptx_share if ptx.ptx_data else 0.0)
+
+    def plan(steps: int) -> Dataset:
+        return Dataset(
+            opened,
+            seed=loop.seed,
+            samples_per_step=1 if ptx.ptx_data else given.sft_per_step or len(tasks.prompts(0)),
+            tokens_per_step=0,
+            replay_fraction=0.0,
+            epochs=1.0,
+            steps=steps,
+        )
+
+    return Conversations(renderer, opened, plan(tasks.steps), plan, ptx.ptx_share if ptx.ptx_data else 0.0)

@@ -25,8 +25,9 @@ def check_resumed(session: Session, folder: Path, state: TrainState, metrics: Pa
     written = 0
     if metrics is not None:
         written = max((int(line["step"]) for line in read_lines(metrics) if "step" in line), default=0)
-    # Offline a step is one update, and nobody counts them.
-    made = state.counters.get("updates", state.step)
+    # Offline a step is one update, and nobody counts them. Of a critic's warm-up, and behind a minibatch that goes too
+    # far, updates are not the policy's.
+    made = state.counters.get("policy_updates", state.counters.get("updates", state.step))
     stale = stale_reference(session, folder)
     faults = resumed(state.step, session.learner.optimizer.updates(), written, stale, made)
     if faults:

@@ -290,7 +290,7 @@ class Trainer:
         counters = dict(self.state.counters)
         counted = dict(added)
         if self.algorithm.traits.online is not None:
-            counted["updates"] = made.updates
+            counted["updates"], counted["policy_updates"] = made.updates, made.of_policy
         for name, amount in counted.items():
             counters[name] = counters.get(name, 0) + amount
         counters.update({f"{OF_SOURCE}{name}": count for name, count in self.source.state().items()})
