@@ -1,4 +1,5 @@
-"""`espalier grpo` on two processes: the numbers of one process, the answers of both ranks, and resume."""
+"""`espalier grpo` and `espalier ppo` on two processes: the numbers of one process, the answers of both ranks, and
+resume."""
 
 from __future__ import annotations
 
@@ -29,14 +30,14 @@ def mood(prompt, response, **task):
 """
 
 
-def grpo(folder: Path, name: str, ranks: int, *more: str, reward: str = "distinct") -> None:
+def grpo(folder: Path, name: str, ranks: int, *more: str, reward: str = "distinct", command: str = "grpo") -> None:
     """Four steps of four prompts x four answers, saved every second step, by torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     argv = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)),
-        *("-m", "espalier", "grpo", "--model", str(folder / "model"), "--data", str(folder / "tasks.jsonl")),
+        *("-m", "espalier", command, "--model", str(folder / "model"), "--data", str(folder / "tasks.jsonl")),
         *("--out", str(folder / name), "--cache", str(folder / "cache"), "--prompts-per-step", "4"),
         *("--group-size", "4", "--max-tokens", "6", "--steps", "4", "--save-every", "2", "--keep", "0"),
         *("--lr", "1e-2", "--beta", "0.1", "--reward", f"{folder / 'reward.py'}:{reward}", "--reward-workers", "1"),
@@ -104,3 +105,37 @@ def test_a_reward_model_is_sharded_and_says_the_same(folder: Path) -> None:
     for one, two in zip(*first, strict=True):
         assert one["score"] == pytest.approx(two["score"], abs=1e-5)
         assert one["score"] == pytest.approx(one["parts"]["distinct"] + 0.5 * one["parts"]["rm"])
+
+
+@pytest.mark.parametrize("critic", ["policy", "shared"])
+def test_an_actor_and_its_critic_on_two_processes(folder: Path, critic: str) -> None:
+    """Numbers of both, beta and given texts are those of one process; a resumed run ends with the same bits."""
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{i} plain words " * (1 + i % 3)}) + "\n" for i in range(7)))
+    flags = (
+        *("--critic", critic, "--lr", "1e-3", "--minibatches", "2", "--ptx-data", str(texts), "--kl-control"),
+        *("adaptive", "--kl-target", "0.05", "--kl-horizon", "100", *(("--critic-lr", "1e-3") * (critic == "policy"))),
+    )
+    for ranks in (1, 2):
+        grpo(folder, f"{critic}-{ranks}", ranks, *flags, command="ppo")
+    one, two = (lines(folder / f"{critic}-{ranks}", "metrics.jsonl") for ranks in (1, 2))
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    names = {"loss", "policy", "kl", "value", "ptx", "beta", "kl_answer", "value_mean", "explained_variance", "lr"}
+    names |= {"grad_norm", "entropy", "approx_kl", "ratio_max"} | (
+        {"grad_norm_critic"} if critic == "policy" else set()
+    )
+    assert names <= one[0].keys()
+    for a, b in zip(one, two, strict=True):
+        for key in [
+            key for key in ("step", "reward", "tokens", "samples", "updates", "rows", "eval_score") if key in a
+        ]:
+            assert a[key] == b[key], key
+        for key in names & a.keys():
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
+    answers = [lines(folder / f"{critic}-{ranks}", "samples.jsonl") for ranks in (1, 2)]
+    assert [record["ids"] for record in answers[0]] == [record["ids"] for record in answers[1]]
+    before = content(folder / f"{critic}-2" / "model")
+    grpo(folder, f"{critic}-2", 2, *flags, "--resume", "--resume-from", "step-000002", command="ppo")
+    assert lines(folder / f"{critic}-2", "metrics.jsonl") == two
+    assert lines(folder / f"{critic}-2", "samples.jsonl") == answers[1]
+    assert content(folder / f"{critic}-2" / "model") == before
