@@ -18,7 +18,9 @@ from espalier.assembly.runs import RUNS
 from espalier.config.options import build
 from espalier.config.sections import ModelConfig, OptimConfig
 from espalier.engines.learner import VALUE_HEAD, LearnerOptions, TorchLearner
+from espalier.engines.protocols import Roles
 from espalier.errors import ConfigError, ModelError
+from espalier.loop.annotate import annotate
 from espalier.models import heads
 from espalier.models.load import load_model
 from espalier.models.policy import Policy
@@ -163,6 +165,32 @@ def test_a_shared_backbone_has_the_gradient_of_both_losses() -> None:
         other = heads.WEIGHT if name == VALUE_HEAD else name
         expected = expected + ALGORITHM.value_coef * of_critic.get(other, torch.zeros_like(slope))
         assert (slope - expected).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("who", ["critic", "shared"])
+def test_the_value_behind_a_cut_answer_is_read_after_its_last_token(who: str) -> None:
+    """0 behind one that ended; values, log-probabilities and entropy are those of a run that asks for none."""
+    one = made(who)
+    roles = Roles(made("actor") if who == "critic" else one, one)
+    filled = []
+    for bootstrap_cut in (False, True):
+        groups = rolled()
+        for s in every(groups):
+            s.streams.clear()
+        annotate(groups, PPO(beta=0.0, bootstrap_cut=bootstrap_cut), roles, {})
+        filled.append(every(groups))
+    longer = rolled()
+    for s in every(longer):
+        s.streams.clear()
+        s.append([77], trained=True)
+    behind = [outputs.values[-1] for outputs in one.say(longer, ["values"])]
+    assert sum(s.stop == "length" for s in filled[1]) == 1
+    for plain, s, value in zip(*filled, behind, strict=True):
+        expected = value if s.stop == "length" else 0.0
+        assert value and s.streams["bootstrap"] == [0.0] * (len(s) - 1) + [pytest.approx(expected, abs=1e-12)]
+        assert "bootstrap" not in plain.streams
+        for name in ("values", "old_logprobs", "entropy"):
+            assert s.streams[name] == pytest.approx(plain.streams[name], abs=1e-12), name
 
 
 # ------------------------------------------------------------------------------------------------------ how heads start
