@@ -1,100 +1,28 @@
-"""`espalier overopt`: plan, budget, going on where it stopped, and figures, with children that only write files."""
+"""`espalier overopt`: budget, going on where it stopped, and figures, with children that only write files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from espalier.commands import overopt
-from espalier.config.overopt_section import OveroptConfig
+from espalier.commands.overopt import measure
 from espalier.errors import ConfigError, EspalierError
+from overopt_children import Children, config
 
 
-def config(tmp_path: Path, **given: Any) -> OveroptConfig:
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(f'{{"n": {n}}}\n\n' for n in range(5)))
-    fields: dict[str, Any] = {
-        "model": "m", "data": ("t.jsonl",), "pairs": str(pairs), "gold": "numeric", "out": str(tmp_path / "o"),
-        "sizes": ("2", "4"), "seeds": 2, "steps": 40, "best_of": 4, "prompts": 2, "resamples": 20, **given,
-    }  # fmt: skip
-    return OveroptConfig(**fields)
-
-
-def test_the_grid_has_a_cell_for_each_proxy_beta_and_seed(tmp_path: Path) -> None:
-    grid = overopt.plan(config(tmp_path, loophole=("length=0.5",), loophole_args=("length.target=60",)))
-    assert [job.folder.name for job in grid.proxies] == ["proxy-2", "proxy-4"]
-    labels = [cell.job.folder.name for cell in grid.cells]
-    assert len(labels) == len(set(labels)) == 3 * 2 * 2
-    assert labels[2] == "proxy-4-loophole-beta-0-seed-0"
-    argv = list(grid.cells[2].job.argv)
-    # Gold has weight 0; without a penalty a beta that is next to nothing loads the reference.
-    rewards = argv[argv.index("--reward") + 1 : argv.index("--reward-model")]
-    assert rewards == ["numeric=0", "length=0.5"]
-    assert argv[argv.index("--beta") + 1] == "1e-9" and "length.target=60" in argv
-    assert grid.cells[2].proxy == "proxy-4 + length=0.5"
-    assert "0.05" in grid.cells[-1].job.argv and grid.cells[-1].seed == 1
-    assert grid.start is not None
-    start = list(grid.start.argv)
-    assert start[start.index("--reward") + 1 : start.index("--reward-model")] == ["numeric=0", "length=0"]
-    assert start[start.index("--reward-model") + 1].endswith("proxy-2=0")
-
-
-def test_a_gold_reward_model_weighs_nothing_either(tmp_path: Path) -> None:
-    gold = tmp_path / "judge" / "model"
-    gold.mkdir(parents=True)
-    made = config(tmp_path, gold=str(gold))
-    argv = list(overopt.plan(made).cells[0].job.argv)
-    assert "--reward" not in argv and f"{gold}=0" in argv
-    assert overopt.gold_name(made) == "judge"
-    assert overopt.gold_name(config(tmp_path, gold="rules.py:right")) == "right"
-
-
-class Children:
-    """Children that write what theirs would; `fails` is the name of one that does not."""
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails, self.started = fails, [""][:0]
-
-    def __call__(self, argv: Sequence[str], log: Path) -> int:
-        out = Path(argv[argv.index("--out") + 1])
-        self.started.append(out.name)
-        if out.name == self.fails:
-            return 2
-        out.mkdir(parents=True, exist_ok=True)
-        if argv[0] == "reward":
-            rows = Path(argv[argv.index("--data") + 1]).read_text().splitlines()
-            assert len(rows) == int(out.name.partition("-")[2])
-        if argv[0] == "rollout":
-            lines = [self.line(0, row, k, None) for row in range(2) for k in range(4)]
-        else:
-            lines = [self.line(step, step % 3, k, 0.01 * step) for step in range(1, 41) for k in range(2)]
-        if argv[0] != "reward":
-            (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        if argv[0] != "rollout":
-            (out / "model").mkdir(exist_ok=True)
-            (out / "model" / "config.json").write_text("{}")
-        return 0
-
-    def line(self, step: int, row: int, k: int, kl: float | None) -> dict[str, Any]:
-        parts = {"numeric": float(k % 2), "proxy-2": 0.1 * step + k, "proxy-4": 0.2 * step + k}
-        task = {"row": row, "source": "s", "line": 1}
-        scored = {"score": parts["proxy-4"], "parts": parts, "error": "", "kl": kl, "length": 5}
-        return {"step": step, "task": task, **scored}
-
-
-def test_it_goes_on_where_it_stopped_and_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, children = config(tmp_path), Children(fails="proxy-4-beta-0-seed-0")
-    monkeypatch.setattr(overopt, "launch", children)
+def test_it_goes_on_where_it_stopped_and_writes_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, children = config(tmp_path), Children(fails="proxy-4-beta-0-seed-0")
     with pytest.raises(EspalierError, match=r"proxy-4-beta-0-seed-0 ended with exit code 2; .*\.log says why"):
-        overopt.run(made)
-    assert children.started == ["proxy-2", "proxy-4", "start", "proxy-2-beta-0-seed-0", "proxy-4-beta-0-seed-0"]
-    children.fails, children.started = "", []
-    overopt.run(made)
-    assert children.started[0] == "proxy-4-beta-0-seed-0" and len(children.started) == 7
+        measure(settings, children)
+    first = ["proxy-2", "proxy-4", "start", "gold of start", "proxy-2-beta-0-seed-0", "gold of proxy-2-beta-0-seed-0"]
+    assert children.started[:7] == [*first, "proxy-4-beta-0-seed-0"]
+    earlier, children = set(children.started) - {"proxy-4-beta-0-seed-0"}, Children()
+    (tmp_path / "o" / "proxy-4-beta-0-seed-0" / "checkpoints" / "step-000030").mkdir(parents=True)
+    measure(settings, children)
+    assert children.started[0] == "proxy-4-beta-0-seed-0" and not earlier & set(children.started)
     result = json.loads((tmp_path / "o" / "overopt.json").read_text())
     names = [cell["name"] for cell in result["cells"]]
     assert names == [
@@ -106,17 +34,58 @@ def test_it_goes_on_where_it_stopped_and_writes_figures(tmp_path: Path, monkeypa
     # Scores k of 0 to 3 have the mean 1.5, golds 0.5; steps 31 to 40 have the KL 0.01 x 5 x 35.5.
     assert cell["start"] == {"proxy": 1.5, "gold": 0.5}
     assert cell["points"][3]["kl"] == pytest.approx(0.05 * 35.5)
+    assert cell["highest_gold"]["checkpoint"].endswith("o/proxy-4-beta-0-seed-0/checkpoints/step-000030")
+    # Answers 0, 1 of each prompt have the same ids, and so have 2, 3: 2 of 6 pairs.
+    assert result["cells"][0]["equal"] == {"scores": 0.0, "answers": pytest.approx(1 / 3)}
     assert (tmp_path / "o" / "overopt.html").read_text().startswith("<!doctype html>")
-    children.started = []
-    overopt.run(made)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "over-optimisation" in text and "proxy-4, beta 0.05: " in text
+    children = Children()
+    measure(settings, children)
+    assert children.started == []
+
+
+def test_a_loophole_counts_with_its_weight(tmp_path: Path) -> None:
+    """Best of 1: scores k plus 2 x 0.5 k, so 1.5 + 1.5."""
+    measure(config(tmp_path, sizes=("4",), loophole=("length=2",), loophole_args=("length.target=9",)), Children())
+    cells = json.loads((tmp_path / "o" / "overopt.json").read_text())["cells"]
+    assert cells[1]["name"] == "proxy-4 + length=2, best of n" and cells[1]["start"]["proxy"] == 3.0
+
+
+def test_a_gold_reward_model_is_read_from_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "judge").mkdir()
+    children = Children()
+    measure(config(tmp_path, gold=str(tmp_path / "judge")), children)
+    assert not [name for name in children.started if name.startswith("gold of")]
+    cells = json.loads((tmp_path / "o" / "overopt.json").read_text())["cells"]
+    assert cells[0]["start"]["gold"] == 0.5
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    measure(config(tmp_path), Children())
+    children = Children()
+    with pytest.raises(ConfigError, match=r"was made by other settings \(40 then, 50 now\)"):
+        measure(config(tmp_path, steps=50), children)
     assert children.started == []
 
 
 def test_the_budget_comes_first_and_may_be_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overopt.run(config(tmp_path, plan=True))
+    (tmp_path / "ppo.yaml").write_text("prompts_per_step: 8\ngroup_size: 2\n")
+    children = Children()
+    measure(config(tmp_path, plan=True, ppo=str(tmp_path / "ppo.yaml")), children)
     text = " ".join(capsys.readouterr().out.split())
-    assert "11 children, 0 done: 2 proxies of 2, 4 rows, 2 x 4 answers of the start, 8 policies of 40 steps" in text
-    assert not (tmp_path / "o").exists()
+    assert "20 children, 0 done, 1 at a time; time is estimated after the first policy" in text
+    assert "2 proxies of 2, 4 rows, 6 in all" in text and "start: 2 prompts x 4 = 8 answers" in text
+    assert "8 policies of 40 steps, 320 in all; 16 answers a step, 5,120 answers" in text
+    assert children.started == [] and not (tmp_path / "o").exists()
+
+
+def test_tasks_that_name_a_verifier_are_refused(tmp_path: Path) -> None:
+    """Their rule would train the policy beside the proxy."""
+    settings = config(tmp_path)
+    Path(settings.data[0]).write_text('{"question": "1 + 1?", "answer": "2", "verifier": "numeric"}\n')
+    with pytest.raises(ConfigError, match="names the verifier numeric, which would train the policy beside the proxy"):
+        measure(settings, Children())
 
 
 @pytest.mark.parametrize(
@@ -132,11 +101,11 @@ def test_the_budget_comes_first_and_may_be_all(tmp_path: Path, capsys: pytest.Ca
 )
 def test_settings_without_sense_are_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        overopt.run(config(tmp_path, **given))
+        measure(config(tmp_path, **given), Children())
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    made = config(tmp_path)
-    Path(made.pairs).unlink()
+    settings = config(tmp_path)
+    Path(settings.pairs).unlink()
     with pytest.raises(ConfigError, match="does not exist; expected a local"):
-        overopt.run(made)
+        measure(settings, Children())

@@ -1,50 +1,105 @@
-"""What a grid says: sentences, the checkpoint to take, the page."""
+"""What a grid says: sentences, the checkpoint to take, the table."""
 
 import math
+from typing import Any
 
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.overopt import Run, page, report, verdict
-from espalier.workbench.overopt_points import Point
+from espalier.workbench.overopt import Run, report, table
+from espalier.workbench.overopt_points import Point, Prompt
 
 RESAMPLING = Resampling(resamples=50)
+PROMPTS: tuple[Prompt, ...] = (("s", 0), ("s", 1))
+EQUAL = {"proxy-500": {"scores": 0.25, "answers": 0.125}}
 
 
-def run(beta: float | None, a: float, b: float, seed: int = 0, proxy: str = "proxy-500", reach: int = 10) -> Run:
-    """Gold follows d (a - b log d), or d (a - b d); the proxy rises by d."""
+def point(at: int, d: float, proxy: float, gold: float) -> Point:
+    return Point(at, PROMPTS, (proxy,) * 2, (gold,) * 2, (d * d,) * 2, (1.0, 1.0))
+
+
+def run(beta: float | None, a: float, b: float, seed: int = 0, reach: int = 10, bend: float = 0.0) -> Run:
+    """Gold follows d (a - b log d), or d (a - b d); the proxy d - bend d^2. All prompts are the same."""
     points = []
     for number in range(1, reach + 1):
         d = 0.4 * number
         gold = d * (a - b * (d if beta is None else math.log(d)))
-        points.append(Point(10 * number, (0, 1), (d, d), (gold, gold), (d * d,) * 2, (1.0, 1.0)))
-    return Run(proxy, beta, seed, tuple(points), 0.0, 0.0)
+        points.append(point(10 * number, d, d - bend * d * d, gold))
+    return Run("proxy-500", beta, seed, tuple(points), point(1, 0.0, 0.0, 0.0), folder=f"o/{seed}")
+
+
+def cell(*runs: Run) -> dict[str, Any]:
+    entry: dict[str, Any] = report(runs, EQUAL, RESAMPLING)["cells"][0]
+    return entry
 
 
 def test_sentences() -> None:
     # exp(a / b - 1) = 1.65 and a / (2 b) = 2.
-    assert verdict(run(0.0, 1.5, 1.0)) == (
-        "gold passes a peak at d 1.65 (measured to 4.00); control ends there: proxy goes on rising"
+    peaked = cell(run(0.0, 1.5, 1.0))
+    assert peaked["verdict"] == (
+        "gold passes a peak at d 1.65 (measured to 4.00; 100% of resamples have a peak); control ends at d 1.65: from "
+        "there proxy gains"
     )
-    assert verdict(run(None, 2.0, 0.5)).startswith("gold passes a peak at d 2.00")
-    assert verdict(run(0.0, 3.0, 1.0)) == "gold passes no peak up to d 4.00"
-    assert verdict(run(None, -1.0, 0.5)) == "gold falls from the start, to d 4.00"
-    assert verdict(run(0.0, 1.0, 1.0, reach=2)) == "too few distances for a fit"
+    assert peaked["control_ends"] == peaked["fits"]["gold"]["peak"] and peaked["peak"]["share"] == 1.0
+    assert cell(run(None, 2.0, 0.5))["verdict"].startswith("gold passes a peak at d 2.00")
+    with_proxy = cell(run(None, 2.0, 0.5, bend=0.5))
+    assert with_proxy["verdict"].endswith("; proxy does not gain there either")
+    assert with_proxy["control_ends"] is None
+    rising = cell(run(0.0, 3.0, 1.0))
+    assert rising["verdict"] == "gold passes no peak up to d 4.00; 0% of resamples have a peak"
+    assert rising["at_peak"] == [] and rising["control_ends"] is None
+    falling = cell(run(None, -1.0, 0.5))
+    assert falling["verdict"].startswith("gold does not rise between d 0.40 and 4.00")
+    assert falling["control_ends"] == 0.0
+    assert cell(run(0.0, 1.0, 1.0, reach=2))["verdict"] == "too few distances for a fit"
 
 
 def test_a_report_pools_seeds_and_names_the_checkpoint() -> None:
-    result = report(
-        [run(0.0, 1.5, 1.0), run(0.0, 1.6, 1.0, seed=1), run(0.05, 1.5, 1.0), run(None, 2.0, 0.5)],
-        {"proxy-500": 0.25},
-        RESAMPLING,
-    )
+    runs = [run(0.0, 1.5, 1.0), run(0.0, 1.6, 1.0, seed=1), run(0.05, 1.4, 1.0), run(None, 2.0, 0.5)]
+    result = report(runs, EQUAL, RESAMPLING)
     free, held, best = result["cells"]
     assert (free["name"], free["seeds"], len(free["points"])) == ("proxy-500, beta 0", 2, 20)
     # 2 (1.6 - log 2) is the highest of the distances 0.4, 0.8, ..., of the seed with the larger a.
-    assert (free["highest_gold"]["seed"], free["highest_gold"]["at"]) == (1, 50)
-    assert free["equal_scores"] is None and best["equal_scores"] == 0.25
-    assert held["fits"]["gold"]["a"] - 1.5 < 1e-9
+    highest = free["highest_gold"]
+    assert (highest["seed"], highest["at"], highest["run"]) == (1, 50, "o/1")
+    # The pooled fit has a 1.55 and its peak at exp(0.55) = 1.73: steps 40 (d 1.6) of both seeds are nearest.
+    assert [(place["seed"], place["at"]) for place in free["at_peak"]] == [(0, 40), (1, 40)]
+    assert free["equal"] is None and best["equal"] == EQUAL["proxy-500"]
+    assert held["fits"]["gold"]["a"] - 1.4 < 1e-9
     (frontier,) = result["frontiers"]
-    assert (frontier["beta"], frontier["proxy"]) == (0.05, "proxy-500")
-    assert frontier["gap"]["value"] < 0
-    text = page(result)
-    assert text.count("<svg") == 3 and "step 50 of seed 1" in text and "25.0% of pairs of answers" in text
-    assert "http" not in text
+    assert frontier["name"] == "proxy-500, beta 0.05" and frontier["beta"] == 0.05
+    # 1.4 less 1.55 by the mean distance 2.2, in every resample.
+    assert math.isclose(frontier["gap"]["value"], -0.33, abs_tol=1e-9)
+    assert (
+        frontier["verdict"] == "gold lies below that of beta 0 at the same d (-0.33 [-0.33 to -0.33], d 0.40 to 4.00)"
+    )
+
+
+def test_one_frontier_within_the_interval() -> None:
+    """Two prompts whose golds lie 1 above and 1 below the common curve, the other way round with a penalty: the gap is
+    2, 0 or -2 times d by the prompts drawn, and 0 over both."""
+    free, held = run(0.0, 1.5, 1.0), run(0.05, 1.5, 1.0)
+
+    def tilted(r: Run, by: float) -> Run:
+        points = []
+        for p in r.points:
+            gold = (p.gold[0] + by * p.d, p.gold[1] - by * p.d)
+            points.append(Point(p.at, p.prompts, p.proxy, gold, p.kl, p.counts))
+        return r._replace(points=tuple(points))
+
+    (frontier,) = report([tilted(free, 1.0), tilted(held, -1.0)], EQUAL, RESAMPLING)["frontiers"]
+    assert frontier["verdict"].startswith("one frontier with beta 0 within the interval")
+    assert frontier["gap"]["low"] < -1 and frontier["gap"]["high"] > 1
+
+
+def test_no_distances_in_common() -> None:
+    far = run(0.05, 1.5, 1.0)
+    points = tuple(point(p.at, p.d + 9, p.mean("proxy"), p.mean("gold")) for p in far.points)
+    (frontier,) = report([run(0.0, 1.5, 1.0), far._replace(points=points)], EQUAL, RESAMPLING)["frontiers"]
+    assert frontier["gap"] is None and frontier["verdict"] == "no distances in common with beta 0"
+
+
+def test_the_table_has_a_row_for_each_cell() -> None:
+    columns, rows = table(report([run(None, 2.0, 0.5), run(0.0, 1.0, 1.0, reach=2)], EQUAL, RESAMPLING))
+    assert len(columns) == len(rows[0]) == 7
+    # d 2 is step 50, gold 2 there.
+    assert rows[0] == ["proxy-500, best of n", "0", "2", "n 50", "2.00", "2", "2.00"]
+    assert rows[1][3:] == ["step 20 of seed 0", "0.80", "-", "-"]

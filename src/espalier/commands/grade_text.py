@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier import __version__
 from espalier.assembly.rollout_run import RolloutRun
+from espalier.assembly.runs import RunConfig
 from espalier.commands import rollout_text as text
 from espalier.commands.rollout_folder import RolloutFolder
 from espalier.config.data_source import DataSource
@@ -30,7 +31,7 @@ ROUNDING = 1e-9
 Record = dict[str, Any]
 
 
-def tasks_of(config: RolloutRun, console: Progress) -> list[Task]:
+def tasks_of(config: RunConfig, console: Progress) -> list[Task]:
     """The tasks of the data, in order. Raises DataError for a row that is none, unless the config skips such rows."""
     tasks: list[Task] = []
     skipped = 0

@@ -24,6 +24,8 @@ class OveroptConfig:
     """The gold reward, which trains nothing: the name of a rule, PATH.py:FUNCTION, or the folder of a reward model."""
     out: Name
     """Folder of all runs. A command that was killed goes on where it stopped if it is given once more."""
+    gold_args: Names = ()
+    """Settings of a gold rule, as NAME.KEY=VALUE."""
     sizes: Names = ("500", "1000", "2000")
     """Rows of `pairs` that each proxy learns from."""
     betas: Names = ("0", "0.05")
@@ -42,8 +44,10 @@ class OveroptConfig:
     """Prompts of best-of-n."""
     every: Count = 10
     """Steps that make one point of a curve."""
+    jobs: Count = 1
+    """Children that run at the same time."""
     ppo: str = ""
-    """YAML file with further settings of `espalier ppo`."""
+    """YAML file with further settings of `espalier ppo`; the start's answers are drawn by those that they share."""
     reward: str = ""
     """YAML file with further settings of `espalier reward`."""
     resamples: Count = 1000

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.charts import BLUE, GREEN, GREY, Point, Series, chart
-from espalier.workbench.overopt_fit import Curve, Form, band, frontier_gap
-from espalier.workbench.overopt_points import Point as Answers
-from espalier.workbench.page import document
+from espalier.workbench.overopt_fit import Curve, Fit, Form, Reward, band, control_end, frontier_gap, peak, resampled
+from espalier.workbench.overopt_points import Point
 
 
 class Run(NamedTuple):
-    """One cell: its proxy, its beta (None of best-of-n), seed, points, and the start's rewards."""
+    """One cell: its proxy, its beta (None of best-of-n), seed, points, and answers of the start (n = 1). left_out:
+    answers that could not be graded. folder: of the run."""
 
     proxy: str
     beta: float | None
     seed: int
-    points: tuple[Answers, ...]
-    start_proxy: float
-    start_gold: float
+    points: tuple[Point, ...]
+    start: Point
+    left_out: int = 0
+    folder: str = ""
 
     @property
     def form(self) -> Form:
@@ -30,43 +30,23 @@ class Run(NamedTuple):
     def name(self) -> str:
         return f"{self.proxy}, best of n" if self.beta is None else f"{self.proxy}, beta {self.beta:g}"
 
-    def curve(self, reward: str) -> Curve:
-        start = self.start_gold if reward == "gold" else self.start_proxy
-        return Curve(self.form, self.points, "gold" if reward == "gold" else "proxy", start)
+    def curve(self, reward: Reward) -> Curve:
+        return Curve(self.form, self.points, reward, self.start)
 
 
-def report(runs: Sequence[Run], equal_scores: Mapping[str, float], resampling: Resampling) -> dict[str, Any]:
-    """All curves, each pooled over its seeds, with fits, bands and the verdict; `equal_scores` is the share of equal
-    scores by proxy, for best-of-n."""
+def report(runs: Sequence[Run], equal: Mapping[str, Mapping[str, float]], resampling: Resampling) -> dict[str, Any]:
+    """All curves, each pooled over its seeds, with fits, bands and the verdict; `equal` has the shares of equal scores
+    and of equal answers of the start, by proxy."""
     cells: dict[str, list[Run]] = {}
     for run in runs:
         cells.setdefault(run.name, []).append(run)
-    entries, curves = [], {}
+    pooled = {name: _pooled(same) for name, same in cells.items()}
+    entries = []
     for name, same in cells.items():
-        pooled = _pooled(same)
-        gold, proxy = pooled.curve("gold"), pooled.curve("proxy")
-        curves[name] = (pooled, gold)
-        fits = {"gold": gold.fitted(), "proxy": proxy.fitted()}
-        entries.append(
-            {
-                "name": name,
-                "proxy": pooled.proxy,
-                "beta": pooled.beta,
-                "seeds": len(same),
-                "start": {"proxy": pooled.start_proxy, "gold": pooled.start_gold},
-                "points": [
-                    {"at": p.at, "seed": run.seed, "kl": p.mean("kl"), "d": p.d, "proxy": p.mean("proxy"),
-                     "gold": p.mean("gold"), "answers": sum(p.counts)}
-                    for run in same for p in run.points
-                ],
-                "fits": {key: fit.as_dict() if fit else None for key, fit in fits.items()},
-                "bands": {"gold": band(gold, resampling), "proxy": band(proxy, resampling)},
-                "highest_gold": _highest(same),
-                "equal_scores": equal_scores.get(pooled.proxy) if pooled.beta is None else None,
-                "verdict": verdict(pooled),
-            }
-        )  # fmt: skip
-    return {"cells": entries, "frontiers": _frontiers(curves, resampling)}
+        entry = _entry(pooled[name], same, resampling)
+        entry["equal"] = dict(equal[pooled[name].proxy]) if pooled[name].beta is None else None
+        entries.append(entry)
+    return {"cells": entries, "frontiers": _frontiers(pooled, resampling)}
 
 
 def _pooled(same: Sequence[Run]) -> Run:
@@ -74,86 +54,108 @@ def _pooled(same: Sequence[Run]) -> Run:
     return same[0]._replace(points=tuple(point for run in same for point in run.points))
 
 
+def _entry(run: Run, same: Sequence[Run], resampling: Resampling) -> dict[str, Any]:
+    """What is said of one cell; `run` has the points of all its seeds."""
+    gold, proxy = run.curve("gold"), run.curve("proxy")
+    fits = {"gold": gold.fitted(), "proxy": proxy.fitted()}
+    draws = resampled([gold, proxy], resampling)
+    golds, proxies = [pair[0] for pair in draws], [pair[1] for pair in draws]
+    sure = peak(golds, min(gold.d()), gold.reach, resampling)
+    bands = {
+        "gold": band(fits["gold"], golds, gold.reach, resampling),
+        "proxy": band(fits["proxy"], proxies, proxy.reach, resampling),
+    }
+    end = None
+    if fits["gold"] and fits["proxy"]:
+        end = control_end(fits["gold"], fits["proxy"], gold.reach)
+    return {
+        "name": run.name,
+        "proxy": run.proxy,
+        "beta": run.beta,
+        "seeds": len(same),
+        "left_out": sum(each.left_out for each in same),
+        "start": {"proxy": run.start.mean("proxy"), "gold": run.start.mean("gold")},
+        "points": [_point(each, p) | {"answers": sum(p.counts)} for each in same for p in each.points],
+        "fits": {key: fit.as_dict() if fit else None for key, fit in fits.items()},
+        "bands": bands,
+        "peak": sure,
+        "control_ends": end,
+        "highest_gold": _highest(same),
+        "at_peak": _at_peak(fits["gold"], same),
+        "verdict": verdict(gold, fits["gold"], sure["share"], end),
+    }
+
+
+def _point(run: Run, p: Point) -> dict[str, Any]:
+    means = {key: p.mean(key) for key in ("kl", "proxy", "gold")}
+    return {"seed": run.seed, "run": run.folder, "at": p.at, "d": p.d, **means}
+
+
 def _highest(same: Sequence[Run]) -> dict[str, Any]:
-    """The point with the highest mean gold: the checkpoint to take."""
-    run, point = max(((run, p) for run in same for p in run.points), key=lambda pair: pair[1].mean("gold"))
-    return {"seed": run.seed, "at": point.at, "d": point.d, "gold": point.mean("gold"), "proxy": point.mean("proxy")}
+    """The point with the highest mean gold. As the highest of several it is an optimistic figure."""
+    points = [_point(run, p) for run in same for p in run.points]
+    return max(points, key=lambda point: point["gold"])
 
 
-def verdict(run: Run) -> str:
-    """Whether gold passes a peak in the measured range, and where control ends: the distance from which proxy rises and
-    gold does not."""
-    gold, proxy = run.curve("gold").fitted(), run.curve("proxy").fitted()
-    if gold is None or proxy is None:
+def _at_peak(gold: Fit | None, same: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each seed the point whose distance is nearest to the peak of the fit; none without a peak in the range."""
+    reach = max(p.d for run in same for p in run.points)
+    turn = gold.falls_from(reach) if gold else None
+    if not turn:
+        return []
+    return [_point(run, min(run.points, key=lambda p: abs(p.d - turn))) for run in same]
+
+
+def verdict(gold: Curve, fitted: Fit | None, share: float | None, control: float | None) -> str:
+    """Whether gold passes a peak in the measured range, in what share of resamples it does, and where control ends."""
+    if fitted is None:
         return "too few distances for a fit"
-    furthest, peak = max(run.curve("gold").d()), gold.peak
-    if gold.b > 0 and (peak is None or peak <= 0):
-        return f"gold falls from the start, to d {furthest:.2f}"
-    if peak is None or peak >= furthest:
-        return f"gold passes no peak up to d {furthest:.2f}"
-    rises = proxy.peak is None or proxy.peak > peak
-    line = f"gold passes a peak at d {peak:.2f} (measured to {furthest:.2f})"
-    return f"{line}; control ends there: proxy goes on rising" if rises else f"{line}, and proxy with it"
+    first, reach = min(gold.d()), gold.reach
+    turn = fitted.falls_from(reach)
+    resampled_too = "" if share is None else f"; {share:.0%} of resamples have a peak"
+    if turn is None:
+        return f"gold passes no peak up to d {reach:.2f}{resampled_too}"
+    line = f"gold passes a peak at d {turn:.2f} (measured to {reach:.2f}{resampled_too})"
+    if turn <= first:
+        line = f"gold does not rise between d {first:.2f} and {reach:.2f}{resampled_too}"
+    if control is None:
+        return f"{line}; proxy does not gain there either"
+    return f"{line}; control ends at d {control:.2f}: from there proxy gains"
 
 
-def _frontiers(curves: Mapping[str, tuple[Run, Curve]], resampling: Resampling) -> list[dict[str, Any]]:
-    """For each proxy, gold over distance without a KL penalty against that with each."""
+def _frontiers(pooled: Mapping[str, Run], resampling: Resampling) -> list[dict[str, Any]]:
+    """For each proxy, gold over distance with each KL penalty less without one."""
     entries = []
-    for run, gold in curves.values():
-        free = curves.get(f"{run.proxy}, beta 0")
+    for run in pooled.values():
+        free = pooled.get(f"{run.proxy}, beta 0")
         if not run.beta or free is None:
             continue
-        gap = frontier_gap(gold, free[1], resampling)
-        line = "no distance in common"
+        gap = frontier_gap(run.curve("gold"), free.curve("gold"), resampling)
+        line = "no distances in common with beta 0"
         if gap is not None:
-            one = gap["low"] <= 0 <= gap["high"]
             side = "above" if gap["value"] > 0 else "below"
-            line = "one frontier within the interval" if one else f"beta {run.beta:g} lies {side} beta 0"
-        entries.append({"proxy": run.proxy, "beta": run.beta, "gap": gap, "verdict": line})
+            line = f"gold lies {side} that of beta 0 at the same d"
+            if gap["low"] <= 0 <= gap["high"]:
+                line = "one frontier with beta 0 within the interval"
+            line += f" ({gap['value']:+.4g} [{gap['low']:.4g} to {gap['high']:.4g}], d {gap['from']:.2f} to "
+            line += f"{gap['to']:.2f})"
+        entries.append({"name": run.name, "proxy": run.proxy, "beta": run.beta, "gap": gap, "verdict": line})
     return entries
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """One offline page: a chart for each cell, gains over d, and every figure."""
-    charts = [(cell["name"], _chart(cell)) for cell in result["cells"]]
-    figures = []
+def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the printed table: a row for each cell."""
+    rows = []
     for cell in result["cells"]:
         best, gold = cell["highest_gold"], cell["fits"]["gold"]
-        figures.append((cell["name"], "verdict", cell["verdict"]))
-        figures.append((cell["name"], "gold at the start", f"{cell['start']['gold']:.4g}"))
-        where = f"n {best['at']}" if cell["beta"] is None else f"step {best['at']} of seed {best['seed']}"
-        figures.append((cell["name"], "highest gold", f"{best['gold']:.4g} at {where}, d {best['d']:.2f}"))
-        if gold:
-            figures.append((cell["name"], "fit of gold", f"a {gold['a']:.4g}, b {gold['b']:.4g}, R2 {gold['r2']:.2f}"))
-        if cell["equal_scores"] is not None:
-            figures.append((cell["name"], "equal scores", f"{cell['equal_scores']:.1%} of pairs of answers"))
-    for entry in result["frontiers"]:
-        gap = entry["gap"]
-        text = entry["verdict"]
-        if gap:
-            low, high = gap["low"], gap["high"]
-            text += f" ({gap['value']:+.4g} [{low:.4g} to {high:.4g}] for d {gap['from']:.2f} to {gap['to']:.2f})"
-        name = f"{entry['proxy']}, beta {entry['beta']:g}"
-        figures.append(("gold over d: with a KL penalty less without", name, text))
-    intro = (
-        "Reward less the start's over d = sqrt(KL to the start). Dots are measured, lines are fits, dashed lines the "
-        "ends of their 95 % bands (prompts resampled)."
-    )
-    return document("Over-optimisation", intro, charts, figures)
+        row = [cell["name"], f"{cell['start']['gold']:.4g}", f"{best['gold']:.4g}", place_of(cell, best)]
+        row.append(f"{best['d']:.2f}")
+        row.append("-" if gold is None or gold["peak"] is None else f"{gold['peak']:.3g}")
+        row.append("-" if cell["control_ends"] is None else f"{cell['control_ends']:.2f}")
+        rows.append(row)
+    return ["cell", "gold at start", "highest", "at", "d", "fitted peak d", "control to d"], rows
 
 
-def _chart(cell: Mapping[str, Any]) -> str:
-    series, heights, widest = [], [0.0], 0.0
-    for reward, color in (("proxy", BLUE), ("gold", GREEN)):
-        dots: list[Point] = [(p["d"], p[reward] - cell["start"][reward]) for p in cell["points"]]
-        series.append(Series(f"{reward}, measured", dots, color, dots=True, sizes=[3.0] * len(dots)))
-        lines = cell["bands"][reward]
-        heights += [y for _, y in dots]
-        widest = max([widest, *(x for x, _ in dots)])
-        if not lines:
-            continue
-        series.append(Series(f"{reward}, fit", [(p["d"], p["gain"]) for p in lines], color))
-        for end in ("low", "high"):
-            series.append(Series("", [(p["d"], p[end]) for p in lines], GREY, dashed=True))
-            heights += [p[end] for p in lines]
-    return chart(series, (0.0, widest), (min(heights), max(heights)), ("d = sqrt(KL)", "reward less the start's"))
+def place_of(cell: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    """A point in words: its n, or its step and seed."""
+    return f"n {point['at']}" if cell["beta"] is None else f"step {point['at']} of seed {point['seed']}"

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from espalier.errors import EspalierError
 from espalier.workbench.bestof import best_of
+
+Prompt = tuple[str, int]
+"""Source and line of a task."""
 
 
 class Scored(NamedTuple):
-    """A stored answer: the number of its prompt, the rewards that trained and those that only measure, the KL to the
-    start in nats (sum over its tokens of k3; None if nothing measured it)."""
+    """A stored answer: its prompt, the reward that trained and the one that only measures, the KL to the start in nats
+    (sum over its tokens of k3; None if nothing measured it)."""
 
-    prompt: int
+    prompt: Prompt
     proxy: float
     gold: float
     kl: float | None
@@ -24,11 +30,11 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Answers at one distance. at: the last step of a run, or n of best-of-n. prompts: numbers of their prompts, each
-    once; proxy, gold and kl are sums over the answers to each of them, counts their numbers."""
+    """Answers at one distance. at: the last step of a run, or n of best-of-n. prompts: each once; proxy, gold and kl
+    are sums over the answers to each of them, counts their numbers."""
 
     at: int
-    prompts: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
     proxy: tuple[float, ...]
     gold: tuple[float, ...]
     kl: tuple[float, ...]
@@ -51,34 +57,51 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def scored(lines: Iterable[Mapping[str, Any]], gold: str) -> Iterator[tuple[int, Scored]]:
-    """Step and answer of each line that could be graded. `gold` is the name of a part.
+def prompt_of(line: Mapping[str, Any]) -> Prompt:
+    """The task of a line of samples.jsonl."""
+    return line["task"]["source"], line["task"]["line"]
 
-    Raises ValueError for a line without that part.
+
+def regraded(lines: Iterable[Mapping[str, Any]], graded: Iterable[Mapping[str, Any]]) -> Iterator[float | None]:
+    """The score of each line in a file of the same answers, graded by gold; None if it could not be graded there.
+
+    Raises EspalierError if the files are about other answers.
     """
-    for line in lines:
-        if line["error"]:
+    for line, again in zip_longest(lines, graded):
+        same = line and again and all(line[key] == again[key] for key in ("task", "step", "k"))
+        if not same:
+            raise EspalierError(
+                "the answers that gold graded are not those of the run; remove the folder `gold`, and give the command "
+                "again"
+            )
+        yield again["score"]
+
+
+def scored(lines: Iterable[Mapping[str, Any]], golds: Iterable[float | None]) -> Iterator[tuple[int, Scored | None]]:
+    """Step and answer of each line; None for one that could not be graded, by the proxy or by gold.
+
+    kl of a line is the mean over its tokens, so that of the answer is kl x length.
+    """
+    for line, gold in zip(lines, golds, strict=True):
+        if line["error"] or line["score"] is None or gold is None:
+            yield line["step"], None
             continue
-        parts = line["parts"]
-        if gold not in parts:
-            known = ", ".join(parts) or "none"
-            raise ValueError(f"an answer of step {line.get('step')} has no reward {gold}; its rewards are {known}")
         kl = line.get("kl")
         of_answer = None if kl is None else kl * line["length"]
-        yield line.get("step", 0), Scored(line["task"]["row"], line["score"], parts[gold], of_answer)
+        yield line["step"], Scored(prompt_of(line), line["score"], gold, of_answer)
 
 
-def of_run(answers: Iterable[tuple[int, Scored]], width: int) -> list[Point]:
-    """A point for every `width` steps, in order; answers without a KL are left out."""
-    bins: dict[int, dict[int, list[Scored]]] = {}
+def of_run(answers: Iterable[tuple[int, Scored | None]], width: int) -> list[Point]:
+    """A point for every `width` steps, in order; answers that were not graded, or have no KL, are left out."""
+    bins: dict[int, dict[Prompt, list[Scored]]] = {}
     for step, answer in answers:
-        if answer.kl is not None:
+        if answer is not None and answer.kl is not None:
             at = -(-step // width) * width
             bins.setdefault(at, {}).setdefault(answer.prompt, []).append(answer)
     return [_point(at, bins[at]) for at in sorted(bins)]
 
 
-def _point(at: int, prompts: Mapping[int, Sequence[Scored]]) -> Point:
+def _point(at: int, prompts: Mapping[Prompt, Sequence[Scored]]) -> Point:
     groups = list(prompts.values())
     return Point(
         at,
@@ -100,10 +123,18 @@ def divergence(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def of_best(groups: Mapping[int, Sequence[tuple[float, float]]], sizes: Sequence[int]) -> list[Point]:
+def of_best(groups: Mapping[Prompt, Sequence[tuple[float, float]]], sizes: Sequence[int]) -> list[Point]:
     """A point for each n: of (proxy, gold) of the answers to each prompt, expected proxy and gold of the one of n that
-    has the highest proxy, over all subsets exactly. Prompts with fewer answers than the largest n are left out."""
+    has the highest proxy, over all subsets exactly. Prompts with fewer answers than the largest n are left out.
+
+    Raises EspalierError if that leaves none.
+    """
     full = {prompt: answers for prompt, answers in groups.items() if len(answers) >= max(sizes)}
+    if not full:
+        raise EspalierError(
+            f"no prompt has {max(sizes):,} answers of the start that were graded; see why in the errors of its "
+            "samples.jsonl, or lower --best-of"
+        )
     points = []
     for n in sizes:
         chosen = []
@@ -126,18 +157,15 @@ def powers(most: int) -> list[int]:
     return [2**k for k in range(most.bit_length()) if 2**k <= most]
 
 
-def ties(groups: Mapping[int, Sequence[float]]) -> float:
-    """The share of pairs of answers to one prompt whose scores are equal: where there are some, best-of-n stays closer
-    to the start than `divergence` says.
+def ties(groups: Iterable[Sequence[Hashable]]) -> float:
+    """The share of pairs of answers to one prompt that are equal; of their scores, or of the answers themselves. If
+    there are some, best-of-n stays closer to the start than `divergence` says.
 
-    >>> ties({0: [1.0, 1.0, 2.0]})
+    >>> ties([[1.0, 1.0, 2.0]])
     0.3333333333333333
     """
     equal = pairs = 0
-    for scores in groups.values():
-        counts: dict[float, int] = {}
-        for score in scores:
-            counts[score] = counts.get(score, 0) + 1
-        equal += sum(count * (count - 1) // 2 for count in counts.values())
-        pairs += len(scores) * (len(scores) - 1) // 2
+    for values in groups:
+        equal += sum(count * (count - 1) // 2 for count in Counter(values).values())
+        pairs += len(values) * (len(values) - 1) // 2
     return equal / pairs if pairs else 0.0
