@@ -103,6 +103,11 @@ def job(tmp_path: Path, **given: Any) -> Job:
     return Job("a", argv, out / "a", out / "children" / "a.json", (tmp_path / "p.yaml",), **given)
 
 
+def exported(own: Job) -> None:
+    (own.folder / "model").mkdir(parents=True)
+    (own.folder / "model" / "adapter_config.json").write_text("{}")
+
+
 def test_a_child_is_finished_by_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("lr: 1\n")
     own = job(tmp_path)
@@ -110,6 +115,8 @@ def test_a_child_is_finished_by_its_own_file(tmp_path: Path) -> None:
     own.write(finished=False)
     assert not own.done
     own.write(finished=True)
+    assert not own.done
+    exported(own)
     assert own.done and own.log.name == "a.log"
     # A file that a kill cut in two is no answer.
     own.mark.write_text(own.mark.read_text()[:-9])
@@ -134,6 +141,7 @@ def test_a_grid_may_be_moved(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("lr: 1\n")
     own = job(tmp_path)
     own.write(finished=True)
+    exported(own)
     (tmp_path / "o").rename(tmp_path / "elsewhere")
     moved = tmp_path / "elsewhere"
     argv = ("ppo", "--out", str(moved / "a"), "--steps", "40")

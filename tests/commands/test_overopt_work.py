@@ -47,6 +47,18 @@ def test_a_fault_ends_what_has_not_begun(tmp_path: Path) -> None:
     assert "start" not in children.started
 
 
+def test_a_child_that_was_stopped_is_not_finished(tmp_path: Path) -> None:
+    """Runs that save on a signal end with code 0, before they write `model/`."""
+    prepared(tmp_path)
+    grid, children = plan(config(tmp_path)), Children(cut="proxy-2-beta-0-seed-0")
+    with pytest.raises(EspalierError, match="proxy-2-beta-0-seed-0 was stopped before its end; give the command again"):
+        work(grid, children, quiet)
+    assert "gold of proxy-2-beta-0-seed-0" not in children.started
+    again = Children(weights="adapter_config.json")
+    work(grid, again, quiet)
+    assert again.started[:2] == ["proxy-2-beta-0-seed-0", "gold of proxy-2-beta-0-seed-0"]
+
+
 class SideBySide(Children):
     """Counts how many run at the same time."""
 

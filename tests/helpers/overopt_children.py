@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.overopt_section import OveroptConfig
+from espalier.files import sealed
 
 
 def config(tmp_path: Path, **given: Any) -> OveroptConfig:
@@ -26,11 +27,14 @@ def config(tmp_path: Path, **given: Any) -> OveroptConfig:
 
 
 class Children:
-    """`Runner` whose children write files at once; the one named `fails` ends with code 2; `stops` is
-    sent a SIGTERM beside this process, and ends once it is stopped."""
+    """`Runner` whose children write files at once.
 
-    def __init__(self, fails: str = "", stops: str = "") -> None:
-        self.fails, self.stops = fails, stops
+    The one named `fails` ends with code 2; `stops` is sent a SIGTERM beside this process, and ends once it is stopped;
+    `cut` ends with code 0 before its last file. weights: the name of what trained children export.
+    """
+
+    def __init__(self, fails: str = "", stops: str = "", cut: str = "", weights: str = "config.json") -> None:
+        self.fails, self.stops, self.cut, self.weights = fails, stops, cut, weights
         self.started: list[str] = []
         self.stopped = threading.Event()
 
@@ -48,6 +52,13 @@ class Children:
         if name == self.fails:
             return 2
         out.mkdir(parents=True, exist_ok=True)
+        if name == self.cut:
+            return 0
+        if argv[0] == "rollout":
+            (out / "rollout.json").write_text(sealed({"figures": {}}))
+        else:
+            (out / "model").mkdir()
+            (out / "model" / self.weights).write_text("{}")
         if argv[0] == "reward":
             rows = Path(argv[argv.index("--data") + 1]).read_text().splitlines()
             assert len(rows) == int(out.name.partition("-")[2])

@@ -54,7 +54,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether it is finished. Raises ConfigError if its folder has another child's settings."""
+        """Whether it is finished. Raises ConfigError if its folder was made by other settings."""
         earlier = files.unsealed(self.mark.read_bytes()) if self.mark.is_file() else None
         if earlier is None:
             return False
@@ -64,7 +64,15 @@ class Job:
                 f"out: {self.folder} was made by other settings ({change}); put them back, or choose another folder",
                 key="out",
             )
-        return bool(earlier["finished"])
+        return bool(earlier["finished"]) and self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether what it writes last is there. A child that a signal stops saves, and its exit code is 0, too."""
+        if self.argv[0] != "rollout":
+            return any((self.folder / "model" / name).is_file() for name in ("config.json", "adapter_config.json"))
+        figures = self.folder / "rollout.json"
+        return figures.is_file() and "figures" in (files.unsealed(figures.read_bytes()) or {})
 
     def write(self, *, finished: bool) -> None:
         files.make_dir(self.mark.parent)
@@ -183,6 +191,8 @@ def _grading(config: OveroptConfig, folder: Path) -> Job | None:
         return None
     out = Path(config.out) / "gold" / folder.name
     argv = ["rollout", "--regrade", str(folder), "--reward", config.gold, "--out", str(out), "--show", "0"]
+    # Nothing is lost: it costs no sampling, and is only started if it is not finished.
+    argv.append("--overwrite")
     if config.gold_args:
         argv += ["--reward-args", *config.gold_args]
     rules = Path(config.gold.rpartition(":")[0])

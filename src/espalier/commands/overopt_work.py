@@ -57,8 +57,8 @@ class Processes:
 
 
 def work(grid: Grid, run: Runner, note: Note, jobs: int = 1) -> None:
-    """Run the children that are not finished, at most `jobs` at a time. Raises EspalierError for one that fails, once
-    those beside it have ended; KeyboardInterrupt if stopped, once they have saved."""
+    """Run the children that are not finished, at most `jobs` at a time. Raises EspalierError for one that fails or
+    was stopped, once those beside it have ended; KeyboardInterrupt if stopped, once they have saved."""
     progress = _Progress(grid, note, jobs)
     for stage in grid.stages:
         with _terminable(), ThreadPoolExecutor(jobs) as pool:
@@ -87,6 +87,8 @@ def _chain(chain: Sequence[Job], run: Runner, progress: _Progress) -> None:
             raise EspalierError(
                 f"{job.name} ended with exit code {code}; {job.log} says why. Repair it, then give the command again"
             )
+        if not job.complete:
+            raise EspalierError(f"{job.name} was stopped before its end; give the command again, and it goes on")
         job.write(finished=True)
         progress.end(job, time.monotonic() - began)
 
