@@ -90,7 +90,7 @@ class PPO(TokenRewarded):
         and metrics."""
         from espalier.losses import policy, tokens, values
 
-        answers = _answers(batch)
+        answers = policy.of_answers(batch)
         terms = policy.terms(outputs, answers, self.clip())
         terms |= self.beside(policy.to_old(outputs, answers), answers.weights, "tokens", outputs, answers)
         if outputs.values is not None:
@@ -115,11 +115,3 @@ class PPO(TokenRewarded):
         if state.get("unexplained") == PATIENCE:
             lines.append(actor_critic.UNEXPLAINED)
         return lines
-
-
-def _answers(batch: Batch) -> Batch:
-    """The batch with no weight but that of answers. Given texts alone have no streams: then all are 0, so that every
-    micro-batch has the same terms."""
-    nothing = batch.weights * 0
-    streams = {**dict.fromkeys(("advantages", "ref_logprobs", "values", "returns"), nothing), **batch.streams}
-    return replace(batch, weights=batch.weights * batch.part("main"), streams=streams)

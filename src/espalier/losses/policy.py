@@ -6,7 +6,7 @@ weight 0 have no influence on any value or gradient, whatever stands there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -131,6 +131,14 @@ def metrics(ratio: Tensor, clip: Clip, outputs: Outputs, batch: Batch) -> dict[s
     }
     terms = {name: Term(x, "tokens", coef=0.0) for name, x in values.items()}
     return {**terms, "ratio_max": Term(ratio[weights != 0], "max", coef=0.0)}
+
+
+def of_answers(batch: Batch) -> Batch:
+    """The batch with no weight but that of answers (part main). Given texts alone have no streams: then those that a
+    critic's algorithm reads are 0, so that every micro-batch has the same terms."""
+    nothing = batch.weights * 0
+    streams = {**dict.fromkeys(("advantages", "ref_logprobs", "values", "returns"), nothing), **batch.streams}
+    return replace(batch, weights=batch.weights * batch.part("main"), streams=streams)
 
 
 def terms(outputs: Outputs, batch: Batch, clip: Clip) -> dict[str, Term]:
