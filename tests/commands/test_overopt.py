@@ -52,6 +52,20 @@ def test_a_loophole_counts_with_its_weight(tmp_path: Path) -> None:
     assert cells[1]["name"] == "proxy-4 + length=2, best of n" and cells[1]["start"]["proxy"] == 3.0
 
 
+class OneInvalid(Children):
+    """The first answer of the start's first prompt does not qualify, so that nothing scored it."""
+
+    def line(self, step: int, row: int, k: int, kl: float | None) -> dict[str, Any]:
+        line = super().line(step, row, k, kl)
+        return {**line, "invalid": "length: empty", "parts": {}} if (step, row, k) == (0, 0, 0) else line
+
+
+def test_prompts_of_which_an_answer_was_not_scored_are_left_out(tmp_path: Path) -> None:
+    measure(config(tmp_path), OneInvalid())
+    cell = json.loads((tmp_path / "o" / "overopt.json").read_text())["cells"][0]
+    assert cell["left_out"] == 1 and [point["answers"] for point in cell["points"]] == [1.0] * 3
+
+
 def test_a_gold_reward_model_is_read_from_the_answers(tmp_path: Path) -> None:
     (tmp_path / "judge").mkdir()
     children = Children()

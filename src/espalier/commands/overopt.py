@@ -113,9 +113,10 @@ def _start_runs(config: OveroptConfig, grid: Grid) -> tuple[list[Run], dict[str,
         proxies[f"{last} + {' + '.join(config.loophole)}"] = {last: 1.0, **weights}
     groups: dict[str, dict[Prompt, list[tuple[float, float]]]] = {name: {} for name in proxies}
     texts: dict[Prompt, list[tuple[int, ...]]] = {}
-    folder = grid.start[0].folder
+    folder, left_out = grid.start[0].folder, 0
     for line, gold in zip(records(folder / "samples.jsonl"), _golds(config, folder), strict=True):
         if line["error"] or line["invalid"] or gold is None:
+            left_out += 1
             continue
         texts.setdefault(prompt_of(line), []).append(tuple(line["ids"]))
         for name, parts in proxies.items():
@@ -126,7 +127,7 @@ def _start_runs(config: OveroptConfig, grid: Grid) -> tuple[list[Run], dict[str,
         points = of_best(answers, powers(config.best_of))
         scores = [[score for score, _ in of_prompt] for of_prompt in answers.values()]
         equal[name] = {"scores": ties(scores), "answers": ties(texts.values())}
-        runs.append(Run(name, None, 0, tuple(points), points[0]))
+        runs.append(Run(name, None, 0, tuple(points), points[0], left_out))
     return runs, equal
 
 
