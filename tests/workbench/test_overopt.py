@@ -97,6 +97,15 @@ def test_no_distances_in_common() -> None:
     assert frontier["gap"] is None and frontier["verdict"] == "no distances in common with beta 0"
 
 
+def test_gold_that_never_changes_is_no_verdict() -> None:
+    """A gold of 0 everywhere has a fit of 0 and a band of width 0, which would read as certainty."""
+    result = report([run(0.0, 0.0, 0.0), run(0.05, 0.0, 0.0)], EQUAL, RESAMPLING)
+    for entry in result["cells"]:
+        assert entry["verdict"] == "gold is the same at every distance, which says nothing of it"
+        assert entry["control_ends"] is None and entry["at_peak"] == []
+    assert [entry["verdict"] for entry in result["frontiers"]] == ["gold is the same everywhere"]
+
+
 def test_the_table_has_a_row_for_each_cell() -> None:
     columns, rows = table(report([run(None, 2.0, 0.5), run(0.0, 1.0, 1.0, reach=2)], EQUAL, RESAMPLING))
     assert len(columns) == len(rows[0]) == 7

@@ -66,7 +66,7 @@ def _entry(run: Run, same: Sequence[Run], resampling: Resampling) -> dict[str, A
         "proxy": band(fits["proxy"], proxies, proxy.reach, resampling),
     }
     end = None
-    if fits["gold"] and fits["proxy"]:
+    if fits["gold"] and fits["proxy"] and not _constant(gold):
         end = control_end(fits["gold"], fits["proxy"], gold.reach)
     return {
         "name": run.name,
@@ -110,6 +110,8 @@ def verdict(gold: Curve, fitted: Fit | None, share: float | None, control: float
     """Whether gold passes a peak in the measured range, in what share of resamples it does, and where control ends."""
     if fitted is None:
         return "too few distances for a fit"
+    if _constant(gold):
+        return "gold is the same at every distance, which says nothing of it"
     first, reach = min(gold.d()), gold.reach
     turn = fitted.falls_from(reach)
     resampled_too = "" if share is None else f"; {share:.0%} of resamples have a peak"
@@ -123,6 +125,11 @@ def verdict(gold: Curve, fitted: Fit | None, share: float | None, control: float
     return f"{line}; control ends at d {control:.2f}: from there proxy gains"
 
 
+def _constant(gold: Curve) -> bool:
+    """Whether gold has one value at all points and at the start, as where the policy is never right."""
+    return not any(gold.gains())
+
+
 def _frontiers(pooled: Mapping[str, Run], resampling: Resampling) -> list[dict[str, Any]]:
     """For each proxy, gold over distance with each KL penalty less without one."""
     entries = []
@@ -130,8 +137,10 @@ def _frontiers(pooled: Mapping[str, Run], resampling: Resampling) -> list[dict[s
         free = pooled.get(f"{run.proxy}, beta 0")
         if not run.beta or free is None:
             continue
-        gap = frontier_gap(run.curve("gold"), free.curve("gold"), resampling)
-        line = "no distances in common with beta 0"
+        gold, other = run.curve("gold"), free.curve("gold")
+        constant = _constant(gold) and _constant(other)
+        gap = None if constant else frontier_gap(gold, other, resampling)
+        line = "gold is the same everywhere" if constant else "no distances in common with beta 0"
         if gap is not None:
             side = "above" if gap["value"] > 0 else "below"
             line = f"gold lies {side} that of beta 0 at the same d"
