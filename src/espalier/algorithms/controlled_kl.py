@@ -37,8 +37,9 @@ class ControlledKL(OnPolicy):
         return self.kl_control == "adaptive" or self.kl_band != "off"
 
     def strength(self, state: Mapping[str, float]) -> float:
-        """beta of the step that `credit` is called for."""
-        return state.get("beta_next", self.beta)
+        """beta of the step that `credit` is called for; the config's, also of a resumed run, if nothing moves it."""
+        moves = self.kl_control == "adaptive" or self.kl_band == "adapt"
+        return state.get("beta_next", self.beta) if moves else self.beta
 
     def control(self, state: Mapping[str, float], groups: Sequence[list[Sample]]) -> dict[str, float]:
         """The moving numbers after a step with these answers: `beta`, `beta_next`, the KL as `kl_answer` (nats an
