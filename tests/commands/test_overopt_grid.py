@@ -146,3 +146,18 @@ def test_a_grid_may_be_moved(tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     argv = ("ppo", "--out", str(moved / "a"), "--steps", "40")
     assert replace(own, argv=argv, folder=moved / "a", mark=moved / "children" / "a.json").done
+
+
+@pytest.mark.parametrize("changed", ["t.jsonl", "m/model.safetensors", "rules.py"])
+def test_a_child_of_other_tasks_weights_or_rules_is_refused(tmp_path: Path, changed: str) -> None:
+    (tmp_path / "m").mkdir()
+    for name in ("t.jsonl", "m/model.safetensors", "rules.py"):
+        (tmp_path / name).write_text("before")
+    rules = (f"{tmp_path}/rules.py:longer=0.5",)
+    settings = config(tmp_path, model=str(tmp_path / "m"), data=(f"{tmp_path}/t.jsonl",), loophole=rules)
+    cell = plan(settings).cells[2].job
+    cell.write(finished=True)
+    assert plan(settings).cells[2].job.settings() == cell.settings()
+    (tmp_path / changed).write_text("something else")
+    with pytest.raises(ConfigError, match=f"{changed.split('/')[-1]} had another content"):
+        _ = plan(settings).cells[2].job.done

@@ -11,6 +11,7 @@ import pytest
 
 from espalier.algorithms.bco import BCO
 from espalier.algorithms.dpo import DPO
+from espalier.algorithms.grpo import GRPO
 from espalier.algorithms.kto import KTO
 from espalier.algorithms.online import Online
 from espalier.algorithms.sft import SFT
@@ -256,3 +257,16 @@ def test_values_are_the_critic_s() -> None:
     assert groups[1][0].streams == {"values": [0, 0, -24]} and critic.whats == [("values",)]
     with pytest.raises(ValueError, match="needs values, and there is no critic"):
         annotate(groups, Rolled(needs=("values",)), roles(critic, None), {})
+
+
+def test_given_texts_are_compared_with_nothing() -> None:
+    """They have no log-probabilities of a sampler, and no loss reads others of them."""
+    policy, reference = Model(1.0), Model(2.0)
+    answers = [sample([5], [6, 7], reward=float(k), group=0, key=k) for k in range(2)]
+    for s in answers:
+        s.streams["logprobs"] = [0.0, -1.0, -2.0]
+    text = sample([], [8, 9, 8], part="ptx", group=1)
+    annotate([answers, [text]], GRPO(beta=0.1, old="sampler"), roles(policy, reference), {})
+    assert text.streams == {}
+    assert [s.streams["old_logprobs"] for s in answers] == [[0.0, -1.0, -2.0]] * 2
+    assert policy.asked == [] and reference.asked == [[answers]]

@@ -69,7 +69,8 @@ def test_a_report_pools_seeds_and_names_the_checkpoint() -> None:
     # 1.4 less 1.55 by the mean distance 2.2, in every resample.
     assert math.isclose(frontier["gap"]["value"], -0.33, abs_tol=1e-9)
     assert (
-        frontier["verdict"] == "gold lies below that of beta 0 at the same d (-0.33 [-0.33 to -0.33], d 0.40 to 4.00)"
+        frontier["verdict"] == "gold lies below from d 0.40 to 4.00, against beta 0 at the same d "
+        "(mean -0.33 [-0.33 to -0.33], d 0.40 to 4.00)"
     )
 
 
@@ -88,6 +89,15 @@ def test_one_frontier_within_the_interval() -> None:
     (frontier,) = report([tilted(free, 1.0), tilted(held, -1.0)], EQUAL, RESAMPLING)["frontiers"]
     assert frontier["verdict"].startswith("one frontier with beta 0 within the interval")
     assert frontier["gap"]["low"] < -1 and frontier["gap"]["high"] > 1
+
+
+def test_curves_that_cross_are_no_frontier() -> None:
+    """d (3 - 1.5 log d) and d (1.5 - 0.2 log d) meet at log d = 1.5 / 1.3, d = 3.17; without noise they are apart."""
+    (frontier,) = report([run(0.0, 1.5, 0.2), run(0.05, 3.0, 1.5)], EQUAL, RESAMPLING)["frontiers"]
+    assert frontier["verdict"].startswith(
+        "gold crosses that of beta 0: above from d 0.40 to 3.10 and below from d 3.25"
+    )
+    assert max(frontier["gap"]["above"]) < 3.17 < min(frontier["gap"]["below"])
 
 
 def test_no_distances_in_common() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from espalier.workbench.bootstrap import Resampling
-from espalier.workbench.overopt_fit import Curve, Fit, Form, band, control_end, fit, frontier_gap, peak, resampled
+from espalier.workbench.overopt_fit import GRID, Curve, Fit, Form, band, control_end, fit, frontier_gap, peak, resampled
 from espalier.workbench.overopt_points import Point, Prompt
 
 RESAMPLING = Resampling(resamples=200)
@@ -130,8 +130,20 @@ def test_points_of_prompts_that_were_not_drawn_are_left_out() -> None:
 def test_frontiers_that_are_one_and_that_are_not() -> None:
     free, held = curve("rl", 1.0, 0.5, 0.3, seed=1), curve("rl", 1.0, 0.5, 0.3, seed=2)
     gap = frontier_gap(held, free, RESAMPLING)
-    assert gap is not None and gap["low"] < 0 < gap["high"]
+    assert gap is not None and gap["low"] < 0 < gap["high"] and not gap["above"] and not gap["below"]
     higher = frontier_gap(curve("rl", 2.0, 0.5, 0.3, seed=2), free, RESAMPLING)
     # The mean of d over the common range is 1.65.
     assert higher is not None and higher["low"] > 0 and higher["value"] == pytest.approx(1.65, abs=0.25)
     assert (higher["from"], higher["to"]) == pytest.approx((0.3, 3.0))
+    assert len(higher["above"]) == GRID and not higher["below"]
+
+
+def test_the_band_of_a_gap_holds_all_of_it() -> None:
+    """The same curve twice, other noise: in the band of the whole gap few pairs are apart anywhere."""
+    apart = 0
+    for seed in range(40):
+        pair = [curve("rl", 1.0, 0.5, 0.5, seed=2 * seed + k) for k in range(2)]
+        gap = frontier_gap(pair[0], pair[1], Resampling(resamples=100))
+        assert gap is not None
+        apart += bool(gap["above"] or gap["below"])
+    assert apart <= 7

@@ -47,16 +47,16 @@ def _reward_model(config: RunConfig) -> tuple[Path, tuple[float, ...]]:
     """The folder of the reward model that the critic starts from, and what each of its dimensions counts."""
     choice = config.critic.critic
     try:
-        found = read_reward_folder(choice, trust_remote_code=config.model.trust_remote_code)
+        reward_model = read_reward_folder(choice, trust_remote_code=config.model.trust_remote_code)
     except ModelError as error:
         raise ConfigError(f"critic: {error}. Critics are: {CRITICS}", key="critic") from error
-    if len(found.dimensions) == 1:
-        return found.folder, (1.0,)
+    if len(reward_model.dimensions) == 1:
+        return reward_model.folder, (1.0,)
     weights = named_weights(config.rewards.reward_dimensions, "reward_dimensions", bare=False)
-    if not weights.keys() & set(found.dimensions):
+    if not weights.keys() & set(reward_model.dimensions):
         raise ConfigError(
-            f"critic: {choice} has the dimensions {', '.join(found.dimensions)}, and nothing says what they count; "
-            f"give --reward-dimensions DIMENSION=WEIGHT, such as {found.dimensions[0]}=1",
+            f"critic: {choice} has the dimensions {', '.join(reward_model.dimensions)}, and nothing says what they "
+            f"count; give --reward-dimensions DIMENSION=WEIGHT, such as {reward_model.dimensions[0]}=1",
             key="critic",
         )
-    return found.folder, tuple(weights.get(name, 0.0) for name in found.dimensions)
+    return reward_model.folder, tuple(weights.get(name, 0.0) for name in reward_model.dimensions)

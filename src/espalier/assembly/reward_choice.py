@@ -76,19 +76,19 @@ def choices_of(config: RunConfig) -> tuple[Choice, ...]:
     choices = []
     for path, weight in named_weights(rewards.reward_model, "reward_model").items():
         try:
-            found = read_reward_folder(path, trust_remote_code=config.model.trust_remote_code)
+            reward_model = read_reward_folder(path, trust_remote_code=config.model.trust_remote_code)
         except ModelError as error:
             raise ConfigError(f"reward_model: {error}", key="reward_model") from error
-        dimensions = dict.fromkeys(found.dimensions, 1.0)
+        dimensions = dict.fromkeys(reward_model.dimensions, 1.0)
         if len(dimensions) > 1:
-            dimensions = {name: weights.get(name, 0.0) for name in found.dimensions}
+            dimensions = {name: weights.get(name, 0.0) for name in reward_model.dimensions}
         if not weights.keys() & dimensions.keys() and len(dimensions) > 1:
             raise ConfigError(
                 f"reward_model: {path} has the dimensions {', '.join(dimensions)}, and nothing says what they count; "
                 f"give --reward-dimensions DIMENSION=WEIGHT, such as {next(iter(dimensions))}=1",
                 key="reward_model",
             )
-        choices.append(Choice(names[path], path, weight, found.folder, dimensions))
+        choices.append(Choice(names[path], path, weight, reward_model.folder, dimensions))
     _refuse_unknown(weights, [name for choice in choices if len(choice.dimensions) > 1 for name in choice.dimensions])
     return tuple(choices)
 

@@ -120,7 +120,8 @@ def _start_runs(config: OveroptConfig, grid: Grid) -> tuple[list[Run], dict[str,
             continue
         texts.setdefault(prompt_of(line), []).append(tuple(line["ids"]))
         for name, parts in proxies.items():
-            score = sum(weight * line["parts"][part] for part, weight in parts.items())
+            # A rule that does not apply to a task has no part in its score.
+            score = sum(weight * line["parts"].get(part, 0.0) for part, weight in parts.items())
             groups[name].setdefault(prompt_of(line), []).append((score, gold))
     runs, equal = [], {}
     for name, answers in groups.items():

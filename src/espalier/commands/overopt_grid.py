@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from espalier.assembly.rollout_run import RolloutRun
 from espalier.assembly.runs import RUNS, RunConfig
 from espalier.config import options
 from espalier.config.overopt_section import OveroptConfig, numbers
+from espalier.data.read import parse_sources
 from espalier.errors import ConfigError
 
 MEASURED = "1e-9"
@@ -50,7 +52,8 @@ class Job:
         it can be moved."""
         out = f"{self.mark.parent.parent}/"
         argv = [f"OUT/{text.removeprefix(out)}" if text.startswith(out) else text for text in self.argv]
-        return {"argv": argv, "inputs": {path.name: files.sha256(path)[:16] for path in self.inputs if path.is_file()}}
+        inputs = {"/".join(path.parts[-2:]): _digest(path) for path in self.inputs if path.is_file()}
+        return {"argv": argv, "inputs": inputs}
 
     @property
     def done(self) -> bool:
@@ -77,6 +80,17 @@ class Job:
     def write(self, *, finished: bool) -> None:
         files.make_dir(self.mark.parent)
         files.write_atomic(self.mark, files.sealed({**self.settings(), "finished": finished}))
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    """The beginning of a file's hash; read once for each size and time of change, since weights are large."""
+    return files.sha256(path)[:16]
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -129,7 +143,9 @@ def plan(config: OveroptConfig) -> Grid:
         folder, data = out / f"proxy-{size}", pairs_file(out, size)
         argv = ["reward", "--model", config.model, "--data", str(data), "--out", str(folder), "--resume"]
         argv += _file(config.reward)
-        grid.proxies.append(_job(config, f"proxy of {size} rows", argv, folder, (data, *_paths(config.reward))))
+        grid.proxies.append(
+            _job(config, f"proxy of {size} rows", argv, folder, (data, *_paths(config.reward), *_weights(config)))
+        )
     refuse_keys(config.reward, "reward", GRID_OF_REWARD)
     refuse_keys(config.ppo, "ppo", GRID_OF_PPO)
     _read("reward", grid.proxies[0].argv)
@@ -155,7 +171,8 @@ def _cell(
     argv = ["ppo", "--model", config.model, "--data", *config.data, "--out", str(folder), "--resume"]
     argv += ["--steps", str(config.steps), "--seed", str(seed), "--beta", f"{beta:g}" if beta else MEASURED]
     argv += _rewards(config, loophole, [str(proxy)]) + _file(config.ppo)
-    job = _job(config, label, argv, folder, _paths(config.ppo), config.steps)
+    inputs = (*_inputs(config), *(_rules(loophole)))
+    job = _job(config, label, argv, folder, inputs, config.steps)
     return Cell(job, name, beta, seed, _grading(config, folder))
 
 
@@ -172,7 +189,7 @@ def _start(config: OveroptConfig, proxies: Sequence[Path], policy: RunConfig) ->
         if key in known and key not in (*RolloutRun.refused, *OF_THE_START):
             argv += _flag(known[key].flag, values[key])
     _read("rollout", argv)
-    jobs = [_job(config, "answers of the start", argv, folder, _paths(config.ppo))]
+    jobs = [_job(config, "answers of the start", argv, folder, (*_inputs(config), *_rules(silent)))]
     gold = _grading(config, folder)
     return [*jobs, gold] if gold else jobs
 
@@ -195,8 +212,7 @@ def _grading(config: OveroptConfig, folder: Path) -> Job | None:
     argv.append("--overwrite")
     if config.gold_args:
         argv += ["--reward-args", *config.gold_args]
-    rules = Path(config.gold.rpartition(":")[0])
-    return _job(config, f"gold of {folder.name}", argv, out, (rules,) if rules.suffix == ".py" else ())
+    return _job(config, f"gold of {folder.name}", argv, out, _rules([config.gold]))
 
 
 def gold_folder(config: OveroptConfig) -> Path | None:
@@ -234,6 +250,24 @@ def _file(path: str) -> list[str]:
 
 def _paths(path: str) -> tuple[Path, ...]:
     return (Path(path).expanduser(),) if path else ()
+
+
+def _inputs(config: OveroptConfig) -> tuple[Path, ...]:
+    """Files that answers follow from: the tasks, the policy's weights, those of a gold reward model, the settings."""
+    tasks = tuple(Path(source.path).expanduser() for source in parse_sources(config.data))
+    gold = gold_folder(config)
+    return (*tasks, *_weights(config), *(sorted(gold.glob("*.safetensors")) if gold else ()), *_paths(config.ppo))
+
+
+def _weights(config: OveroptConfig) -> tuple[Path, ...]:
+    """The weights of the start; none of a hub name, which does not change under its revision."""
+    return tuple(sorted(Path(config.model).expanduser().glob("*.safetensors")))
+
+
+def _rules(entries: Sequence[str]) -> tuple[Path, ...]:
+    """The files of rules that are functions, PATH.py:FUNCTION or with =WEIGHT behind."""
+    paths = (Path(entry.partition("=")[0].rpartition(":")[0]).expanduser() for entry in entries)
+    return tuple(path for path in paths if path.suffix == ".py")
 
 
 def _read(command: str, argv: Sequence[str]) -> RunConfig:

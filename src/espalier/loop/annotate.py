@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from espalier.algorithms.online import PTX
 from espalier.algorithms.traits import Algorithm, Traits
 from espalier.engines.protocols import Group, Quantity, Roles, samples_of
 from espalier.types import Sample
 
 REPLAY = "replay"
-"""The part that is not compared with a reference."""
+"""Texts beside rows. Like those beside answers they are compared with nothing."""
 ANSWERS = "main"
 """The part that a critic judges: given texts are none of the policy's answers."""
 
@@ -30,8 +31,8 @@ def annotate(
     Mates, if the algorithm builds them, are built first and belong to no loss. `ref_logprobs` come from the reference,
     on mates too: a mate goes through the model beside the group whose number it has, so their prompt is computed once.
     `old_logprobs` come from the policy as it is, on mates in any case; `values` from the critic. All have one entry per
-    token, on all samples but those of the part `replay`; values on those of the part `main` alone. `credit` sees the
-    groups, silent ones, then mates; `state` is not changed.
+    token, on all samples but those of the parts `replay` and `ptx`; values on those of the part `main` alone. `credit`
+    sees the groups, silent ones, then mates; `state` is not changed.
 
     Of an algorithm that is online, `old_logprobs` come with the stream `entropy`, from the same forward. If its `old`
     is the sampler they are what it drew with, as log-probabilities of the whole distribution: logprobs + log(mass). If
@@ -49,22 +50,22 @@ def annotate(
     if "ref_logprobs" in traits.needs:
         if roles.reference is None:
             raise ValueError("the algorithm needs ref_logprobs, and there is no reference; give the loop one")
-        compared = _without_replay(_joined(groups, mates))
+        compared = _without_texts(_joined(groups, mates))
         if compared:
             for s, logprobs in zip(samples_of(compared), roles.reference.logprobs(compared), strict=True):
                 s.streams["ref_logprobs"] = logprobs
     if "values" in traits.needs:
         _take_values([g for g in _of_part(groups, ANSWERS) if g], traits, roles)
     if traits.online is not None and "old_logprobs" in traits.needs and not says_old(traits):
-        _take_the_samplers(_without_replay(groups))
+        _take_the_samplers(_without_texts(groups))
     elif says_old(traits):
-        scored = _without_replay(groups)
+        scored = _without_texts(groups)
         if scored and not _says_all(traits, roles):
             for s, outputs in zip(samples_of(scored), roles.policy.say(scored, ["logprobs", "entropy"]), strict=True):
                 s.streams["old_logprobs"], s.streams["entropy"] = outputs.logprobs, outputs.entropy
     else:
         # An algorithm that builds mates credits from what the policy says about them.
-        scored = _without_replay(_joined(groups, mates) if "old_logprobs" in traits.needs else mates)
+        scored = _without_texts(_joined(groups, mates) if "old_logprobs" in traits.needs else mates)
         if scored:
             for s, outputs in zip(samples_of(scored), roles.policy.say(scored, ["logprobs"]), strict=True):
                 s.streams["old_logprobs"] = outputs.logprobs
@@ -149,7 +150,7 @@ def _joined(groups: Sequence[Group], mates: Sequence[Group]) -> list[Group]:
     return joined
 
 
-def _without_replay(groups: Sequence[Group]) -> list[Group]:
-    """The groups without replay samples, and without those that this leaves empty."""
-    kept = [[s for s in g if s.part != REPLAY] for g in groups]
+def _without_texts(groups: Sequence[Group]) -> list[Group]:
+    """The groups without given texts, and without those that this leaves empty."""
+    kept = [[s for s in g if s.part not in (REPLAY, PTX)] for g in groups]
     return [g for g in kept if g]

@@ -142,14 +142,24 @@ def _frontiers(pooled: Mapping[str, Run], resampling: Resampling) -> list[dict[s
         gap = None if constant else frontier_gap(gold, other, resampling)
         line = "gold is the same everywhere" if constant else "no distances in common with beta 0"
         if gap is not None:
-            side = "above" if gap["value"] > 0 else "below"
-            line = f"gold lies {side} that of beta 0 at the same d"
-            if gap["low"] <= 0 <= gap["high"]:
-                line = "one frontier with beta 0 within the interval"
-            line += f" ({gap['value']:+.4g} [{gap['low']:.4g} to {gap['high']:.4g}], d {gap['from']:.2f} to "
+            line = frontier_line(gap["above"], gap["below"])
+            line += f" (mean {gap['value']:+.4g} [{gap['low']:.4g} to {gap['high']:.4g}], d {gap['from']:.2f} to "
             line += f"{gap['to']:.2f})"
         entries.append({"name": run.name, "proxy": run.proxy, "beta": run.beta, "gap": gap, "verdict": line})
     return entries
+
+
+def frontier_line(above: Sequence[float], below: Sequence[float]) -> str:
+    """Whether two curves are one, by the distances at which the first lies above the second, and below it."""
+    if not above and not below:
+        return "one frontier with beta 0 within the interval"
+    places = []
+    for side, distances in (("above", above), ("below", below)):
+        if distances:
+            places.append(f"{side} from d {min(distances):.2f} to {max(distances):.2f}")
+    if len(places) == 2:
+        return f"gold crosses that of beta 0: {' and '.join(places)}"
+    return f"gold lies {places[0]}, against beta 0 at the same d"
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -203,20 +203,37 @@ def control_end(gold: Fit, proxy: Fit, reach: float) -> float | None:
     return turn if after > before else None
 
 
-def frontier_gap(one: Curve, other: Curve, resampling: Resampling) -> dict[str, float] | None:
-    """How much higher `one` lies than `other`, the mean of the fits over the distances that both have, with an interval
-    over prompts, which are the same for both; None if they have no distance in common."""
+def frontier_gap(one: Curve, other: Curve, resampling: Resampling) -> dict[str, Any] | None:
+    """How much higher `one` lies than `other`, by their fits, over the distances that both have; None if they have none
+    in common.
+
+    value, low, high: the mean over these distances, with an interval over prompts, which are the same for both.
+    above, below: the distances at which `one` lies higher or lower in a band that holds the whole gap at the confidence
+        level, gap +- c deviations with c the quantile of the largest |resampled - gap| / deviation: curves that cross
+        may have a mean of 0, and are apart all the same.
+    """
     low, high = max(min(one.d()), min(other.d())), min(one.reach, other.reach)
     first, second = one.fitted(), other.fitted()
     if first is None or second is None or low >= high:
         return None
     grid = np.linspace(low, high, GRID)
-    gaps = []
+    rows = []
     for mine, theirs in resampled([one, other], resampling):
         if mine is not None and theirs is not None:
-            gaps.append(float((mine.at(grid) - theirs.at(grid)).mean()))
-    if not gaps:
+            rows.append(mine.at(grid) - theirs.at(grid))
+    if not rows:
         return None
-    value = float((first.at(grid) - second.at(grid)).mean())
-    bottom, top = interval(np.array(gaps), resampling)
-    return {"value": value, "low": bottom, "high": top, "from": low, "to": high}
+    gap, gaps = first.at(grid) - second.at(grid), np.stack(rows)
+    bottom, top = interval(gaps.mean(1), resampling)
+    # Rounding alone is no deviation.
+    spread = np.maximum(gaps.std(0), 1e-9 * (1 + np.abs(gap)))
+    width = np.quantile(np.abs((gaps - gap) / spread).max(1), resampling.confidence) * spread
+    return {
+        "value": float(gap.mean()),
+        "low": bottom,
+        "high": top,
+        "from": low,
+        "to": high,
+        "above": grid[gap > width].tolist(),
+        "below": grid[gap < -width].tolist(),
+    }

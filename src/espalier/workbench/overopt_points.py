@@ -78,12 +78,13 @@ def regraded(lines: Iterable[Mapping[str, Any]], graded: Iterable[Mapping[str, A
 
 
 def scored(lines: Iterable[Mapping[str, Any]], golds: Iterable[float | None]) -> Iterator[tuple[int, Scored | None]]:
-    """Step and answer of each line; None for one that could not be graded, by the proxy or by gold.
+    """Step and answer of each line; None for one that could not be graded, by the proxy or by gold, and for one that
+    does not qualify: its score is a stated one, and no proxy's.
 
     kl of a line is the mean over its tokens, so that of the answer is kl x length.
     """
     for line, gold in zip(lines, golds, strict=True):
-        if line["error"] or line["score"] is None or gold is None:
+        if line["error"] or line.get("invalid") or line["score"] is None or gold is None:
             yield line["step"], None
             continue
         kl = line.get("kl")
