@@ -144,14 +144,14 @@ def ppo(desk: Desk, name: str, *more: str) -> list[dict[str, Any]]:
     return [without_time(line) for line in read_lines(desk.folder / name / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("critic", [(), ("--critic", "shared")])
+@pytest.mark.parametrize("critic", [(), ("--critic", "shared"), ("--old", "sampler")])
 def test_given_texts_stand_beside_the_answers_of_every_step(desk: Desk, critic: tuple[str, ...]) -> None:
     """More of them are taken than there are steps, and than there are texts; a run that goes on takes the next ones."""
     lines = ppo(desk, "run", *critic)
     assert len(lines) == 3
     for line in lines:
         # A shared critic's loss counts 0.1 of itself.
-        value = 0.1 * line["value"] if critic else 0.0
+        value = 0.1 * line["value"] if "shared" in critic else 0.0
         assert line["loss"] == pytest.approx(line["policy"] + 2 * line["ptx"] + value, rel=1e-5, abs=1e-5)
         assert line["trained"] == 1
         assert line["samples"] >= 4 + 2
